@@ -1,0 +1,1 @@
+"""The squeeze at the cut: autoencoder, TCL, quantization levels."""

@@ -1,0 +1,65 @@
+"""TCL, the time-dependent clustering loss: pulls bottleneck activations onto quantization levels while training.
+
+    L = L_task + strength * ramp(t) * mean(((z - stop_gradient(c(z))) / step)^2)
+
+z are the activations, c(z) their nearest level, step the distance between levels, t the share of training done. The
+ramp lets the network learn its task first and settle afterwards; a cosine, after the way Nagel et al. (ICML 2022) raise
+the weight of their oscillation dampening.
+
+The loss is named after "TCL: Time-Dependent Clustering Loss for Optimizing Post-Training Feature Map Quantization for
+Partitioned DNNs", IEEE Access 13 (2025) 103640-103648, doi 10.1109/ACCESS.2025.3579107; formula and schedule are our own
+reading, since we know the paper by its abstract alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LevelGrid:
+    """The ``2**bits`` evenly spaced levels on [-1, 1] that training pulls to.
+
+    They span the whole range of the encoder's tanh, because that is where its values gather by themselves: levels
+    further inside would work against it. The levels that are sent are calibrated afterwards, on what training made.
+    """
+
+    bits: int
+
+    @property
+    def step(self) -> float:
+        """Distance between two levels."""
+        return 2.0 / (2**self.bits - 1)
+
+    def offsets(self, activations: torch.Tensor) -> torch.Tensor:
+        """Distance to the nearest level in steps, signed; gradients flow through the activations alone."""
+        in_steps = (activations.float() + 1.0) / self.step
+        nearest = torch.floor(in_steps.detach() + 0.5)
+        return in_steps - nearest
+
+
+def ramp(progress: float) -> float:
+    """Weight of the clustering term after a share ``progress`` in 0..1 of training: 0 at the start, 1 at the end."""
+    return (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+def clustering_loss(activations: torch.Tensor, grid: LevelGrid) -> torch.Tensor:
+    """Mean squared distance to the nearest level, in steps.
+
+    Args:
+        activations: within [-1, 1], any shape.
+        grid: the levels; they do not move.
+
+    Returns:
+        A scalar; 0 when every value is on a level, 1/4 when every value is half-way between two.
+    """
+    return (grid.offsets(activations) ** 2).mean()
+
+
+@torch.no_grad()
+def settled_share(activations: torch.Tensor, grid: LevelGrid) -> torch.Tensor:
+    """Share of activations within a quarter of a step of a level; 1/2 when they are spread evenly."""
+    return (grid.offsets(activations).abs() < 0.25).float().mean()

@@ -1,0 +1,102 @@
+"""The two halves of a split network as folders that run: ``DeviceHalf`` and ``ServerHalf``.
+
+A device folder holds ``device.json``, ``head.onnx``, usually ``encoder.onnx``, and ``sample.npy`` (one picture to
+measure with). A server folder holds ``server.json``, ``tail.onnx`` and usually ``decoder.onnx``. What is absent is
+skipped: without an encoder the head is the whole network (all-on-device); without a decoder the server takes a picture
+(server-only), raw or as JPEG.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from . import picture as pictures
+from . import wire as wires
+
+FORMAT = 1
+
+
+def _read_manifest(path: Path) -> dict:
+    manifest = json.loads(path.read_text())
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: format {manifest.get('format')!r} given, {FORMAT} known here; export the bundle again"
+        )
+    return manifest
+
+
+def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, tensors: list[np.ndarray]) -> list[np.ndarray]:
+    names = [node.name for node in session.get_inputs()]
+    return session.run(None, dict(zip(names, tensors)))
+
+
+class Half:
+    """A folder with its manifest and its ONNX models, opened once."""
+
+    manifest_name: str
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder / self.manifest_name)
+        self.picture = pictures.PictureFormat.from_dict(self.manifest["picture"])
+        wire = self.manifest.get("wire")
+        self.wire = wires.WireFormat.from_dict(wire) if wire else None
+        self.jpeg_quality = self.manifest.get("jpeg_quality")
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def has(self, model: str) -> bool:
+        """Whether the folder holds this model."""
+        return (self.folder / f"{model}.onnx").exists()
+
+    def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
+        """Run one of the folder's models on tensors with a batch dimension of 1."""
+        if model not in self._sessions:
+            self._sessions[model] = _session(self.folder / f"{model}.onnx", self.manifest["threads"])
+        return _run(self._sessions[model], tensors)
+
+
+class DeviceHalf(Half):
+    """Picture in, payload out."""
+
+    manifest_name = "device.json"
+
+    def head(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Normalise a picture and run the head."""
+        return self.run("head", [pictures.to_input(pixels, self.picture)])
+
+    def activations(self, features: list[np.ndarray]) -> list[np.ndarray]:
+        """Run the encoder: bottleneck activations without the batch dimension."""
+        return [tensor[0] for tensor in self.run("encoder", features)]
+
+    def encode(self, pixels: np.ndarray) -> bytes:
+        """The payload of one picture. Raises PayloadError on NaN or infinite activations."""
+        if self.wire is None:
+            raise ValueError(f"{self.folder} holds a whole network; there is no payload to encode")
+        return wires.encode(self.activations(self.head(pixels)), self.wire)
+
+
+class ServerHalf(Half):
+    """Payload in, class scores out."""
+
+    manifest_name = "server.json"
+
+    def tail(self, activations: list[np.ndarray]) -> np.ndarray:
+        """Run decoder and tail: scores of shape (classes,)."""
+        return self.run("tail", self.run("decoder", [tensor[None] for tensor in activations]))[0][0]
+
+    def decode(self, payload: bytes) -> np.ndarray:
+        """Class scores for one payload, shape (classes,). Raises PayloadError for a payload that is not ours."""
+        if self.wire is None:
+            raise ValueError(f"{self.folder} takes pictures; there is no payload to decode")
+        return self.tail(wires.decode(payload, self.wire))

@@ -1,0 +1,89 @@
+"""The command lines of the two folders: ``python device ...`` and ``python server ...``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from . import halves, measure, picture, wire
+
+
+def device(folder: Path, arguments: list[str] | None = None) -> int:
+    """``python device measure [--json]`` and ``python device encode IMAGE... --out DIR``."""
+    parser = argparse.ArgumentParser(prog="python device", description="The device half of a split network.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_measure(commands)
+    encode = commands.add_parser("encode", help="turn pictures into payloads")
+    encode.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    encode.add_argument("--out", required=True, type=Path, help="folder for the payloads; made if absent")
+    options = parser.parse_args(arguments)
+    return _guard(lambda: _measure(folder, options) if options.command == "measure" else _encode(folder, options))
+
+
+def server(folder: Path, arguments: list[str] | None = None) -> int:
+    """``python server measure [--json]`` and ``python server decode PAYLOAD... [--json]``."""
+    parser = argparse.ArgumentParser(prog="python server", description="The server half of a split network.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_measure(commands)
+    decode = commands.add_parser("decode", help="turn payloads into class scores")
+    decode.add_argument("payloads", nargs="+", type=Path, metavar="PAYLOAD")
+    decode.add_argument("--json", action="store_true", help="all scores, one JSON list")
+    options = parser.parse_args(arguments)
+    return _guard(lambda: _measure(folder, options) if options.command == "measure" else _decode(folder, options))
+
+
+def _guard(work) -> int:
+    try:
+        work()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_measure(commands) -> None:
+    parser = commands.add_parser("measure", help="time every stage on this machine")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--stages", help="only these stages, with commas between")
+    parser.add_argument("--budget", type=float, default=measure.BUDGET_S, help="seconds for each stage")
+
+
+def _measure(folder: Path, options: argparse.Namespace) -> None:
+    only = options.stages.split(",") if options.stages else None
+    result = measure.measure(folder, only, options.budget)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for stage, timing in result["stages"].items():
+        print(f"{stage:<12}{timing['p50_ms']:10.3f} ms   spread {timing['spread']:4.0%}   {timing['repeats']} runs")
+
+
+def _encode(folder: Path, options: argparse.Namespace) -> None:
+    half = halves.DeviceHalf(folder)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for image in options.images:
+        payload = half.encode(picture.open_picture(str(image), half.picture.size))
+        target = options.out / f"{image.stem}.payload"
+        target.write_bytes(payload)
+        print(f"{target}  {len(payload)} bytes")
+
+
+def _decode(folder: Path, options: argparse.Namespace) -> None:
+    half = halves.ServerHalf(folder)
+    classes = half.manifest.get("classes") or []
+    rows = []
+    for path in options.payloads:
+        try:
+            scores = half.decode(path.read_bytes())
+        except wire.PayloadError as error:
+            raise ValueError(f"{path}: {error}") from None
+        best = int(np.argmax(scores))
+        rows.append({"payload": str(path), "class": best, "scores": scores.tolist()})
+        if not options.json:
+            print(f"{path}  {classes[best] if classes else best}  score {scores[best]:.3f}")
+    if options.json:
+        print(json.dumps(rows))

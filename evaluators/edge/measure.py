@@ -1,0 +1,170 @@
+"""Times the stages of a half, one by one, and says on which machine.
+
+Inside a timed stage: what has to happen for each picture. Outside: loading models, opening files, the link.
+
+    device   head        normalise the picture, run the head
+             encode      run the encoder
+             pack        quantize, pack, header and checksum
+             compress    LZMA, or JPEG for a server-only folder
+    server   decompress  LZMA, or JPEG
+             unpack      check the header, unpack, dequantize; normalise the picture for a server-only folder
+             decode      run the decoder
+             tail        run the tail
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import onnxruntime
+import PIL
+
+from . import halves
+from . import picture as pictures
+from . import wire as wires
+
+WARMUP_S = 0.15
+BUDGET_S = 0.45
+ROUNDS = 3
+MIN_REPEATS = 10
+MAX_REPEATS = 1000
+
+
+def time_stages(
+    stages: dict[str, Callable[[], object]], budget_s: float = BUDGET_S, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict]:
+    """Time each stage for about ``budget_s`` seconds, in rounds, so that a disturbance hits all stages alike.
+
+    Returns:
+        Stage to median, 90th percentile, spread (interquartile range over median) and number of runs. Warm-up runs
+        before the first round are not counted.
+    """
+    for stage in stages.values():
+        _repeat(stage, WARMUP_S, 1, clock)
+    times: dict[str, list[float]] = {name: [] for name in stages}
+    for _ in range(ROUNDS):
+        for name, stage in stages.items():
+            times[name] += _repeat(stage, budget_s / ROUNDS, MIN_REPEATS, clock)
+    return {name: _statistics(runs) for name, runs in times.items()}
+
+
+def _repeat(stage: Callable[[], object], budget_s: float, least: int, clock: Callable[[], float]) -> list[float]:
+    times: list[float] = []
+    start = clock()
+    while len(times) < least or (clock() - start < budget_s and len(times) < MAX_REPEATS):
+        before = clock()
+        stage()
+        times.append((clock() - before) * 1000)
+    return times
+
+
+def _statistics(times: list[float]) -> dict:
+    low, median, high, p90 = np.percentile(times, [25, 50, 75, 90])
+    return {
+        "p50_ms": float(median),
+        "p90_ms": float(p90),
+        "spread": float((high - low) / median),
+        "repeats": len(times),
+    }
+
+
+def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
+    """The stages of a device folder in order, each ready to be called on the folder's sample picture."""
+    pixels = np.load(half.folder / "sample.npy")
+    stages: dict[str, Callable[[], object]] = {}
+    if half.jpeg_quality is not None:
+        stages["compress"] = lambda: pictures.to_jpeg(pixels, half.jpeg_quality)
+    if half.has("head"):
+        stages["head"] = lambda: half.head(pixels)
+    if half.wire is not None and half.has("encoder"):
+        wire = half.wire
+        features = half.head(pixels)
+        activations = half.activations(features)
+        packed = wires.pack_tensors(activations, wire)
+        stages["encode"] = lambda: half.activations(features)
+        stages["pack"] = lambda: wires.frame(wires.pack_tensors(activations, wire), wire)
+        if wire.lzma:
+            stages["compress"] = lambda: wires.compress(packed)
+    return stages
+
+
+def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
+    """The stages of a server folder in order, each ready to be called on the folder's sample."""
+    if half.wire is None:
+        return _picture_stages(half)
+    wire = half.wire
+    payload = (half.folder / "sample.payload").read_bytes()
+    activations = [tensor[None] for tensor in wires.decode(payload, wire)]
+    features = half.run("decoder", activations)
+    body = wires.unframe(payload, wire)
+    packed = wires.decompress(body, wire.packed_bytes) if wire.lzma else body
+    stages: dict[str, Callable[[], object]] = {}
+    if wire.lzma:
+        stages["decompress"] = lambda: wires.decompress(body, wire.packed_bytes)
+    stages["unpack"] = lambda: (wires.unframe(payload, wire), wires.unpack_tensors(packed, wire))
+    stages["decode"] = lambda: half.run("decoder", activations)
+    stages["tail"] = lambda: half.run("tail", features)
+    return stages
+
+
+def _picture_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
+    pixels = np.load(half.folder / "sample.npy")
+    stages: dict[str, Callable[[], object]] = {}
+    if half.jpeg_quality is not None:
+        data = pictures.to_jpeg(pixels, half.jpeg_quality)
+        pixels = pictures.from_jpeg(data)
+        stages["decompress"] = lambda: pictures.from_jpeg(data)
+    tensor = pictures.to_input(pixels, half.picture)
+    stages["unpack"] = lambda: pictures.to_input(pixels, half.picture)
+    stages["tail"] = lambda: half.run("tail", [tensor])
+    return stages
+
+
+def machine() -> dict:
+    """What a timing is worth nothing without: processor, cores, versions."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGET_S) -> dict:
+    """Time the stages of a device or server folder.
+
+    Args:
+        folder: holds ``device.json`` or ``server.json``.
+        only: names of the stages wanted; all of them when not given.
+
+    Returns:
+        ``{"format": 1, "machine": {...}, "threads": int, "stages": {stage: {"p50_ms", "p90_ms", "spread", "repeats"}}}``
+    """
+    folder = Path(folder)
+    half: halves.Half
+    if (folder / "device.json").exists():
+        half = halves.DeviceHalf(folder)
+        stages = device_stages(half)
+    else:
+        half = halves.ServerHalf(folder)
+        stages = server_stages(half)
+    wanted = {name: stage for name, stage in stages.items() if only is None or name in only}
+    timed = time_stages(wanted, budget_s)
+    return {"format": 1, "machine": machine(), "threads": half.manifest["threads"], "stages": timed}

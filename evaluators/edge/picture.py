@@ -1,0 +1,71 @@
+"""From a picture file to the array a network takes. Training, scoring and the device use this same code."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class PictureFormat:
+    """How a picture becomes the network's input.
+
+    ``size`` is the square input's side in pixels; ``mean`` and ``std`` are per RGB channel, for values in 0..1.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_dict(self) -> dict:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> PictureFormat:
+        """The inverse of :meth:`to_dict`."""
+        return cls(size=data["size"], mean=tuple(data["mean"]), std=tuple(data["std"]))
+
+
+def open_picture(source: str | io.BytesIO, size: int) -> np.ndarray:
+    """The pixels of a picture file no larger than the network needs: uint8, (H, W, 3), or (H, W) when greyscale.
+
+    A picture that is not square is cropped around its centre first; one that is larger than ``size`` is scaled down.
+    A smaller one stays as it is, since enlarging it on the device would only make the raw picture longer to send.
+    """
+    with Image.open(source) as image:
+        image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        if side > size:
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+def to_input(pixels: np.ndarray, picture: PictureFormat) -> np.ndarray:
+    """Pixels as the network's input: float32, (1, 3, size, size), scaled, converted to RGB and normalised."""
+    if pixels.shape[:2] != (picture.size, picture.size):
+        image = Image.fromarray(pixels).resize((picture.size, picture.size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = np.stack([pixels] * 3, axis=-1)
+    mean, std = np.float32(picture.mean), np.float32(picture.std)
+    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """Pixels as a JPEG file, what a server-only camera node would send."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def from_jpeg(data: bytes) -> np.ndarray:
+    """Pixels of a JPEG file: uint8, (H, W, 3) or (H, W)."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)

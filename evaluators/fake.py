@@ -1,0 +1,101 @@
+"""A closed-form evaluator: instant, deterministic, with a front that can be computed by hand. For tests and demos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluators.base import Evaluator, Progress
+from evaluators.result import Evaluation, LatencyParts, Source, Sources
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+from spaces.partition import INPUT, OUTPUT, PartitionPoint
+
+UNCUT_ACCURACY = 0.9
+_MODELLED = Sources(device=Source.MODELLED, server=Source.MODELLED, link=Source.MODELLED)
+# name: shape at the cut, GMACs before it
+_POINTS = {"stem": ((64, 16, 16), 10), "middle": ((128, 8, 8), 40), "deep": ((8, 4, 4), 80)}
+_TOTAL = 100
+
+
+class FakeEvaluator(Evaluator):
+    """Accuracy falls with every bit and channel taken away; latency is one ms for ten MACs on the device, a hundred on
+    the server, and a megabyte a second on the link. At ``deep`` the smallest AE ratios leave no channel."""
+
+    def partition_points(self) -> Sequence[PartitionPoint]:
+        """See :class:`Evaluator`."""
+        rows = {INPUT: ((3, 64, 64), 0), **_POINTS, OUTPUT: ((10,), _TOTAL)}
+        return [
+            PartitionPoint(name=name, shapes=(shape,), head_macs=macs, tail_macs=_TOTAL - macs)
+            for name, (shape, macs) in rows.items()
+        ]
+
+    def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
+        """See :class:`Evaluator`."""
+        return [point.head_macs / 10 for point in points]
+
+    def prepare(self, progress: Progress) -> None:
+        """See :class:`Evaluator`."""
+        progress("nothing to prepare")
+
+    def evaluate(self, config: SplitConfig) -> Evaluation:
+        """See :class:`Evaluator`."""
+        shape, macs = _POINTS[config.partition]
+        if round(shape[0] * config.ae_ratio) < 1:
+            raise InfeasibleSplit(f"an AE ratio of {config.ae_ratio:g} leaves no channel of {shape[0]}")
+        values = round(shape[0] * config.ae_ratio) * shape[1] * shape[2]
+        payload = 10 + values * config.bits / 8 * (0.75 if config.lzma else 1.0)
+        lost = 0.2 / 2**config.bits + 0.05 * (1 - config.ae_ratio) - 0.02 * min(config.tcl, 100) / 100
+        parts = LatencyParts(
+            head_ms=macs / 10,
+            encode_ms=config.ae_ratio,
+            pack_ms=0.1,
+            compress_ms=0.5 if config.lzma else 0.0,
+            link_ms=payload / 1000,
+            decompress_ms=0.1 if config.lzma else 0.0,
+            unpack_ms=0.1,
+            decode_ms=config.ae_ratio / 10,
+            tail_ms=(_TOTAL - macs) / 100,
+        )
+        return _evaluation(config.label, UNCUT_ACCURACY - max(lost, 0.0), payload, parts, config)
+
+    def baselines(self, *, trained: bool) -> list[Evaluation]:
+        """See :class:`Evaluator`."""
+        raw = 3 * 64 * 64
+        found = [
+            _evaluation("all-on-device", UNCUT_ACCURACY, 0.0, LatencyParts(head_ms=_TOTAL / 10)),
+            _evaluation("server-only, raw", UNCUT_ACCURACY, raw, LatencyParts(link_ms=raw / 1000, tail_ms=1.0)),
+            _evaluation("server-only, JPEG 50", 0.85, 1500, LatencyParts(compress_ms=0.2, link_ms=1.5, tail_ms=1.0)),
+        ]
+        tuned = [_evaluation("all-on-device, fine-tuned", 0.91, 0.0, LatencyParts(head_ms=_TOTAL / 10))]
+        return found[:1] + (tuned if trained else []) + found[1:]
+
+    def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
+        """Two folders with the configuration in them: nothing here can run."""
+        self.evaluate(config)
+        for side in ("device", "server"):
+            (directory / side).mkdir()
+            (directory / side / f"{side}.json").write_text(json.dumps(config.to_dict()))
+        return {"pictures": 0, "agreement_with_trial": 1.0}
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Evaluator`."""
+        place = {"name": "fake", "source": "modelled", "factor": 1.0}
+        return {"device": place, "server": place, "link": {"rate_mb_per_s": 1.0, "rtt_ms": 0.0}}
+
+
+def _evaluation(
+    name: str, accuracy: float, payload_bytes: float, latency: LatencyParts, config: SplitConfig | None = None
+) -> Evaluation:
+    return Evaluation(
+        name=name,
+        config=config,
+        accuracy=accuracy,
+        payload_bytes=payload_bytes,
+        latency=latency,
+        sources=_MODELLED,
+        accuracy_drop_pp=100 * (UNCUT_ACCURACY - accuracy),
+        drop_interval_pp=(100 * (UNCUT_ACCURACY - accuracy),) * 2,
+    )

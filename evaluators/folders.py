@@ -1,0 +1,62 @@
+"""Writes device and server folders: what is measured, and what a bundle ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluators import edge
+from evaluators.edge import halves
+
+_LAUNCHER = '''"""The {side} half. Run ``python {side} --help`` beside this folder."""
+
+import sys
+from pathlib import Path
+
+from edge.main import {side}
+
+sys.exit({side}(Path(__file__).resolve().parent))
+'''
+
+
+def write_device(folder: Path, manifest: dict[str, Any], sample: np.ndarray) -> Path:
+    """Make a device folder that lacks only its models, ``head.onnx`` and ``encoder.onnx``.
+
+    Args:
+        folder: made if absent.
+        manifest: keys ``picture``, ``threads`` and, as they apply, ``wire`` and ``jpeg_quality``.
+        sample: a picture's pixels, to measure with.
+    """
+    return _write(folder, "device", manifest, sample)
+
+
+def write_server(
+    folder: Path, manifest: dict[str, Any], sample: np.ndarray | None = None, payload: bytes | None = None
+) -> Path:
+    """Make a server folder that lacks only its models, ``tail.onnx`` and ``decoder.onnx``.
+
+    Args:
+        folder: made if absent.
+        manifest: as for a device, and ``classes``.
+        sample: a picture's pixels, for a server that takes pictures.
+        payload: a payload, for one that takes payloads.
+    """
+    _write(folder, "server", manifest, sample)
+    if payload is not None:
+        (folder / "sample.payload").write_bytes(payload)
+    return folder
+
+
+def _write(folder: Path, side: str, manifest: dict[str, Any], sample: np.ndarray | None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{side}.json").write_text(json.dumps({"format": halves.FORMAT, **manifest}) + "\n")
+    (folder / "__main__.py").write_text(_LAUNCHER.format(side=side))
+    source = Path(edge.__file__).parent
+    shutil.copytree(source, folder / "edge", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    if sample is not None:
+        np.save(folder / "sample.npy", sample)
+    return folder

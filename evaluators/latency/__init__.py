@@ -1,0 +1,1 @@
+"""Latency: profiles, devices, link and how the parts compose."""

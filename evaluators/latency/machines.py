@@ -1,0 +1,101 @@
+"""Machines that time the stages of a folder: this one, or one that is known through a published latency."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evaluators.latency.profiles import MachineProfile
+from evaluators.latency.table import StageTable
+from evaluators.result import Source
+from spaces.errors import MeasurementError
+
+TIMEOUT_S = 300.0
+
+
+class Runner(Protocol):
+    """Runs ``measure`` in a device or server folder (see ``evaluators/edge/measure.py``)."""
+
+    def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, float]:
+        """Median milliseconds of each stage. Raises MeasurementError when there is no usable answer."""
+        ...
+
+
+class LocalRunner:
+    """This machine: the folder runs as a process of its own, as it would on a device."""
+
+    def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, float]:
+        """See :class:`Runner`."""
+        command = [sys.executable, str(folder), "measure", "--json", "--stages", ",".join(stages)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise MeasurementError(
+                f"measuring {folder} took over {TIMEOUT_S:g} s; is the machine overloaded?"
+            ) from None
+        if done.returncode != 0:
+            reason = done.stderr.strip().splitlines() or ["no message"]
+            raise MeasurementError(f"measuring {folder} failed: {reason[-1]}")
+        return read_medians(done.stdout, stages)
+
+
+def read_medians(text: str, stages: Sequence[str]) -> dict[str, float]:
+    """Medians from what ``measure --json`` printed; a stage the folder does not have is left out.
+
+    Raises:
+        MeasurementError: the text is not such an answer.
+    """
+    try:
+        answer = json.loads(text)
+        return {stage: float(answer["stages"][stage]["p50_ms"]) for stage in stages if stage in answer["stages"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise MeasurementError(f"the measurement is not readable ({error!r}): {text[:80]!r}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A device or server as the composition sees it.
+
+    Attributes:
+        profile: what the study names.
+        runner: takes the timings.
+        table: remembers them.
+        factor: what a timing is multiplied with; 1 when it is taken on the machine itself.
+    """
+
+    profile: MachineProfile
+    runner: Runner
+    table: StageTable
+    factor: float = 1.0
+
+    @property
+    def source(self) -> Source:
+        """Measured, or modelled when a factor stands between the timing and the machine."""
+        return Source.MODELLED if self.profile.reference else Source.MEASURED
+
+    def stages_ms(self, keys: Mapping[str, str], folder: Callable[[], Path]) -> dict[str, float]:
+        """Latency of stages on this machine, measuring those never measured before.
+
+        Args:
+            keys: stage to what its latency depends on, ``layer1.0/r0.25``.
+            folder: makes the folder to measure; only called when something is missing.
+        """
+        own = {stage: f"{self.profile.threads} threads: {stage} of {key}" for stage, key in keys.items()}
+        raw = self.table.get(own, lambda missing: self.runner.measure(folder(), missing))
+        return {stage: ms * self.factor for stage, ms in raw.items()}
+
+    def describe(self) -> dict[str, object]:
+        """Name, source, factor and the reference behind it. JSON-ready."""
+        reference = self.profile.reference
+        return {
+            "name": self.profile.name,
+            "source": str(self.source),
+            "threads": self.profile.threads,
+            "factor": self.factor,
+            "reference": vars(reference) if reference else None,
+        }

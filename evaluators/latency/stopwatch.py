@@ -1,0 +1,134 @@
+"""``Stopwatch``: composes one picture's latency from stages measured on a device and on a server, and a link."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluators import folders
+from evaluators.candidates import Candidate
+from evaluators.edge.picture import PictureFormat
+from evaluators.latency.machines import Machine
+from evaluators.latency.profiles import LinkProfile
+from evaluators.models.cut import SplitModel
+from evaluators.models.onnx_export import OnnxNetwork, save_module
+from evaluators.result import LatencyParts, Source, Sources
+from spaces.config import SplitConfig
+from spaces.partition import INPUT, OUTPUT
+
+
+class Stopwatch:
+    """Knows machines and folders, and nothing of accuracy.
+
+    Heads and tails are timed with the uncut model's weights: how long they take does not depend on the values.
+    """
+
+    def __init__(
+        self,
+        device: Machine,
+        server: Machine,
+        link: LinkProfile,
+        split: SplitModel,
+        picture: PictureFormat,
+        sample: np.ndarray,
+    ) -> None:
+        self.device, self.server, self.link = device, server, link
+        self._split, self._picture, self._sample = split, picture, sample
+
+    @property
+    def sources(self) -> Sources:
+        """A link is always modelled here: its rate and round trip are given, not measured."""
+        return Sources(device=self.device.source, server=self.server.source, link=Source.MODELLED)
+
+    @functools.cached_property
+    def network(self) -> OnnxNetwork:
+        """The uncut network as ONNX, exported the first time a part of it has to be timed or shipped."""
+        return OnnxNetwork(self._split)
+
+    def split(
+        self, config: SplitConfig, candidate: Candidate, payload: bytes, payload_bytes: float, shape: tuple[int, ...]
+    ) -> LatencyParts:
+        """Latency of a candidate.
+
+        Args:
+            payload: of one picture, to time the server with.
+            payload_bytes: mean length, for the link.
+            shape: of the feature map at the cut, without the batch dimension.
+        """
+        cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}"
+        packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/lzma"
+        manifest = {"wire": candidate.wire_format(config).to_dict()}
+        features = torch.zeros(1, *shape)
+        activations = torch.zeros(1, *candidate.levels.shape)
+
+        def write_device(folder: Path) -> None:
+            self.write_device(folder, manifest)
+            self.network.save_part(INPUT, cut, folder / "head.onnx")
+            save_module(candidate.bottleneck.encoder, features, folder / "encoder.onnx")
+
+        def write_server(folder: Path) -> None:
+            folders.write_server(folder, self._manifest(self.server, manifest), payload=payload)
+            self.network.save_part(cut, OUTPUT, folder / "tail.onnx")
+            save_module(candidate.bottleneck.decoder, activations, folder / "decoder.onnx")
+
+        device_keys = {"head": cut, "encode": squeezed, "pack": packed}
+        server_keys = {"unpack": packed, "decode": squeezed, "tail": cut}
+        if config.lzma:
+            device_keys["compress"] = server_keys["decompress"] = content
+        times = _times(self.device, device_keys, write_device) | _times(self.server, server_keys, write_server)
+        return _parts(times, self.link.latency_ms(payload_bytes))
+
+    def all_on_device(self) -> LatencyParts:
+        """Latency of the whole network on the device; nothing is sent."""
+        return _parts({"head": self.head_ms(OUTPUT)}, 0.0)
+
+    def head_ms(self, partition: str) -> float:
+        """Latency of a head on the device, normalising the picture included."""
+
+        def write(folder: Path) -> None:
+            self.write_device(folder, {})
+            self.network.save_part(INPUT, partition, folder / "head.onnx")
+
+        return _times(self.device, {"head": partition}, write)["head"]
+
+    def server_only(self, payload_bytes: float, jpeg_quality: int | None) -> LatencyParts:
+        """Latency of sending the picture itself, raw or as JPEG."""
+        manifest = {"jpeg_quality": jpeg_quality}
+        form = "raw" if jpeg_quality is None else f"jpeg {jpeg_quality}"
+
+        def write_server(folder: Path) -> None:
+            folders.write_server(folder, self._manifest(self.server, manifest), self._sample)
+            self.network.save_part(INPUT, OUTPUT, folder / "tail.onnx")
+
+        times = _times(self.server, {"unpack": f"{form} picture", "tail": INPUT}, write_server)
+        if jpeg_quality is not None:
+            times |= _times(self.server, {"decompress": f"{form} picture"}, write_server)
+            write_device = functools.partial(self.write_device, extra=manifest)
+            times |= _times(self.device, {"compress": f"{form} picture"}, write_device)
+        return _parts(times, self.link.latency_ms(payload_bytes))
+
+    def write_device(self, folder: Path, extra: Mapping[str, object]) -> None:
+        """A device folder for this machine, without its models."""
+        folders.write_device(folder, self._manifest(self.device, extra), self._sample)
+
+    def _manifest(self, machine: Machine, extra: Mapping[str, object]) -> dict[str, object]:
+        return {"picture": self._picture.to_dict(), "threads": machine.profile.threads, **extra}
+
+
+def _times(machine: Machine, keys: Mapping[str, str], write: Callable[[Path], None]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="splitsearch-") as scratch:
+
+        def folder() -> Path:
+            write(Path(scratch))
+            return Path(scratch)
+
+        return machine.stages_ms(keys, folder)
+
+
+def _parts(times: Mapping[str, float], link_ms: float) -> LatencyParts:
+    return LatencyParts(link_ms=link_ms, **{f"{stage}_ms": ms for stage, ms in times.items()})

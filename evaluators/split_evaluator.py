@@ -1,0 +1,280 @@
+"""``SplitEvaluator``: scores a configuration by cutting, training, encoding to bytes and measuring."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import torchvision
+
+from evaluators import folders
+from evaluators.base import Evaluator, Progress
+from evaluators.candidates import Candidates
+from evaluators.edge import halves
+from evaluators.edge.measure import machine as this_machine
+from evaluators.edge.picture import from_jpeg, to_jpeg
+from evaluators.latency.machines import LocalRunner, Runner
+from evaluators.latency.profiles import LinkProfile, MachineProfile
+from evaluators.latency.reference import machine_for
+from evaluators.latency.stopwatch import Stopwatch
+from evaluators.latency.table import StageTable
+from evaluators.models.cut import SplitModel
+from evaluators.models.load import build
+from evaluators.models.onnx_export import save_module
+from evaluators.result import Evaluation, LatencyParts
+from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.tasks.baseline import baseline_path, train_or_load
+from evaluators.tasks.data import Pictures, open_dataset
+from evaluators.tasks.features import FeatureBank
+from evaluators.tasks.scoring import paired_drop_pp, score_split
+from evaluators.tasks.training import Lesson, compute_device, finetune
+from spaces.config import SplitConfig
+from spaces.errors import NotFinished, SpecError
+from spaces.partition import INPUT, OUTPUT, PartitionPoint
+
+JPEG_QUALITIES = (10, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """All that a :class:`SplitEvaluator` needs to know. ``seed`` fixes training; the split of the data is fixed apart."""
+
+    model: ModelSettings
+    data: DataSettings
+    device: MachineProfile
+    server: MachineProfile
+    link: LinkProfile
+    finetune: FinetuneSettings = FinetuneSettings()
+    baseline: BaselineSettings = BaselineSettings()
+    seed: int = 0
+
+
+class SplitEvaluator(Evaluator):
+    """The real evaluator.
+
+    Args:
+        settings: what to score on what.
+        folder: where trained candidates and timings are kept; made when something is kept.
+        runner: takes the timings; tests hand in one of their own.
+
+    Raises:
+        SpecError: model, weights or data do not exist or do not fit each other.
+    """
+
+    def __init__(self, settings: SplitSettings, folder: Path, runner: Runner | None = None) -> None:
+        self._settings, self._folder = settings, folder
+        self._runner = runner or LocalRunner()
+        self._dataset = open_dataset(settings.data)
+        if settings.model.num_classes != len(self._dataset.classes):
+            found = f"{settings.data.name} has {len(self._dataset.classes)} classes; give that number"
+            raise SpecError("model.num_classes", settings.model.num_classes, found)
+        self._network = build(settings.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._split = SplitModel(self._network, settings.data.image_size)
+        self._bank = FeatureBank(self._split, self._dataset, settings.finetune.images, settings.seed)
+        self._candidates = Candidates(folder / "splits", self._split, self._bank, settings.finetune, settings.seed)
+        self._prepared = settings.model.weights is not None
+
+    # -- the contract ------------------------------------------------------------------------------------------------
+
+    def partition_points(self) -> Sequence[PartitionPoint]:
+        """See :class:`Evaluator`."""
+        return self._split.points
+
+    def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
+        """See :class:`Evaluator`."""
+        return [0.0 if point.name == INPUT else self._stopwatch.head_ms(point.name) for point in points]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the uncut model has its weights, given or kept from an earlier training."""
+        return self._prepared or self._baseline_path.exists()
+
+    def prepare(self, progress: Progress) -> None:
+        """Train the uncut model if no weights are given, or load it from an earlier training."""
+        if self._prepared:
+            return
+        settings = self._settings
+        train_or_load(self._network, self._baseline_path, self._dataset, settings.baseline, settings.seed, progress)
+        self._prepared = True
+
+    def evaluate(self, config: SplitConfig) -> Evaluation:
+        """Train (or load), encode to bytes and back, measure, compose."""
+        candidate = self._candidates.get(config)
+        features = self._bank.features(config.partition, "validation")
+        form = candidate.wire_format(config)
+        score = score_split(candidate.bottleneck.encoder, candidate.bottleneck.decoder, candidate.tail, features, form)
+        shape = tuple(features.shape[1:])
+        latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes, shape)
+        details = {
+            "bottleneck_channels": candidate.bottleneck.kept,
+            "bits_per_element": 8 * score.payload_bytes / float(np.prod(shape)),
+            "training": candidate.history,
+        }
+        return self._evaluation(config.label, score.predictions, score.payload_bytes, latency, config, details)
+
+    def baselines(self, *, trained: bool) -> list[Evaluation]:
+        """See :class:`Evaluator`."""
+        if not self.is_trained:
+            raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
+        self.prepare(lambda _: None)
+        uncut = self._bank.scores("validation").argmax(1).numpy()
+        on_device = self._stopwatch.all_on_device()
+        found = [self._evaluation("all-on-device", uncut, 0.0, on_device)]
+        if trained:
+            found.append(self._evaluation("all-on-device, fine-tuned", self._finetuned_predictions, 0.0, on_device))
+        raw = float(np.mean([pixels.nbytes for pixels in self._bank.validation.pixels]))
+        found.append(self._evaluation("server-only, raw", uncut, raw, self._stopwatch.server_only(raw, None)))
+        return found + [self._jpeg(quality) for quality in JPEG_QUALITIES]
+
+    def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
+        """Write both halves, then run every search-validation picture through them as a user would."""
+        candidate = self._candidates.get(config)
+        features = self._bank.features(config.partition, "validation")
+        form = candidate.wire_format(config)
+        device, server = directory / "device", directory / "server"
+        bottleneck = candidate.bottleneck.eval()
+        self._stopwatch.write_device(device, {"wire": form.to_dict(), "threads": self._threads(self._settings.device)})
+        self._stopwatch.network.save_part(INPUT, config.partition, device / "head.onnx")
+        save_module(bottleneck.encoder, features[:1], device / "encoder.onnx")
+
+        half = halves.DeviceHalf(device)
+        payloads = [half.encode(pixels) for pixels in self._bank.validation.pixels]
+        manifest = {"picture": self._dataset.picture.to_dict(), "threads": self._threads(self._settings.server)}
+        manifest |= {"wire": form.to_dict(), "classes": list(self._dataset.classes)}
+        folders.write_server(server, manifest, payload=payloads[0])
+        save_module(bottleneck.decoder, torch.zeros(1, *candidate.levels.shape), server / "decoder.onnx")
+        save_module(candidate.tail, features[:1], server / "tail.onnx")
+
+        other = halves.ServerHalf(server)
+        predictions = np.array([other.decode(payload).argmax() for payload in payloads])
+        scored = score_split(bottleneck.encoder, bottleneck.decoder, candidate.tail, features, form)
+        return {
+            "pictures": len(payloads),
+            "agreement_with_trial": float((predictions == scored.predictions).mean()),
+            "accuracy": float((predictions == self._labels).mean()),
+            "payload_bytes": float(np.mean([len(payload) for payload in payloads])),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Evaluator`."""
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        versions |= {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
+        device, server = self._stopwatch.device.describe(), self._stopwatch.server.describe()
+        return {
+            "machine": this_machine(),
+            "compute": str(compute_device()),
+            "versions": versions,
+            "device": device,
+            "server": server,
+            "link": {"rate_mb_per_s": self._settings.link.rate_mb_per_s, "rtt_ms": self._settings.link.rtt_ms},
+            "pictures": {"fine-tuning": len(self._bank.train), "search-validation": len(self._bank.validation)},
+            "seed": self._settings.seed,
+        }
+
+    def notes(self) -> list[str]:
+        """See :class:`Evaluator`."""
+        accuracy, count = self._held_out_accuracy()
+        return [
+            f"The uncut model as given: top-1 {accuracy:.2%} on all {count:,} held-out pictures (search-validation and "
+            f"test together); the table shows search-validation alone."
+        ]
+
+    # -- parts of it -------------------------------------------------------------------------------------------------
+
+    def _held_out_accuracy(self) -> tuple[float, int]:
+        """Accuracy of the uncut model as given on all pictures it has not seen, and their number.
+
+        For checking weights against what their maker says of them. It chooses nothing, so test stays a test.
+        """
+        test = self._dataset.test()
+        right = (
+            self._reference_right.sum() + (self._bank.through_head(OUTPUT, test).argmax(1) == test.labels).sum().item()
+        )
+        count = len(self._labels) + len(test)
+        return float(right) / count, count
+
+    @functools.cached_property
+    def _table(self) -> StageTable:
+        return StageTable(self._folder / "latency.json")
+
+    @functools.cached_property
+    def _stopwatch(self) -> Stopwatch:
+        settings = self._settings
+        return Stopwatch(
+            machine_for(settings.device, self._runner, self._table),
+            machine_for(settings.server, self._runner, self._table),
+            settings.link,
+            self._split,
+            self._dataset.picture,
+            self._bank.validation.pixels[0],
+        )
+
+    @property
+    def _baseline_path(self) -> Path:
+        settings = self._settings
+        return baseline_path(settings.model, settings.data, settings.baseline, settings.seed)
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        return self._bank.validation.labels.numpy()
+
+    @functools.cached_property
+    def _reference_right(self) -> np.ndarray:
+        return self._bank.scores("validation").argmax(1).numpy() == self._labels
+
+    @functools.cached_property
+    def _finetuned_predictions(self) -> np.ndarray:
+        """Of the uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
+        first = next(point.name for point in self._split.points if not point.is_end)
+        tail = copy.deepcopy(self._split.tail(first)).to(compute_device())
+        train = self._bank.train
+        lesson = Lesson(
+            features=self._bank.features(first, "train"), labels=train.labels, teacher=self._bank.scores("train")
+        )
+        finetune(tail, None, lesson, self._settings.finetune, seed=self._settings.seed)
+        with torch.no_grad():
+            batches = self._bank.features(first, "validation").split(100)
+            return np.concatenate([tail(batch.to(compute_device())).argmax(1).cpu().numpy() for batch in batches])
+
+    def _jpeg(self, quality: int) -> Evaluation:
+        files = [to_jpeg(pixels, quality) for pixels in self._bank.validation.pixels]
+        decoded = Pictures([from_jpeg(data) for data in files], self._bank.validation.labels)
+        predictions = self._bank.through_head(OUTPUT, decoded).argmax(1).numpy()
+        size = float(np.mean([len(data) for data in files]))
+        latency = self._stopwatch.server_only(size, quality)
+        return self._evaluation(f"server-only, JPEG {quality}", predictions, size, latency)
+
+    def _evaluation(
+        self,
+        name: str,
+        predictions: np.ndarray,
+        payload_bytes: float,
+        latency: LatencyParts,
+        config: SplitConfig | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> Evaluation:
+        right = predictions == self._labels
+        drop, interval = paired_drop_pp(self._reference_right, right)
+        return Evaluation(
+            name=name,
+            config=config,
+            accuracy=float(right.mean()),
+            payload_bytes=payload_bytes,
+            latency=latency,
+            sources=self._stopwatch.sources,
+            accuracy_drop_pp=drop,
+            drop_interval_pp=interval,
+            details=details or {},
+        )
+
+    @staticmethod
+    def _threads(profile: MachineProfile) -> int:
+        return profile.reference.threads if profile.reference else profile.threads

@@ -1,0 +1,1 @@
+"""Tasks: data, loss, fine-tuning and metric."""

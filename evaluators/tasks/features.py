@@ -1,0 +1,73 @@
+"""``FeatureBank``: outputs of frozen heads, computed once and kept while there is room."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+
+from evaluators.models.cut import SplitModel
+from evaluators.tasks.data import Dataset, Pictures
+from evaluators.tasks.training import compute_device
+from spaces.partition import OUTPUT
+
+Role = Literal["train", "validation"]
+
+_BATCH = 100
+_ROOM_BYTES = 4_000_000_000
+
+
+class FeatureBank:
+    """Feature maps of the pictures that a study trains and chooses on.
+
+    A head never changes, so each picture goes through it once for each partition point, not once for each epoch and
+    trial. The least recently used points make room for new ones.
+    """
+
+    def __init__(self, split: SplitModel, dataset: Dataset, train_pictures: int, seed: int) -> None:
+        self.dataset = dataset
+        self._split, self._train_pictures, self._seed = split, train_pictures, seed
+        self._kept: OrderedDict[tuple[str, Role], torch.Tensor] = OrderedDict()
+
+    @functools.cached_property
+    def train(self) -> Pictures:
+        """The pictures that candidates are fine-tuned on."""
+        return self.dataset.train(self._train_pictures, self._seed)
+
+    @functools.cached_property
+    def validation(self) -> Pictures:
+        """The pictures that candidates are scored on."""
+        return self.dataset.validation()
+
+    def features(self, partition: str, role: Role) -> torch.Tensor:
+        """Feature maps at a point, (N, C, H, W) or (N, C), float32, in the order of the role's pictures."""
+        key = (partition, role)
+        if key not in self._kept:
+            pictures = self.train if role == "train" else self.validation
+            self._kept[key] = self.through_head(partition, pictures)
+            self._make_room(key)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def scores(self, role: Role) -> torch.Tensor:
+        """Class scores of the uncut model, (N, classes)."""
+        return self.features(OUTPUT, role)
+
+    def through_head(self, partition: str, pictures: Pictures) -> torch.Tensor:
+        """Feature maps of any pictures; not kept."""
+        device = compute_device()
+        head = self._split.head(partition).to(device)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(pictures), _BATCH):
+                batch = pictures.inputs(self.dataset.picture, start, start + _BATCH).to(device)
+                parts.append(head(batch.to(memory_format=torch.channels_last)).cpu())
+        return torch.cat(parts)
+
+    def _make_room(self, newest: tuple[str, Role]) -> None:
+        # The uncut model's scores are small, and needed by every trial.
+        removable = [key for key in self._kept if key != newest and key[0] != OUTPUT]
+        while removable and sum(kept.nbytes for kept in self._kept.values()) > _ROOM_BYTES:
+            del self._kept[removable.pop(0)]

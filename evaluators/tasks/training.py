@@ -1,0 +1,182 @@
+"""The two training loops: the uncut network from scratch, and the quick fine-tuning of one candidate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evaluators.compression.bottleneck import Bottleneck
+from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
+from evaluators.settings import BaselineSettings, FinetuneSettings
+
+_GRADIENT_NORM = 5.0
+_TEMPERATURE = 2.0  # of the distillation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What one fine-tuning learns from.
+
+    ``features`` (N, ...) are the frozen head's outputs, ``labels`` (N,) the classes, ``teacher`` (N, classes) the uncut
+    model's scores on the same pictures.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    teacher: torch.Tensor
+
+
+def compute_device() -> torch.device:
+    """Where training and scoring run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def finetune(
+    tail: nn.Module,
+    bottleneck: Bottleneck | None,
+    lesson: Lesson,
+    settings: FinetuneSettings,
+    *,
+    grid: LevelGrid | None = None,
+    tcl: float = 0.0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Fine-tune a bottleneck and, if the scope says so, the tail behind it, in place.
+
+    The loss is half cross-entropy and half distillation from the uncut model, plus TCL. BatchNorm statistics stay as
+    they are, so the levels do not move with the batch. Deterministic for a seed on a CPU.
+
+    Args:
+        tail: everything after the cut; only trained in scope ``tail``, or when there is no bottleneck.
+        bottleneck: between features and tail; None fine-tunes the uncut model's tail.
+        lesson: what to learn from.
+        settings: epochs, batch size, learning rates, scope.
+        grid: levels that TCL pulls the bottleneck's activations to; needed with a bottleneck.
+        tcl: strength of TCL; 0 leaves it out altogether.
+        seed: of the batches' order.
+
+    Returns:
+        One row for each epoch: mean task loss, mean clustering loss, share of activations within a quarter of a step
+        of a level.
+    """
+    groups = _parameter_groups(tail, bottleneck, settings)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    batches = math.ceil(len(lesson.labels) / settings.batch_size)
+    total = batches * settings.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, total))
+    generator = torch.Generator().manual_seed(seed)
+    device = compute_device()
+    history: list[dict[str, Any]] = []
+    done = 0
+    tail.eval()
+    for epoch in range(settings.epochs):
+        sums = torch.zeros(3)
+        for index in _batches(len(lesson.labels), settings.batch_size, generator):
+            cluster = settled = torch.zeros(())
+            with _autocast():
+                signal = lesson.features[index].to(device)
+                if bottleneck is not None:
+                    activations, signal = bottleneck(signal)
+                scores = tail(signal)
+            loss = task = _task_loss(scores.float(), lesson.labels[index].to(device), lesson.teacher[index].to(device))
+            if bottleneck is not None and grid is not None:
+                cluster, settled = clustering_loss(activations, grid), settled_share(activations, grid)
+                if tcl > 0:
+                    loss = task + tcl * ramp(done / max(total - 1, 1)) * cluster
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            sums += torch.tensor([task.item(), cluster.item(), settled.item()]) / batches
+        task_mean, cluster_mean, settled_mean = sums.tolist()
+        history.append(
+            {"epoch": epoch + 1, "task_loss": task_mean, "clustering_loss": cluster_mean, "settled": settled_mean}
+        )
+    return history
+
+
+def train_baseline(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    settings: BaselineSettings,
+    seed: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Train the whole network in place with AdamW, a one-cycle schedule and small shifts of the pictures.
+
+    Args:
+        inputs: (N, 3, S, S), normalised.
+        labels: (N,) class indices.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+    batches = math.ceil(len(labels) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=batches * settings.epochs
+    )
+    generator = torch.Generator().manual_seed(seed)
+    reach = max(1, inputs.shape[-1] // 16)
+    model.train()
+    for epoch in range(settings.epochs):
+        progress(f"training the uncut model: epoch {epoch + 1} of {settings.epochs}")
+        for index in _batches(len(labels), settings.batch_size, generator):
+            shifts = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+            pictures = torch.roll(inputs[index], shifts, dims=(2, 3))
+            loss = functional.cross_entropy(model(pictures), labels[index], label_smoothing=0.1)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+
+
+def _parameter_groups(
+    tail: nn.Module, bottleneck: Bottleneck | None, settings: FinetuneSettings
+) -> list[dict[str, Any]]:
+    groups = []
+    train_tail = settings.scope == "tail" or bottleneck is None
+    for parameter in tail.parameters():
+        parameter.requires_grad_(train_tail)
+    if train_tail:
+        groups.append({"params": list(tail.parameters()), "lr": settings.tail_learning_rate})
+    if bottleneck is not None:
+        groups.append({"params": list(bottleneck.parameters()), "lr": settings.learning_rate})
+    return groups
+
+
+def _task_loss(scores: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    hard = functional.cross_entropy(scores, labels)
+    soft = functional.kl_div(
+        functional.log_softmax(scores / _TEMPERATURE, 1),
+        functional.softmax(teacher / _TEMPERATURE, 1),
+        reduction="batchmean",
+    )
+    return 0.5 * hard + 0.5 * _TEMPERATURE**2 * soft
+
+
+def _warm_cosine(step: int, total: int) -> float:
+    warm = max(1, total // 20)
+    return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / total))
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    yield from torch.randperm(count, generator=generator).split(size)
+
+
+def _autocast() -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the hardware has it; a step then takes half the time."""
+    if compute_device().type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()

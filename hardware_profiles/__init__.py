@@ -1,0 +1,1 @@
+"""Hardware profiles as YAML files, each number with its source."""

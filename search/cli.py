@@ -1,0 +1,296 @@
+"""The command line: one small function a command, over functions that tests call directly."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from search import wiring
+from spaces.errors import SplitsearchError
+
+app = typer.Typer(
+    help="Find where to cut a vision network between a device and a server, and how hard to squeeze what crosses.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_talk = Console(stderr=True)
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of one in studies/.")]
+OutOption = Annotated[
+    Optional[Path], typer.Option("--out", help="Folder of the results; runs/<study name> unless given.", metavar="DIR")
+]
+StorageOption = Annotated[
+    Optional[str], typer.Option("--storage", help="Optuna storage URL; an SQLite file in the folder unless given.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works after a command too.")
+    ] = False,
+) -> None:
+    """Taken out of the arguments by :func:`main`; stands here for ``--help``."""
+
+
+@app.command()
+def check(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Load everything, list partition points and baselines; train nothing, write nothing."""
+    from search import checking, spec
+
+    loaded = spec.load_spec(study)
+    with tempfile.TemporaryDirectory(prefix="splitsearch-check-") as scratch:
+        found = checking.check(loaded, wiring.build_evaluator(loaded, Path(scratch)))
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    for renderable in checking.tables_of(found):
+        _stdout().print(renderable)
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    trials: Annotated[
+        Optional[int], typer.Option(min=1, help="Finished trials to come to, instead of the file's.")
+    ] = None,
+    timeout: Annotated[
+        Optional[float], typer.Option(min=0, help="Start no trial after so many seconds.", metavar="S")
+    ] = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Run the study, or go on with it where it stopped; ends with the front."""
+    from search import dashboard, progress, report, spec
+    from search import study as studies
+
+    loaded = spec.with_trials(spec.load_spec(study), trials)
+    folder = studies.run_folder(loaded, out)
+    evaluator = wiring.build_evaluator(loaded, folder)
+    space = loaded.space(list(evaluator.partition_points()))
+    opened = studies.start_or_resume(loaded, space, folder, storage)
+    try:
+        with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
+            studies.prepare(opened, evaluator, shown.say)
+            shown.start_trials()
+            studies.run_trials(opened, loaded, space, evaluator, timeout_s=timeout, finished=shown.advance)
+    except KeyboardInterrupt:
+        done = len(studies.finished_trials(opened))
+        again = " ".join(sys.argv[1:]) if sys.argv[1:2] == ["run"] else f"run {study}"
+        raise SplitsearchError(
+            f"interrupted; {done} finished trials are kept in {folder}. 'splitsearch {again}' goes on from there"
+        ) from None
+    dashboard.save_figures(opened)
+    target = folder / "report.html"
+    report.write_report(opened, loaded, target)
+    _print_front(opened, loaded)
+    _talk.print(f"report: {target}", soft_wrap=True)
+
+
+@app.command()
+def front(
+    study: StudyArgument,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """The front and the baselines."""
+    from search import front as fronts
+    from search import study as studies
+    from search import tables
+
+    if as_json and as_csv:
+        raise typer.BadParameter("give --json or --csv, not both")
+    loaded, opened = _open(study, storage, out)
+    points, baselines = fronts.pareto_front(studies.trial_points(opened)), studies.baseline_points(opened)
+    if as_json:
+        _print_json(fronts.front_json(loaded.name, points, baselines))
+    elif as_csv:
+        sys.stdout.write(tables.to_csv(points, baselines))
+    else:
+        _print_front(opened, loaded)
+
+
+@app.command()
+def replay(
+    study: StudyArgument,
+    device: Annotated[Optional[str], typer.Option(help="Another device profile.")] = None,
+    server: Annotated[Optional[str], typer.Option(help="Another server profile.")] = None,
+    link: Annotated[Optional[str], typer.Option(help="Another link profile, or RATE:RTT as in 2:10.")] = None,
+    rates: Annotated[Optional[str], typer.Option(help="Several link rates in MB/s, as in 1,2,5,10.")] = None,
+    as_json: JsonOption = False,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """The finished study on other hardware or another link; nothing is trained."""
+    from search import replay as replays
+    from search import study as studies
+
+    loaded, opened = _open(study, storage, out)
+    changes = replays.read_changes(loaded, studies.run_folder(loaded, out), device, server, link, rates)
+    scenes = replays.replay_study(opened, loaded, changes)
+    if as_json:
+        _print_json({"format": 1, "study": loaded.name, "replays": [scene.to_dict() for scene in scenes]})
+        return
+    for scene in scenes:
+        _print_points(scene.trials, scene.baselines, scene.hardware, loaded.name)
+
+
+@app.command()
+def report(
+    study: StudyArgument,
+    output: Annotated[
+        Optional[Path], typer.Option("-o", "--output", help="The file; report.html in the results unless given.")
+    ] = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Write one self-contained HTML page."""
+    from search import report as reports
+    from search import study as studies
+
+    loaded, opened = _open(study, storage, out)
+    target = output or studies.run_folder(loaded, out) / "report.html"
+    reports.write_report(opened, loaded, target)
+    _stdout().print(str(target), soft_wrap=True)
+
+
+@app.command()
+def dashboard(
+    study: StudyArgument,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Open optuna-dashboard on the study's storage."""
+    from search import dashboard as dashboards
+    from search import study as studies
+
+    loaded, opened = _open(study, storage, out)
+    dashboards.save_figures(opened)
+    _talk.print(f"http://127.0.0.1:{port}/dashboard/studies/{opened._study_id} (Ctrl-C ends it)", soft_wrap=True)
+    dashboards.serve(studies.storage_url(studies.run_folder(loaded, out), storage), port)
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the bundle; must not exist yet.", metavar="DIR")
+    ],
+    trial: Annotated[Optional[int], typer.Option(help="Number of a trial, instead of --pick.")] = None,
+    pick: Annotated[str, typer.Option(help="knee, fastest or most-accurate.")] = "knee",
+    max_drop_pp: Annotated[Optional[float], typer.Option(help="Highest accuracy drop in percentage points.")] = None,
+    max_latency_ms: Annotated[Optional[float], typer.Option(help="Highest latency.")] = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Write a bundle that runs: device half, server half, evidence."""
+    from search import export as exports
+    from search import front as fronts
+    from search import study as studies
+
+    if pick not in fronts.PICKS:
+        raise typer.BadParameter(f"'{pick}' given; {', '.join(fronts.PICKS)} are allowed", param_hint="--pick")
+    loaded, opened = _open(study, storage, out)
+    points = studies.trial_points(opened)
+    if trial is None:
+        point = fronts.pick_point(fronts.pareto_front(points), pick, max_drop_pp, max_latency_ms)
+    else:
+        point = fronts.find_trial(points, trial)
+    exports.check_target(output)
+    evaluator = wiring.build_evaluator(loaded, studies.run_folder(loaded, out))
+    evaluator.prepare(_talk.print)
+    bundle = exports.write_bundle(point, loaded, evaluator, studies.environment(opened), output)
+    halves = bundle["evidence"]["halves"]
+    _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)
+    _stdout().print(
+        f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['pictures']} pictures"
+    )
+
+
+def main() -> None:
+    """The console script. Turns errors into one line on stderr and an exit code; ``--debug`` shows the traceback."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    sys.exit(run_command(arguments, debug))
+
+
+def run_command(arguments: list[str], debug: bool = False) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        app(arguments, standalone_mode=False)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (SplitsearchError, OSError) as error:
+        if debug:
+            raise
+        code = error.exit_code if isinstance(error, SplitsearchError) else 1
+        return _fail(str(error), code)
+    except typer.BadParameter as error:
+        return _fail(error.format_message(), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except Exception as error:
+        if debug:
+            raise
+        if type(error).__module__.startswith(("click", "typer")):  # wrong usage: unknown option, missing argument
+            return _fail(getattr(error, "format_message", error.__str__)(), 2)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    _talk.print(f"error: {' '.join(message.split())}", soft_wrap=True, highlight=False, markup=False)
+    return code
+
+
+def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
+    from search import spec
+    from search import study as studies
+
+    loaded = spec.load_spec(study)
+    return loaded, studies.open_study(loaded, studies.run_folder(loaded, out), storage)
+
+
+def _print_front(opened: Any, loaded: Any) -> None:
+    from search import study as studies
+    from search import tables
+
+    hardware = tables.hardware_line(studies.environment(opened))
+    _print_points(studies.trial_points(opened), studies.baseline_points(opened), hardware, loaded.name)
+
+
+def _print_points(trials: Any, baselines: Any, hardware: str, name: str) -> None:
+    from search import front as fronts
+    from search import tables
+
+    points = fronts.pareto_front(trials)
+    chosen = fronts.knee(points) if points else None
+    console = _stdout()
+    console.print(
+        tables.front_table(points, baselines, chosen, f"{name}: front of {len(trials)} trials, then baselines")
+    )
+    console.print(hardware, style="dim", highlight=False)
+    for line in fronts.verdicts(points, baselines):
+        console.print(line, highlight=False)
+    console.print()
+
+
+def _stdout() -> Console:
+    # Made anew so that it follows a redirected stdout. Piped, it keeps a table's rows on one line each.
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 140))
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,38 @@
+"""optuna-dashboard on a study, with our figures on the study page."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import optuna
+
+from search.plots import pareto_data, pareto_figure, parts_figure
+from search.study import baseline_points, trial_points
+from spaces.errors import SplitsearchError
+
+
+def save_figures(study: optuna.Study) -> None:
+    """Put the Pareto plot and the latency parts onto the dashboard's study page. Does nothing without the extra."""
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        return
+    from optuna_dashboard import save_plotly_graph_object
+
+    data = pareto_data(trial_points(study), baseline_points(study))
+    save_plotly_graph_object(study, pareto_figure(data), graph_object_id="pareto")
+    save_plotly_graph_object(study, parts_figure(data.front, data.baselines), graph_object_id="latency-parts")
+
+
+def serve(storage: str, port: int) -> None:
+    """Serve the dashboard on 127.0.0.1 until interrupted.
+
+    Raises:
+        SplitsearchError: optuna-dashboard is not installed, or the port is taken.
+    """
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        raise SplitsearchError("optuna-dashboard is not installed; pip install 'splitsearch[dashboard]'")
+    from optuna_dashboard import run_server
+
+    try:
+        run_server(storage, host="127.0.0.1", port=port)
+    except OSError as error:
+        raise SplitsearchError(f"port {port} cannot be used ({error.strerror}); give another with --port") from None

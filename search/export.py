@@ -1,0 +1,109 @@
+"""A bundle: the chosen point as two halves that run, with the evidence for it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from evaluators.base import Evaluator
+from evaluators.cache import file_digest, fresh_folder
+from search.front import Point
+from search.spec import StudySpec
+from spaces.errors import SplitsearchError
+
+FORMAT = 1
+
+_README = """# {name}
+
+A split network made by splitsearch: `{label}`, trial {trial} of study `{study}`.
+
+| | |
+| --- | --- |
+| accuracy | {accuracy:.2%} on {pictures} search-validation pictures ({drop:+.2f} pp against the uncut model) |
+| payload | {payload:,.0f} bytes in the mean, header included |
+| latency | {latency:.2f} ms: device {device}, server {server}, link {link} |
+| the halves together | same answer as the trial on {agreement:.2%} of those pictures |
+
+## On the device
+
+Needs Python 3.9 or newer with `numpy`, `pillow` and `onnxruntime`; copy the folder `device/` there.
+
+    python device encode picture.jpg --out payloads
+    python device measure
+
+## On the server
+
+The same three packages; copy the folder `server/` there.
+
+    python server decode payloads/picture.payload
+    python server measure
+
+`bundle.json` holds the configuration, the circumstances of every number above and the SHA-256 of every file.
+"""
+
+
+def write_bundle(
+    point: Point, spec: StudySpec, evaluator: Evaluator, environment: dict[str, Any], target: Path
+) -> dict[str, Any]:
+    """Write the bundle of a trial; it appears at ``target`` whole or not at all.
+
+    Returns:
+        What ``bundle.json`` says.
+
+    Raises:
+        SplitsearchError: the target exists already.
+    """
+    check_target(target)
+    config = point.evaluation.config
+    assert config is not None
+    with fresh_folder(target) as folder:
+        evidence = evaluator.export(config, folder)
+        found = point.evaluation
+        (folder / "README.md").write_text(_readme(point, spec, evidence))
+        bundle = {
+            "format": FORMAT,
+            "study": spec.name,
+            "study_sha256": spec.digest,
+            "trial": point.trial,
+            "seed": spec.search.seed,
+            "config": config.to_dict(),
+            "model": spec.raw["model"],
+            "data": spec.raw["data"],
+            "evidence": {**found.to_dict(), "halves": evidence},
+            "environment": environment,
+            "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "sha256": {
+                str(path.relative_to(folder)): file_digest(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and "__pycache__" not in path.parts
+            },
+        }
+        (folder / "bundle.json").write_text(json.dumps(bundle, indent=2) + "\n")
+        if target.exists():
+            target.rmdir()  # empty, as checked above
+    return bundle
+
+
+def check_target(target: Path) -> None:
+    """Raise SplitsearchError unless a bundle may be written there: the folder is absent or empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SplitsearchError(f"{target} exists already; give -o a folder that does not, or remove it")
+
+
+def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any]) -> str:
+    found = point.evaluation
+    return _README.format(
+        name=spec.name,
+        study=spec.name,
+        label=found.name,
+        trial=point.trial,
+        accuracy=found.accuracy,
+        pictures=evidence["pictures"],
+        drop=-found.accuracy_drop_pp,
+        payload=found.payload_bytes,
+        latency=found.latency_ms,
+        agreement=evidence["agreement_with_trial"],
+        **{place: str(source) for place, source in found.sources.to_dict().items()},
+    )

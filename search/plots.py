@@ -1,0 +1,207 @@
+"""Plotly figures of a study. Data first (``pareto_data``), figure second, so that tests look at data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from evaluators.result import DEVICE_PARTS, LatencyParts
+from search.front import Point, knee, pareto_front
+
+_INK, _GRID = "#1f2937", "#e5e7eb"
+_FRONT, _TRIAL, _INFEASIBLE, _KNEE = "#2563eb", "#93b4f0", "#c4c8cf", "#dc2626"
+_BASELINES = {"all-on-device": "#b45309", "server-only, raw": "#047857", "server-only, JPEG": "#10b981"}
+# Device in blues, link in amber, server in greens: where the time goes is seen before any label is read.
+_PART_COLOURS = {
+    "head_ms": "#1e3a8a",
+    "encode_ms": "#2563eb",
+    "pack_ms": "#60a5fa",
+    "compress_ms": "#bfdbfe",
+    "link_ms": "#f59e0b",
+    "decompress_ms": "#d1fae5",
+    "unpack_ms": "#6ee7b7",
+    "decode_ms": "#10b981",
+    "tail_ms": "#065f46",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoData:
+    """The points of the Pareto plot, each in exactly one group; the knee is also on the front."""
+
+    front: list[Point]
+    dominated: list[Point]
+    infeasible: list[Point]
+    baselines: list[Point]
+    knee: Point | None
+
+
+def pareto_data(trials: Sequence[Point], baselines: Sequence[Point]) -> ParetoData:
+    """Sort trials into front, dominated and infeasible."""
+    front = pareto_front(trials)
+    numbers = {point.trial for point in front}
+    return ParetoData(
+        front=front,
+        dominated=[point for point in trials if point.feasible and point.trial not in numbers],
+        infeasible=[point for point in trials if not point.feasible],
+        baselines=list(baselines),
+        knee=knee(front) if front else None,
+    )
+
+
+def hover(point: Point) -> str:
+    """Everything about a point: configuration, both objectives, payload, every latency part with its source."""
+    found = point.evaluation
+    title = f"trial {point.trial}" if point.trial is not None else found.name
+    lines = [f"<b>{title}</b>"]
+    if found.config:
+        config = found.config.to_dict()
+        lines += [f"{key}: {value:.4g}" if key == "tcl" else f"{key}: {value}" for key, value in config.items()]
+    low, high = found.drop_interval_pp
+    lines += [
+        f"accuracy: {found.accuracy:.2%} (drop {found.accuracy_drop_pp:+.2f} pp, 95 % {low:+.2f} to {high:+.2f})",
+        f"payload: {found.payload_bytes:,.0f} bytes",
+        f"<b>latency: {found.latency_ms:.3f} ms</b>",
+    ]
+    for name, ms in found.latency.to_dict().items():
+        if ms:
+            lines.append(f"  {name.removesuffix('_ms')}: {ms:.3f} ms ({_source(point, name)})")
+    return "<br>".join(lines)
+
+
+def pareto_figure(data: ParetoData) -> go.Figure:
+    """Accuracy against latency: every trial, the front, the baselines."""
+    figure = go.Figure()
+    _scatter(figure, "trial over a limit", data.infeasible, {"color": _INFEASIBLE, "symbol": "x-thin-open", "size": 8})
+    _scatter(figure, "trial", data.dominated, {"color": _TRIAL, "size": 8})
+    _scatter(
+        figure, "front", data.front, {"color": _FRONT, "size": 11}, line={"color": _FRONT, "width": 2, "shape": "hv"}
+    )
+    if data.knee:
+        ring = {"color": _KNEE, "size": 18, "symbol": "circle-open", "line": {"width": 3}}
+        _scatter(figure, "knee", [data.knee], ring)
+    for name, colour in _BASELINES.items():
+        points = [point for point in data.baselines if point.name.startswith(name)]
+        texts = [point.name.removeprefix(name).strip(" ,") for point in points]
+        place = "middle right" if name == "all-on-device" else "bottom center"
+        marker = {"color": colour, "symbol": "diamond", "size": 11}
+        _scatter(figure, name, points, marker, texts=texts, text_place=place)
+    figure.update_layout(
+        **_layout(),
+        xaxis={"title": "latency (ms), less is better", "gridcolor": _GRID, "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": "accuracy, more is better", "gridcolor": _GRID, "zeroline": False, "tickformat": ".0%"},
+        height=600,
+        hovermode="closest",
+        updatemenus=[_zoom(data)],
+    )
+    figure.update_layout(margin={"b": 110})
+    return figure
+
+
+def _zoom(data: ParetoData) -> dict[str, Any]:
+    """Two buttons: every trial, and the corner where the front is."""
+    near = [*data.front, *data.baselines] or [*data.dominated, *data.infeasible]
+    latest = max((point.latency_ms for point in near), default=1.0)
+    low, high = (
+        min((point.accuracy for point in near), default=0.0),
+        max((point.accuracy for point in near), default=1.0),
+    )
+    pad = 0.05 * (high - low) + 0.005
+    window = {"xaxis.range": [0, 1.05 * latest], "yaxis.range": [low - 2 * pad, high + pad]}
+    everything = {"xaxis.autorange": True, "yaxis.autorange": True}
+    buttons = [
+        {"label": "every trial", "method": "relayout", "args": [everything]},
+        {"label": "front and baselines", "method": "relayout", "args": [window]},
+    ]
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": buttons,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.1,
+        "pad": {"t": 0},
+    }
+
+
+def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figure:
+    """Stacked latency parts of front points, and of the baselines below them."""
+    rows = [*baselines[::-1], *list(points)[::-1]]
+    labels = [_row_label(point) for point in rows]
+    figure = go.Figure()
+    for name in LatencyParts.names():
+        values = [getattr(point.evaluation.latency, name) for point in rows]
+        if not any(values):
+            continue
+        texts = [f"{name.removesuffix('_ms')}: {ms:.3f} ms ({_source(point, name)})" for point, ms in zip(rows, values)]
+        figure.add_bar(
+            name=name.removesuffix("_ms"),
+            y=labels,
+            x=values,
+            orientation="h",
+            marker={"color": _PART_COLOURS[name]},
+            hovertext=texts,
+            hoverinfo="text",
+        )
+    figure.update_layout(
+        **_layout(),
+        barmode="stack",
+        xaxis={"title": "latency (ms)", "gridcolor": _GRID, "zeroline": False},
+        yaxis={"automargin": True, "tickfont": {"size": 12}},
+        height=200 + 26 * len(rows),
+        bargap=0.3,
+    )
+    figure.update_layout(legend={"traceorder": "normal"}, margin={"b": 110})
+    return figure
+
+
+def _source(point: Point, part: str) -> str:
+    sources = point.evaluation.sources
+    if part == "link_ms":
+        return str(sources.link)
+    return str(sources.device if part in DEVICE_PARTS else sources.server)
+
+
+def _row_label(point: Point) -> str:
+    return f"{point.trial}: {point.name} " if point.trial is not None else f"{point.name} "
+
+
+def _scatter(
+    figure: go.Figure,
+    name: str,
+    points: Sequence[Point],
+    marker: dict[str, Any],
+    *,
+    line: dict[str, Any] | None = None,
+    texts: list[str] | None = None,
+    text_place: str = "bottom center",
+) -> None:
+    if not points:
+        return
+    mode = "markers" + ("+lines" if line else "") + ("+text" if texts and any(texts) else "")
+    figure.add_scatter(
+        name=name,
+        x=[point.latency_ms for point in points],
+        y=[point.accuracy for point in points],
+        mode=mode,
+        marker=marker,
+        line=line,
+        text=texts,
+        textposition=text_place,
+        textfont={"size": 11, "color": marker["color"]},
+        hovertext=[hover(point) for point in points],
+        hoverinfo="text",
+    )
+
+
+def _layout() -> dict[str, Any]:
+    return {
+        "template": "plotly_white",
+        "font": {"family": "system-ui, sans-serif", "size": 14, "color": _INK},
+        "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}},
+    }

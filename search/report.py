@@ -1,0 +1,111 @@
+"""The report: one HTML page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plotly.io
+
+from evaluators.result import DEVICE_PARTS, SERVER_PARTS
+from search.front import Point, pareto_front, verdicts
+from search.plots import pareto_data, pareto_figure, parts_figure
+from search.spec import StudySpec
+from search.study import baseline_points, environment, finished_trials, trial_points
+from search.tables import hardware_line
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
+.lead { color: #4b5563; margin: 0 0 1.2rem; }
+.verdict { border-left: 4px solid #2563eb; background: #f3f6fd; padding: .7rem 1.1rem; margin: 1rem 0; }
+.verdict p { margin: .25rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #e5e7eb; }
+th { font-weight: 600; color: #4b5563; } th:nth-child(2), td:nth-child(2) { text-align: left; }
+tr.knee td { font-weight: 600; background: #fef2f2; } tr.baseline td { color: #047857; }
+pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: 1rem; overflow-x: auto; font-size: .8rem; }
+details summary { cursor: pointer; color: #4b5563; } .note { color: #6b7280; font-size: .9rem; }
+"""
+
+
+def write_report(study: optuna.Study, spec: StudySpec, target: Path) -> None:
+    """Write the page, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    partial.write_text(report_html(study, spec), encoding="utf-8")
+    os.replace(partial, target)
+
+
+def report_html(study: optuna.Study, spec: StudySpec) -> str:
+    """The page as text."""
+    trials, baselines, circumstances = trial_points(study), baseline_points(study), environment(study)
+    data = pareto_data(trials, baselines)
+    front = pareto_front(trials)
+    done, could_not_run = finished_trials(study), len(finished_trials(study)) - len(trials)
+    pictures = circumstances.get("pictures", {})
+    counts = (
+        f"{len(done)} finished trials, {len(front)} on the front, {len(data.infeasible) + could_not_run} over a limit"
+    )
+    seen = f", accuracy on {pictures['search-validation']:,} search-validation pictures" if pictures else ""
+    knee = data.knee.trial if data.knee else None
+    sections = [
+        f"<h1>{html.escape(spec.name)}</h1>",
+        f"<p class='lead'>{html.escape(spec.model.name)} on {html.escape(spec.data.name)}: {counts}{seen}.<br>"
+        f"{html.escape(hardware_line(circumstances))}</p>",
+        f"<div class='verdict'>{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts(front, baselines))}</div>",
+        "<h2>Accuracy against latency</h2>",
+        _figure(pareto_figure(data), "pareto", True),
+        "<p class='note'>Hover over a point for its whole configuration. Click a legend entry to hide its points. "
+        "The drop is paired: the same pictures as the uncut model. Test pictures were not used.</p>",
+        "<h2>Where the time goes</h2>",
+        _figure(parts_figure(front, baselines), "parts", False),
+        "<h2>Front and baselines</h2>",
+        _table(front, baselines, knee),
+        "<h2>Circumstances</h2>",
+        f"<details><summary>machine, versions, hardware</summary><pre>{_json(circumstances)}</pre></details>",
+        f"<details><summary>study file</summary><pre>{_json(spec.raw)}</pre></details>",
+    ]
+    body = "\n".join(sections)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(spec.name)} - splitsearch</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _figure(figure: Any, name: str, first: bool) -> str:
+    config = {"displaylogo": False, "responsive": True}
+    return plotly.io.to_html(figure, include_plotlyjs=first, full_html=False, div_id=name, config=config)
+
+
+def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None) -> str:
+    heads = ("trial", "what", "accuracy", "drop pp (95 %)", "bytes", "latency ms", "device", "link", "server")
+    rows = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    for point in [*front, *baselines]:
+        found, parts = point.evaluation, point.evaluation.latency.to_dict()
+        kind = "baseline" if point.trial is None else "knee" if point.trial == knee else ""
+        low, high = found.drop_interval_pp
+        cells = (
+            "" if point.trial is None else str(point.trial),
+            html.escape(found.name) + (" (knee)" if kind == "knee" else ""),
+            f"{found.accuracy:.2%}",
+            f"{found.accuracy_drop_pp:+.2f} ({low:+.2f} to {high:+.2f})",
+            f"{found.payload_bytes:,.0f}",
+            f"{found.latency_ms:.2f}",
+            f"{sum(parts[name] for name in DEVICE_PARTS):.2f}",
+            f"{parts['link_ms']:.2f}",
+            f"{sum(parts[name] for name in SERVER_PARTS):.2f}",
+        )
+        rows.append(f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _json(value: Any) -> str:
+    return html.escape(json.dumps(value, indent=2, default=str))

@@ -1,0 +1,337 @@
+"""``StudySpec``: a study file, read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import studies
+from evaluators.latency.profiles import LinkProfile, MachineProfile, load_link, load_machine
+from evaluators.result import Evaluation
+from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from search.samplers import SAMPLERS
+from spaces.config import is_number
+from spaces.errors import SpecError, nearest
+from spaces.partition import Choice, PartitionPoint, choose
+from spaces.space import SearchSpace
+from spaces.yaml_text import read_yaml
+
+FORMAT = 1
+_STUDIES = Path(studies.__file__).parent
+_PLACEHOLDER = ("any",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """Limits that a point of the front must keep; None is no limit. The drop is against the uncut model as given."""
+
+    max_accuracy_drop_pp: float | None = None
+    max_latency_ms: float | None = None
+    max_payload_bytes: float | None = None
+
+    def excess(self, evaluation: Evaluation) -> dict[str, float]:
+        """By how much each limit that is set is exceeded; 0 or less keeps it."""
+        values = {
+            "max_accuracy_drop_pp": evaluation.accuracy_drop_pp,
+            "max_latency_ms": evaluation.latency_ms,
+            "max_payload_bytes": evaluation.payload_bytes,
+        }
+        limits = {name: getattr(self, name) for name in values}
+        return {name: values[name] - limit for name, limit in limits.items() if limit is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How to search. ``trials`` is the number of finished trials a study should come to."""
+
+    sampler: str = "tpe"
+    trials: int = 60
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """Everything a study file says, checked. ``raw`` is what stood there."""
+
+    name: str
+    file: Path
+    model: ModelSettings
+    data: DataSettings
+    device: MachineProfile
+    server: MachineProfile
+    link: LinkProfile
+    constraints: Constraints
+    finetune: FinetuneSettings
+    baseline: BaselineSettings
+    search: SearchSettings
+    raw: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that shapes the results; ``search.trials`` does not, so a study can be made longer."""
+        return hashlib.sha256(json.dumps(self.comparable(), sort_keys=True).encode()).hexdigest()
+
+    def comparable(self) -> dict[str, Any]:
+        """The study file as dotted keys and values, without ``search.trials``."""
+        flat = _flatten(self.raw)
+        flat.pop("search.trials", None)
+        return flat
+
+    def choices(self, points: list[PartitionPoint]) -> list[Choice]:
+        """Which of a model's partition points this study searches. Raises SpecError for a name that fits none."""
+        try:
+            return choose(points, self.raw["space"].get("partition", "auto"))
+        except SpecError as error:
+            raise _placed(error.inside("space"), self.file) from None
+
+    def space(self, points: list[PartitionPoint]) -> SearchSpace:
+        """The search space over a model's partition points."""
+        kept = [choice.point.name for choice in self.choices(points) if choice.kept]
+        return SearchSpace.from_dict(self.raw["space"], kept)
+
+
+def find_study(study: str) -> Path:
+    """The file behind a path, the name of a file in ``studies/``, or the ``name:`` in one.
+
+    Raises:
+        SpecError: there is none.
+    """
+    given = Path(study)
+    if given.suffix in (".yaml", ".yml"):
+        if given.is_file():
+            return given
+        raise SpecError("STUDY", study, "no such file")
+    shipped = {path.stem: path for path in sorted(_STUDIES.glob("*.yaml"))}
+    by_name = {stem.replace("_", "-"): path for stem, path in shipped.items()}
+    found = shipped.get(study) or by_name.get(study)
+    if found is None:
+        raise SpecError(
+            "STUDY", study, f"a path to a .yaml file or a shipped study is needed; {nearest(study, shipped)}"
+        )
+    return found
+
+
+def load_spec(study: str) -> StudySpec:
+    """Read and check a study file.
+
+    Raises:
+        SpecError: anything that cannot be right: file, key, what was given, what is allowed.
+    """
+    path = find_study(study)
+    raw = read_yaml(path)
+    try:
+        return _read(raw, path)
+    except SpecError as error:
+        raise _placed(error, path) from None
+
+
+def _read(raw: Any, path: Path) -> StudySpec:
+    top = _Section("", raw)
+    format_given = top.take("format")
+    if format_given != FORMAT or isinstance(format_given, bool):
+        raise SpecError("format", format_given, f"{FORMAT} is the format known here")
+    name = top.text("name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise SpecError("name", name, "letters, digits, '.', '_' and '-' are allowed; it names a folder")
+    space = top.section("space")
+    spec = StudySpec(
+        name=name,
+        file=path,
+        model=_model(top.section("model"), path),
+        data=_data(top.section("data"), path),
+        device=load_machine(top.take("device", "local"), "device"),
+        server=load_machine(top.take("server", "local"), "server"),
+        link=load_link(top.take("link")),
+        constraints=_constraints(top.section("constraints", optional=True)),
+        finetune=_finetune(top.section("finetune", optional=True)),
+        baseline=_baseline(top.section("baseline", optional=True)),
+        search=_search(top.section("search", optional=True)),
+        raw=raw,
+    )
+    _check_space(space.rest())
+    top.finish()
+    return spec
+
+
+def _check_space(space: dict[str, Any]) -> None:
+    wanted = space.get("partition", "auto")
+    if not (
+        isinstance(wanted, str) or (isinstance(wanted, list) and wanted and all(isinstance(w, str) for w in wanted))
+    ):
+        raise SpecError("space.partition", wanted, "auto, all, a name, a glob, or a list of names and globs is needed")
+    try:
+        SearchSpace.from_dict(space, _PLACEHOLDER)
+    except SpecError as error:
+        raise error.inside("space") from None
+
+
+def _model(section: _Section, path: Path) -> ModelSettings:
+    weights = section.text("weights", None)
+    settings = ModelSettings(
+        name=section.text("name"),
+        num_classes=section.whole("num_classes", minimum=2),
+        weights=_locate(weights, path) if weights is not None else None,
+    )
+    section.finish()
+    return settings
+
+
+def _data(section: _Section, path: Path) -> DataSettings:
+    root = section.text("root", None)
+    settings = DataSettings(
+        name=section.text("name"),
+        image_size=section.whole("image_size", minimum=8),
+        root=_locate(root, path) if root is not None else None,
+    )
+    section.finish()
+    return settings
+
+
+def _constraints(section: _Section) -> Constraints:
+    keys = ("max_accuracy_drop_pp", "max_latency_ms", "max_payload_bytes")
+    limits = Constraints(**{key: section.number(key, None, minimum=0) for key in keys})
+    section.finish()
+    return limits
+
+
+def _finetune(section: _Section) -> FinetuneSettings:
+    default = FinetuneSettings()
+    scope = section.text("scope", default.scope)
+    if scope not in ("bottleneck", "tail"):
+        raise SpecError("finetune.scope", scope, "bottleneck and tail are allowed")
+    settings = FinetuneSettings(
+        images=section.whole("images", default.images),
+        epochs=section.whole("epochs", default.epochs),
+        batch_size=section.whole("batch_size", default.batch_size),
+        learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
+        tail_learning_rate=section.number("tail_learning_rate", default.tail_learning_rate, above=0) or 0.0,
+        scope=scope,  # type: ignore[arg-type]
+    )
+    section.finish()
+    return settings
+
+
+def _baseline(section: _Section) -> BaselineSettings:
+    default = BaselineSettings()
+    settings = BaselineSettings(
+        epochs=section.whole("epochs", default.epochs),
+        batch_size=section.whole("batch_size", default.batch_size),
+        learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
+    )
+    section.finish()
+    return settings
+
+
+def _search(section: _Section) -> SearchSettings:
+    default = SearchSettings()
+    sampler = section.text("sampler", default.sampler)
+    if sampler not in SAMPLERS:
+        raise SpecError("search.sampler", sampler, nearest(sampler, SAMPLERS))
+    settings = SearchSettings(
+        sampler=sampler,
+        trials=section.whole("trials", default.trials),
+        seed=section.whole("seed", default.seed, minimum=0),
+    )
+    section.finish()
+    return settings
+
+
+def _locate(given: str, study: Path) -> Path:
+    """A path in a study file: absolute, or below the current folder, the study's folder or the folder above that.
+
+    The first place where it exists counts (an archive of that name exists too, see ``data.py``); the last one is what
+    ``studies/`` in a checkout needs.
+    """
+    path = Path(given).expanduser()
+    places = [place / path for place in (Path.cwd(), study.resolve().parent, study.resolve().parent.parent)]
+    for place in places:
+        if place.exists() or any(place.parent.glob(f"{place.name}.*")):
+            return place.resolve()
+    return path
+
+
+_MISSING = object()
+
+
+class _Section:
+    """One mapping of a study file. Keys are taken out one by one; what is left at the end is unknown."""
+
+    def __init__(self, key: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise SpecError(key or "(whole file)", value, "a mapping of keys to values is needed")
+        self._key, self._left, self._known = key, dict(value), set()
+
+    def _path(self, name: object) -> str:
+        return f"{self._key}.{name}" if self._key else str(name)
+
+    def take(self, name: str, default: Any = _MISSING) -> Any:
+        """A value as it stands. Raises SpecError when it is absent and there is no default."""
+        self._known.add(name)
+        value = self._left.pop(name, default)
+        if value is _MISSING:
+            raise SpecError(self._path(name), None, "this key is needed")
+        return value
+
+    def text(self, name: str, default: Any = _MISSING) -> Any:
+        """A string."""
+        value = self.take(name, default)
+        if value is not default and not (isinstance(value, str) and value):
+            raise SpecError(self._path(name), value, "a text is needed")
+        return value
+
+    def whole(self, name: str, default: Any = _MISSING, *, minimum: int = 1) -> int:
+        """A whole number from ``minimum``."""
+        value = self.take(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise SpecError(self._path(name), value, f"a whole number from {minimum} is needed")
+        return value
+
+    def number(
+        self, name: str, default: Any = _MISSING, *, minimum: float | None = None, above: float | None = None
+    ) -> float | None:
+        """A number with a lower bound, or the default."""
+        value = self.take(name, default)
+        if value is default:
+            return value
+        low = is_number(value) and (minimum is None or value >= minimum) and (above is None or value > above)
+        if not low:
+            bound = f"from {minimum:g}" if minimum is not None else f"above {above:g}"
+            raise SpecError(self._path(name), value, f"a number {bound} is needed")
+        return float(value)
+
+    def section(self, name: str, optional: bool = False) -> _Section:
+        """A mapping inside this one."""
+        return _Section(self._path(name), self.take(name, {} if optional else _MISSING))
+
+    def rest(self) -> dict[str, Any]:
+        """All that was not taken, for whoever checks it."""
+        return self._left
+
+    def finish(self) -> None:
+        """Raise SpecError for a key that nobody took."""
+        for name in self._left:
+            raise SpecError(self._path(name), self._left[name], f"no such key; {nearest(str(name), self._known)}")
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flatten(inner, f"{key}.{name}" if key else str(name))
+    return flat
+
+
+def _placed(error: SpecError, file: Path) -> SpecError:
+    error.file = error.file or str(file)
+    return error
+
+
+def with_trials(spec: StudySpec, trials: int | None) -> StudySpec:
+    """The spec with another number of trials."""
+    return spec if trials is None else replace(spec, search=replace(spec.search, trials=trials))

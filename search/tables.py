@@ -1,0 +1,104 @@
+"""Front, baselines and partition points as tables for a terminal, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from evaluators.result import DEVICE_PARTS, SERVER_PARTS, LatencyParts
+from search.front import Point
+from spaces.partition import Choice
+
+
+def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Point | None, title: str) -> Table:
+    """Front points fastest first, then the baselines."""
+    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for heading in ("accuracy", "drop pp", "bytes", "latency ms", "device", "link", "server"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in front:
+        knee = point is chosen
+        table.add_row(
+            str(point.trial), point.name + ("  <- knee" if knee else ""), *_cells(point), style="bold" if knee else ""
+        )
+    table.add_section()
+    for point in baselines:
+        table.add_row("", point.name, *_cells(point), style="cyan")
+    return table
+
+
+def _cells(point: Point) -> list[str]:
+    found = point.evaluation
+    parts = found.latency.to_dict()
+    return [
+        f"{found.accuracy:.1%}",
+        f"{found.accuracy_drop_pp:+.1f}",
+        f"{found.payload_bytes:,.0f}",
+        f"{found.latency_ms:.2f}",
+        f"{sum(parts[name] for name in DEVICE_PARTS):.2f}",
+        f"{parts['link_ms']:.2f}",
+        f"{sum(parts[name] for name in SERVER_PARTS):.2f}",
+    ]
+
+
+def hardware_line(environment: dict[str, Any]) -> str:
+    """``device raspberry_pi_4b (modelled: this machine x 4.9), server local (measured), link 2 MB/s (modelled)``."""
+
+    def place(key: str) -> str:
+        machine = environment[key]
+        how = machine["source"]
+        if machine["factor"] != 1.0:
+            how += f": measured here x {machine['factor']:.2f}"
+        return f"{key} {machine['name']} ({how})"
+
+    link = environment["link"]
+    return (
+        f"{place('device')}, {place('server')}, "
+        f"link {link['rate_mb_per_s']:g} MB/s with {link['rtt_ms']:g} ms round trip (modelled)"
+    )
+
+
+def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], title: str) -> Table:
+    """Partition points from input to output."""
+    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("point", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
+    for heading in ("elements", "float bytes", "head MMACs", "tail MMACs", "head ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("searched", overflow="fold")
+    for choice, ms in zip(choices, head_ms, strict=True):
+        point = choice.point
+        table.add_row(
+            point.name,
+            " + ".join("x".join(map(str, shape)) for shape in point.shapes),
+            f"{point.elements:,}",
+            f"{point.float_bytes:,}",
+            f"{point.head_macs / 1e6:.1f}",
+            f"{point.tail_macs / 1e6:.1f}",
+            "-" if ms is None else f"{ms:.2f}",
+            "yes" if choice.kept else f"no: {choice.why}",
+            style="" if choice.kept else "dim",
+        )
+    return table
+
+
+def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
+    """One row a point; the columns are the keys of ``front --json``, inner ones flattened."""
+    config_keys = ("partition", "ae_ratio", "bits", "tcl", "lzma")
+    columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
+    columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for kind, points in (("front", front), ("baseline", baselines)):
+        for point in points:
+            row = point.to_dict()
+            config, latency, sources = row.pop("config") or {}, row.pop("latency"), row.pop("sources")
+            places = {f"source_{place}": source for place, source in sources.items()}
+            writer.writerow({"kind": kind, **row, **config, **latency, **places})
+    return text.getvalue()

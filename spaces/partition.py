@@ -1,0 +1,101 @@
+"""Partition points as values, and the rule for which of them are worth searching."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spaces.errors import SpecError, nearest
+
+INPUT = "input"
+OUTPUT = "output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionPoint:
+    """A place where the network can be cut.
+
+    Attributes:
+        name: as in the model's module tree, ``layer1.2``; ``input`` and ``output`` are the two ends.
+        shapes: of the tensors that cross the cut, without the batch dimension: (C, H, W) or (C,).
+        head_macs: multiply-accumulate operations of one picture before the cut.
+        tail_macs: the same after the cut.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    head_macs: int
+    tail_macs: int
+
+    @property
+    def tensor_elements(self) -> list[int]:
+        """Values in each tensor, for one picture."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def elements(self) -> int:
+        """Values that cross the cut for one picture."""
+        return sum(self.tensor_elements)
+
+    @property
+    def float_bytes(self) -> int:
+        """Their size as float32."""
+        return 4 * self.elements
+
+    @property
+    def is_end(self) -> bool:
+        """Whether this is ``input`` (server only) or ``output`` (all on device)."""
+        return self.name in (INPUT, OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A partition point with the verdict of the search space: searched or not, and why."""
+
+    point: PartitionPoint
+    kept: bool
+    why: str
+
+
+def choose(points: Sequence[PartitionPoint], wanted: str | Sequence[str]) -> list[Choice]:
+    """Decide which points are searched.
+
+    Args:
+        points: all points from input to output.
+        wanted: ``auto`` (drop a point when another costs the device no more and sends less), ``all``,
+            a name, a glob such as ``layer3.*``, or a list of names and globs.
+
+    Raises:
+        SpecError: a name or glob that fits no point.
+    """
+    inner = [point for point in points if not point.is_end]
+    if wanted == "auto":
+        return [_auto(point, inner) for point in points]
+    patterns = ["*"] if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(point.name, pattern) for point in inner):
+            raise SpecError("partition", pattern, nearest(pattern, [point.name for point in inner]))
+    return [_named(point, patterns, wanted) for point in points]
+
+
+def _end(point: PartitionPoint) -> Choice:
+    return Choice(point=point, kept=False, why="server only" if point.name == INPUT else "all on the device")
+
+
+def _auto(point: PartitionPoint, inner: list[PartitionPoint]) -> Choice:
+    if point.is_end:
+        return _end(point)
+    for other in inner:
+        if other.elements < point.elements and other.head_macs <= point.head_macs:
+            return Choice(point=point, kept=False, why=f"{other.name} costs the device no more and sends less")
+    return Choice(point=point, kept=True, why="no other point costs the device as little and sends less")
+
+
+def _named(point: PartitionPoint, patterns: list[str], wanted: str | Sequence[str]) -> Choice:
+    if point.is_end:
+        return _end(point)
+    kept = any(fnmatch.fnmatchcase(point.name, pattern) for pattern in patterns)
+    asked = wanted if isinstance(wanted, str) else ", ".join(wanted)
+    return Choice(point=point, kept=kept, why=f"{'asked for' if kept else 'left out'} by partition: {asked}")

@@ -1,0 +1,148 @@
+"""``SearchSpace``: what each of the five choices may be, and how a sampler draws from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spaces.config import SplitConfig, check_ae_ratio, check_bits, check_lzma, check_tcl, is_number
+from spaces.errors import SpecError, nearest
+
+
+class Trial(Protocol):
+    """The part of an Optuna trial that drawing a configuration needs."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TclRange:
+    """TCL strengths from ``low`` to ``high``; with ``off``, half of the prior is no TCL at all."""
+
+    low: float
+    high: float
+    log: bool = True
+    off: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            check_tcl(getattr(self, name))
+        for name in ("log", "off"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(name, getattr(self, name), "true and false are allowed")
+        if self.high <= self.low or (self.log and self.low <= 0):
+            allowed = "low must be above 0 (when log is true) and below high"
+            raise SpecError("", f"low: {self.low}, high: {self.high}", allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The choices of a study. Everything is checked here, so what it suggests is always valid.
+
+    The space is flat: every trial draws every parameter, also the strength of a TCL that is off, because samplers
+    such as NSGA-II fall back to random on conditional spaces.
+    """
+
+    partitions: tuple[str, ...]
+    ae_ratios: tuple[float, ...]
+    bits: tuple[int, ...]
+    tcl: TclRange | tuple[float, ...]
+    lzma: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        checks = {"ae_ratio": (self.ae_ratios, check_ae_ratio), "bits": (self.bits, check_bits)}
+        checks["lzma"] = (self.lzma, check_lzma)
+        if not isinstance(self.tcl, TclRange):
+            checks["tcl"] = (self.tcl, check_tcl)
+        for key, (values, check) in checks.items():
+            if not values:
+                raise SpecError(key, "an empty list", "at least one value is needed")
+            for value in values:
+                check(value)
+            if len(set(values)) < len(values):
+                raise SpecError(key, list(values), "each value may stand there once")
+        if not self.partitions:
+            raise SpecError("partition", "an empty list", "at least one partition point is needed")
+
+    def suggest(self, trial: Trial) -> SplitConfig:
+        """Draw one configuration."""
+        return SplitConfig(
+            partition=trial.suggest_categorical("partition", self.partitions),
+            ae_ratio=trial.suggest_categorical("ae_ratio", self.ae_ratios),
+            bits=trial.suggest_categorical("bits", self.bits),
+            tcl=self._suggest_tcl(trial),
+            lzma=trial.suggest_categorical("lzma", self.lzma),
+        )
+
+    def _suggest_tcl(self, trial: Trial) -> float:
+        if not isinstance(self.tcl, TclRange):
+            return float(trial.suggest_categorical("tcl", self.tcl))
+        on = trial.suggest_categorical("tcl_on", (False, True)) if self.tcl.off else True
+        strength = trial.suggest_float("tcl", self.tcl.low, self.tcl.high, log=self.tcl.log)
+        return strength if on else 0.0
+
+    @property
+    def size(self) -> int | None:
+        """Number of configurations; None when TCL strength is continuous."""
+        if isinstance(self.tcl, TclRange):
+            return None
+        lengths = (len(values) for values in (self.partitions, self.ae_ratios, self.bits, self.tcl, self.lzma))
+        return _product(lengths)
+
+    def grid(self) -> Iterator[SplitConfig]:
+        """Every configuration. Raises ValueError when there are infinitely many."""
+        if isinstance(self.tcl, TclRange):
+            raise ValueError("a continuous TCL strength has no grid; give tcl as a list")
+        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, self.lzma)
+        for partition, ae_ratio, bits, tcl, lzma in itertools.product(*axes):
+            yield SplitConfig(partition=partition, ae_ratio=ae_ratio, bits=bits, tcl=float(tcl), lzma=lzma)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], partitions: Sequence[str]) -> SearchSpace:
+        """Read the ``space`` section of a study file; ``partition`` in it is already resolved to ``partitions``.
+
+        Raises:
+            SpecError: an unknown key or a value that is not allowed.
+        """
+        known = {"partition", "ae_ratio", "bits", "tcl", "lzma"}
+        for key in data:
+            if key not in known:
+                raise SpecError(str(key), data[key], f"no such key; {nearest(str(key), known)}")
+        return cls(
+            partitions=tuple(partitions),
+            ae_ratios=_values(data.get("ae_ratio", [0.0625, 0.125, 0.25, 0.5, 1.0])),
+            bits=_values(data.get("bits", [1, 2, 3, 4, 8])),
+            tcl=_tcl(data.get("tcl", 0.0)),
+            lzma=_values(data.get("lzma", [False, True])),
+        )
+
+
+def _product(lengths: Iterator[int]) -> int:
+    size = 1
+    for length in lengths:
+        size *= length
+    return size
+
+
+def _values(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _tcl(value: Any) -> TclRange | tuple[float, ...]:
+    if not isinstance(value, dict):
+        return _values(value)
+    known = {"low", "high", "log", "off"}
+    for key in value:
+        if key not in known:
+            raise SpecError(f"tcl.{key}", value[key], f"no such key; {nearest(str(key), known)}")
+    for key in ("low", "high"):
+        if not is_number(value.get(key)):
+            raise SpecError(f"tcl.{key}", value.get(key), "a number is needed")
+    try:
+        return TclRange(**value)
+    except SpecError as error:
+        raise error.inside("tcl") from None

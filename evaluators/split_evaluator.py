@@ -6,7 +6,7 @@ import copy
 import functools
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,15 @@ JPEG_QUALITIES = (10, 25, 50, 75, 95)
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """All that a :class:`SplitEvaluator` needs to know. ``seed`` fixes training; the split of the data is fixed apart."""
+    """All that a :class:`SplitEvaluator` needs to know. ``seed`` fixes training, not the split of the data."""
 
     model: ModelSettings
     data: DataSettings
     device: MachineProfile
     server: MachineProfile
     link: LinkProfile
-    finetune: FinetuneSettings = FinetuneSettings()
-    baseline: BaselineSettings = BaselineSettings()
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
     seed: int = 0
 
 

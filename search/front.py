@@ -119,7 +119,8 @@ def pick_point(
         drop = min(point.evaluation.accuracy_drop_pp for point in front)
         fastest = min(point.latency_ms for point in front)
         raise SplitsearchError(
-            f"no point of the front keeps these limits; its smallest drop is {drop:.2f} pp, its lowest latency {fastest:.2f} ms"
+            f"no point of the front keeps these limits; its smallest drop is {drop:.2f} pp, "
+            f"its lowest latency {fastest:.2f} ms"
         )
     if how == "fastest":
         return min(within, key=lambda point: point.latency_ms)

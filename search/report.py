@@ -21,7 +21,8 @@ from search.tables import hardware_line
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; }
+body { max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 .lead { color: #4b5563; margin: 0 0 1.2rem; }
 .verdict { border-left: 4px solid #2563eb; background: #f3f6fd; padding: .7rem 1.1rem; margin: 1rem 0; }
@@ -76,7 +77,8 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(spec.name)} - splitsearch</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{html.escape(spec.name)} - splitsearch</title><style>{_STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 

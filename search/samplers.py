@@ -1,7 +1,8 @@
-"""Samplers by name, and the wrapper that keeps them from asking for the same configuration twice."""
+"""Samplers by name, and the wrapper that gives them a good start and keeps them from repeating themselves."""
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,40 +16,43 @@ from spaces.config import SplitConfig
 from spaces.space import SearchSpace
 
 # Multivariate: ratio, bit-width and partition act together, so TPE should look at them together.
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: _tpe(seed),
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+    "tpe": lambda seed, start: _tpe(seed, start),
+    "nsga2": lambda seed, start: optuna.samplers.NSGAIISampler(seed=seed),
+    "random": lambda seed, start: optuna.samplers.RandomSampler(seed=seed),
 }
 
+_LEAST_START = 10
 _TRIES = 20
 _RANDOM_TRIES = 200
 
 
-def _tpe(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-
-
 def make_sampler(name: str, seed: int, space: SearchSpace) -> BaseSampler:
-    """The named sampler, never repeating itself. All of them take note of violated constraints."""
-    return Unrepeated(SAMPLERS[name](seed), optuna.samplers.RandomSampler(seed=seed), space)
+    """The named sampler behind our start and without repeats. All of them take note of violated constraints."""
+    start = max(_LEAST_START, len(space.partitions))
+    return SplitSampler(SAMPLERS[name](seed, start), space, start, seed)
 
 
-class Unrepeated(BaseSampler):
-    """Another sampler, asked again when it proposes a configuration that was tried before.
+class SplitSampler(BaseSampler):
+    """Another sampler with two habits of ours.
 
-    Scoring is deterministic, so a repeated trial teaches nothing; left alone, TPE spends a third of a small study on
-    repeats. After some tries a random new configuration is taken instead.
+    The first trials go round the partition points, each with a gentle squeeze (the upper half of ratios and
+    bit-widths). After a random start a good point may have had one hopeless configuration and is not looked at again:
+    on ResNet-50, 30 trials of TPE alone tried the stem once, at 1 bit, and never came back.
 
-    Two sets of parameters are the same when they make the same :class:`SplitConfig`: the strength of a TCL that is off
-    does not count.
+    No configuration is tried twice. Scoring is deterministic, so a repeat teaches nothing; plain TPE spent a third of a
+    small study on repeats. The inner sampler is asked again, and after some tries a random configuration is taken. Two
+    sets of parameters are the same when they make the same :class:`SplitConfig`: the strength of a TCL that is off does
+    not count.
     """
 
-    def __init__(self, inner: BaseSampler, fallback: BaseSampler, space: SearchSpace) -> None:
-        self._inner, self._fallback, self._space = inner, fallback, space
+    def __init__(self, inner: BaseSampler, space: SearchSpace, start: int, seed: int) -> None:
+        self._inner, self._fallback, self._space = inner, optuna.samplers.RandomSampler(seed=seed), space
         self._distributions = _distributions(space)
+        self._start = start
+        self._rng = random.Random(seed)
+        self._configs: dict[int, SplitConfig] = {}
+        self._round = self._rng.sample(space.partitions, len(space.partitions))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, from the first trial on."""
@@ -60,10 +64,13 @@ class Unrepeated(BaseSampler):
         """Parameters of a configuration that no trial has had; if there is none left, of any."""
         states = (TrialState.COMPLETE, TrialState.RUNNING)
         past = study.get_trials(deepcopy=False, states=states)
-        tried = {self._config(other.params) for other in past if other.number != trial.number and other.params}
+        tried = {self._of_trial(other) for other in past if other.number != trial.number and other.params}
         params: dict[str, Any] = {}
         for attempt in range(_TRIES + _RANDOM_TRIES):
-            params = self._draw(self._inner if attempt < _TRIES else self._fallback, study, trial, search_space)
+            sampler = self._inner if attempt < _TRIES else self._fallback
+            params = self._draw(sampler, study, trial, search_space)
+            if trial.number < self._start and attempt < _TRIES:
+                params |= self._gentle(trial.number)
             if self._config(params) not in tried:
                 break
         return params
@@ -87,8 +94,21 @@ class Unrepeated(BaseSampler):
         self._inner.reseed_rng()
         self._fallback.reseed_rng()
 
+    def _of_trial(self, trial: FrozenTrial) -> SplitConfig:
+        if trial.number not in self._configs:
+            self._configs[trial.number] = self._config(trial.params)
+        return self._configs[trial.number]
+
     def _config(self, params: dict[str, Any]) -> SplitConfig:
         return self._space.suggest(optuna.trial.FixedTrial(params))
+
+    def _gentle(self, number: int) -> dict[str, Any]:
+        ratios, bits = sorted(self._space.ae_ratios), sorted(self._space.bits)
+        return {
+            "partition": self._round[number % len(self._round)],
+            "ae_ratio": self._rng.choice(ratios[len(ratios) // 2 :]),
+            "bits": self._rng.choice(bits[len(bits) // 2 :]),
+        }
 
     @staticmethod
     def _draw(
@@ -121,3 +141,9 @@ def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     recorder = _Recorder()
     space.suggest(recorder)
     return recorder.distributions
+
+
+def _tpe(seed: int, start: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=start)

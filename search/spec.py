@@ -264,7 +264,8 @@ class _Section:
     def __init__(self, key: str, value: Any) -> None:
         if not isinstance(value, dict):
             raise SpecError(key or "(whole file)", value, "a mapping of keys to values is needed")
-        self._key, self._left, self._known = key, dict(value), set()
+        self._key, self._left = key, dict(value)
+        self._known: set[str] = set()
 
     def _path(self, name: object) -> str:
         return f"{self._key}.{name}" if self._key else str(name)

@@ -14,8 +14,8 @@ _SMALLEST_SPAN = 1e-3
 def calibrate(activations: torch.Tensor, bits: int) -> TensorLevels:
     """Evenly spaced levels for each channel that minimise the squared quantization error on a sample.
 
-    Alternates between assigning each value to its nearest level and fitting, in closed form, the line ``low + step * k``
-    through the assigned values; each round can only lower the error.
+    Alternates between assigning each value to its nearest level and fitting, in closed form, the line
+    ``low + step * k`` through the assigned values; each round can only lower the error.
 
     Args:
         activations: (N, K, H, W) or (N, K).

@@ -7,8 +7,8 @@ ramp lets the network learn its task first and settle afterwards; a cosine, afte
 the weight of their oscillation dampening.
 
 The loss is named after "TCL: Time-Dependent Clustering Loss for Optimizing Post-Training Feature Map Quantization for
-Partitioned DNNs", IEEE Access 13 (2025) 103640-103648, doi 10.1109/ACCESS.2025.3579107; formula and schedule are our own
-reading, since we know the paper by its abstract alone.
+Partitioned DNNs", IEEE Access 13 (2025) 103640-103648, doi 10.1109/ACCESS.2025.3579107; formula and schedule are our
+own reading, since we know the paper by its abstract alone.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def server(folder: Path, arguments: list[str] | None = None) -> int:
     return _guard(lambda: _measure(folder, options) if options.command == "measure" else _decode(folder, options))
 
 
-def _guard(work) -> int:
+def _guard(work: Callable[[], None]) -> int:
     try:
         work()
     except (OSError, ValueError) as error:
@@ -45,7 +46,7 @@ def _guard(work) -> int:
     return 0
 
 
-def _add_measure(commands) -> None:
+def _add_measure(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("measure", help="time every stage on this machine")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--stages", help="only these stages, with commas between")

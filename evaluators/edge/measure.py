@@ -14,6 +14,7 @@ Inside a timed stage: what has to happen for each picture. Outside: loading mode
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -78,7 +79,7 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
     pixels = np.load(half.folder / "sample.npy")
     stages: dict[str, Callable[[], object]] = {}
     if half.jpeg_quality is not None:
-        stages["compress"] = lambda: pictures.to_jpeg(pixels, half.jpeg_quality)
+        stages["compress"] = functools.partial(pictures.to_jpeg, pixels, half.jpeg_quality)
     if half.has("head"):
         stages["head"] = lambda: half.head(pixels)
     if half.wire is not None and half.has("encoder"):
@@ -155,7 +156,8 @@ def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGE
         only: names of the stages wanted; all of them when not given.
 
     Returns:
-        ``{"format": 1, "machine": {...}, "threads": int, "stages": {stage: {"p50_ms", "p90_ms", "spread", "repeats"}}}``
+        ``{"format": 1, "machine": {...}, "threads": int, "stages": {stage: statistics}}``, the statistics as in
+        :func:`time_stages`.
     """
     folder = Path(folder)
     half: halves.Half

@@ -36,8 +36,8 @@ def open_picture(source: str | io.BytesIO, size: int) -> np.ndarray:
     A picture that is not square is cropped around its centre first; one that is larger than ``size`` is scaled down.
     A smaller one stays as it is, since enlarging it on the device would only make the raw picture longer to send.
     """
-    with Image.open(source) as image:
-        image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+    with Image.open(source) as file:
+        image = file.convert("L" if file.mode in ("1", "L", "I;16") else "RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
@@ -53,7 +53,7 @@ def to_input(pixels: np.ndarray, picture: PictureFormat) -> np.ndarray:
         pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=-1)
-    mean, std = np.float32(picture.mean), np.float32(picture.std)
+    mean, std = np.array(picture.mean, np.float32), np.array(picture.std, np.float32)
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 

@@ -47,8 +47,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     # Old files lack BatchNorm's batch counter, which nothing in eval mode reads.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state]
-    wrong = [text for text, k in zip(wrong, (k for k in own if k in state)) if state[k].shape != own[k].shape]
+    shared = sorted(set(own) & set(state))
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shared if state[k].shape != own[k].shape]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
     found = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:10])}" for what, keys in problems if keys)
     if found:

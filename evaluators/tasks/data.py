@@ -1,8 +1,8 @@
 """Data sets by name, each split into three roles: train, search-validation and test.
 
 Search-validation and test are pictures the model has never seen. TinyImageNet's validation split is halved, class by
-class; its own test split has no labels. The digits come undivided, and splitsearch trains their model itself, so they are
-divided 60 : 20 : 20.
+class; its own test split has no labels. The digits come undivided, and splitsearch trains their model itself, so they
+are divided 60 : 20 : 20.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from evaluators.edge.picture import PictureFormat, open_picture, to_input
 from evaluators.settings import DataSettings
 from spaces.errors import SpecError, nearest
 
-# Fixed for everybody, apart from the search's seed, so that no search ever sees a test picture. Of the seeds 0 to 5 this
-# is the one whose two TinyImageNet-50 halves the uncut ResNet-50 finds most alike (54.96 % and 54.56 %).
+# Fixed for everybody, apart from the search's seed, so that no search ever sees a test picture. Of the seeds 0 to 5
+# this is the one whose two TinyImageNet-50 halves the uncut ResNet-50 finds most alike (54.96 % and 54.56 %).
 _SPLIT_SEED = 2
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")

@@ -1,0 +1,78 @@
+"""Pictures and timing on the edge."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluators.edge import measure, picture
+
+FORMAT = picture.PictureFormat(8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+def test_input_is_normalised_rgb():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    tensor = picture.to_input(pixels, FORMAT)
+    assert tensor.shape == (1, 3, 8, 8) and tensor.dtype == np.float32
+    assert tensor[0, 2, 5, 6] == pytest.approx((pixels[5, 6, 2] / 255 - 0.3) / 0.1, abs=1e-5)
+
+
+def test_greyscale_becomes_three_equal_channels_and_small_pictures_grow():
+    tensor = picture.to_input(np.full((4, 4), 255, np.uint8), picture.PictureFormat(8, (0, 0, 0), (1, 1, 1)))
+    assert tensor.shape == (1, 3, 8, 8) and np.allclose(tensor, 1)
+
+
+def test_open_crops_the_middle_and_scales_down(tmp_path):
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 10:30] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    pixels = picture.open_picture(str(tmp_path / "wide.png"), 8)
+    assert pixels.shape == (8, 8, 3) and pixels.min() == 255
+    Image.fromarray(wide[:, :, 0]).save(tmp_path / "grey.png")
+    assert picture.open_picture(str(tmp_path / "grey.png"), 64).shape == (20, 20)
+
+
+def test_jpeg_round_trip_is_a_real_jpeg():
+    pixels = np.full((16, 16, 3), 100, np.uint8)
+    data = picture.to_jpeg(pixels, 90)
+    assert Image.open(io.BytesIO(data)).format == "JPEG"
+    assert np.abs(picture.from_jpeg(data).astype(int) - 100).max() < 4
+
+
+class Clock:
+    """Time that only moves when a stage says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_timing_reports_the_median_of_what_the_clock_says():
+    clock = Clock()
+
+    def stage():
+        clock.now += 0.010
+
+    timed = measure.time_stages({"head": stage}, budget_s=0.9, clock=clock)["head"]
+    assert timed["p50_ms"] == pytest.approx(10) and timed["p90_ms"] == pytest.approx(10)
+    assert timed["spread"] == pytest.approx(0, abs=1e-9)
+    assert timed["repeats"] == measure.ROUNDS * 30
+
+
+def test_a_disturbance_hits_all_stages_alike():
+    clock, order = Clock(), []
+
+    def make(name):
+        def stage():
+            order.append(name)
+            clock.now += 0.1
+
+        return stage
+
+    measure.time_stages({"a": make("a"), "b": make("b")}, budget_s=0.3, clock=clock)
+    changes = sum(first != second for first, second in itertools.pairwise(order))
+    assert changes == 2 * (measure.ROUNDS + 1) - 1

@@ -1,0 +1,147 @@
+"""The payload: packing against a plain loop, round trips, and every way a payload can be wrong."""
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluators.edge import wire
+
+BITS = range(1, 9)
+
+
+def make_format(bits=2, lzma=False, shape=(3, 4, 5)):
+    low = np.linspace(-1, -0.5, shape[0], dtype=np.float32)
+    return wire.WireFormat(bits=bits, tensors=(wire.TensorLevels(shape, low, -low),), lzma=lzma)
+
+
+def values(shape=(3, 4, 5), seed=0):
+    return np.random.default_rng(seed).uniform(-1.3, 1.3, shape).astype(np.float32)
+
+
+def pack_slowly(symbols, bits):
+    text = "".join(format(int(symbol), f"0{bits}b") for symbol in symbols)
+    text += "0" * (-len(text) % 8)
+    return bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 1000])
+def test_pack_equals_a_plain_loop_and_comes_back(bits, count):
+    symbols = np.random.default_rng(bits).integers(0, 2**bits, count).astype(np.uint8)
+    packed = wire.pack(symbols, bits)
+    assert packed == pack_slowly(symbols, bits)
+    assert len(packed) == (count * bits + 7) // 8
+    assert np.array_equal(wire.unpack(packed, bits, count), symbols)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_quantize_takes_the_nearest_level(bits):
+    form = make_format(bits)
+    levels, given_values = form.tensors[0], values()
+    symbols = wire.quantize(given_values, levels, bits)
+    ladder = [wire.dequantize(np.full(levels.shape, k, np.uint8), levels, bits) for k in range(2**bits)]
+    distance = np.abs(np.stack(ladder) - given_values)
+    chosen = np.take_along_axis(distance, symbols[None].astype(int), 0)[0]
+    assert np.allclose(chosen, distance.min(0), atol=1e-6)
+    assert np.array_equal(wire.quantize(wire.dequantize(symbols, levels, bits), levels, bits), symbols)
+
+
+def test_quantize_works_on_batches():
+    form = make_format(3)
+    batch = np.stack([values(seed=seed) for seed in range(4)])
+    whole = wire.quantize(batch, form.tensors[0], 3)
+    assert np.array_equal(whole[2], wire.quantize(batch[2], form.tensors[0], 3))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("lzma", [False, True])
+def test_round_trip(bits, lzma):
+    form = make_format(bits, lzma)
+    payload = wire.encode([values()], form)
+    (received,) = wire.decode(payload, form)
+    step = (form.tensors[0].high - form.tensors[0].low) / (2**bits - 1)
+    clipped = np.clip(values(), form.tensors[0].low[:, None, None], form.tensors[0].high[:, None, None])
+    assert np.all(np.abs(received - clipped) <= step[:, None, None] / 2 + 1e-6)
+    if not lzma:
+        assert len(payload) == wire.HEADER_BYTES + form.packed_bytes
+
+
+def test_several_tensors_in_one_payload():
+    pair = wire.WireFormat(bits=3, tensors=(*make_format().tensors, *make_format(shape=(5,)).tensors))
+    first, second = wire.decode(wire.encode([values(), values((5,))], pair), pair)
+    assert first.shape == (3, 4, 5) and second.shape == (5,)
+    alone = make_format(3)
+    assert np.array_equal(first, wire.decode(wire.encode([values()], alone), alone)[0])
+
+
+def test_header_is_ten_bytes_and_format_survives_json():
+    assert wire.HEADER_BYTES == 10 <= 16
+    form = make_format(4, True)
+    again = wire.WireFormat.from_dict(form.to_dict())
+    assert again.fingerprint == form.fingerprint and again.to_dict() == form.to_dict()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_is_refused(bad):
+    broken = values()
+    broken[0, 0, 0] = bad
+    with pytest.raises(wire.PayloadError, match="NaN or infinite"):
+        wire.encode([broken], make_format())
+
+
+@pytest.mark.parametrize("lzma", [False, True])
+def test_wrong_payloads_are_told_apart(lzma):
+    form = make_format(2, lzma)
+    payload = wire.encode([values()], form)
+    cases = {
+        "too few": payload[:5],
+        "version": bytes([9]) + payload[1:],
+        "another configuration": payload[:2] + b"abcd" + payload[6:],
+        "checksum": payload[:-1] + bytes([payload[-1] ^ 1]),
+        "coded as": payload[:1] + bytes([1 - payload[1]]) + payload[2:],
+    }
+    for reason, wrong in cases.items():
+        with pytest.raises(wire.PayloadError, match=reason):
+            wire.decode(wrong, form)
+
+
+def reframed(form, body):
+    return wire.frame(body, form)
+
+
+def test_lzma_bomb_stops_early():
+    form = make_format(2, True)
+    bomb = wire.compress(bytes(50_000_000))
+    assert len(bomb) < 20_000
+    with pytest.raises(wire.PayloadError, match="more bytes"):
+        wire.decode(reframed(form, bomb), form)
+
+
+def test_short_and_broken_streams():
+    form = make_format(2, True)
+    with pytest.raises(wire.PayloadError, match="only 3"):
+        wire.decode(reframed(form, wire.compress(b"abc")), form)
+    with pytest.raises(wire.PayloadError):
+        wire.decode(reframed(form, b"\xff" * 30), form)
+    with pytest.raises(wire.PayloadError, match="packs to"):
+        wire.decode(reframed(make_format(2), b"abc"), make_format(2))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(data=st.data(), lzma=st.booleans(), fix_checksum=st.booleans())
+def test_mutated_payloads_never_crash(data, lzma, fix_checksum):
+    form = make_format(2, lzma)
+    payload = bytearray(wire.encode([values()], form))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    payload = payload[: data.draw(st.integers(0, len(payload)))]
+    if fix_checksum and len(payload) >= wire.HEADER_BYTES:
+        payload[6:10] = zlib.crc32(bytes(payload[10:])).to_bytes(4, "little")
+    try:
+        (received,) = wire.decode(bytes(payload), form)
+    except wire.PayloadError:
+        return
+    assert received.shape == (3, 4, 5) and np.isfinite(received).all()

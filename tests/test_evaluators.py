@@ -1,0 +1,177 @@
+"""Both evaluators keep the contract; the real one also against what can be computed another way."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluator_contract import EvaluatorContract
+
+from evaluators.edge import halves
+from evaluators.fake import FakeEvaluator
+from evaluators.latency.profiles import LinkProfile, MachineProfile
+from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.split_evaluator import SplitEvaluator, SplitSettings
+from spaces.config import SplitConfig
+from spaces.errors import NotFinished, SpecError
+
+LOCAL = MachineProfile(name="local", threads=2)
+
+
+def digits_settings(**changes):
+    settings = {
+        "model": ModelSettings(name="torchvision/resnet18", num_classes=10),
+        "data": DataSettings(name="digits", image_size=32),
+        "device": LOCAL,
+        "server": LOCAL,
+        "link": LinkProfile(rate_mb_per_s=1.0, rtt_ms=2.0),
+        "finetune": FinetuneSettings(images=400, epochs=2, scope="bottleneck"),
+        "baseline": BaselineSettings(epochs=2),
+    }
+    return SplitSettings(**{**settings, **changes})
+
+
+class TestFakeEvaluator(EvaluatorContract):
+    @pytest.fixture
+    def evaluator(self):
+        return FakeEvaluator()
+
+    @pytest.fixture
+    def config(self):
+        return SplitConfig(partition="middle", ae_ratio=0.25, bits=2)
+
+    @pytest.fixture
+    def infeasible(self):
+        return SplitConfig(partition="deep", ae_ratio=0.03125, bits=2)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A real evaluator on real digits: trained a little, measured on this machine."""
+    folder = tmp_path_factory.mktemp("real")
+    before = os.environ.get("SPLITSEARCH_CACHE")
+    os.environ["SPLITSEARCH_CACHE"] = str(folder / "cache")
+    evaluator = SplitEvaluator(digits_settings(), folder / "run")
+    with pytest.raises(NotFinished, match="splitsearch run"):
+        evaluator.baselines(trained=False)
+    evaluator.prepare(lambda _: None)
+    yield evaluator
+    os.environ.pop("SPLITSEARCH_CACHE")
+    if before is not None:
+        os.environ["SPLITSEARCH_CACHE"] = before
+
+
+@pytest.mark.slow
+class TestSplitEvaluator(EvaluatorContract):
+    @pytest.fixture
+    def evaluator(self, real):
+        return real
+
+    @pytest.fixture
+    def config(self):
+        return SplitConfig(partition="layer3.1", ae_ratio=0.125, bits=3, tcl=5.0)
+
+    @pytest.fixture
+    def infeasible(self):
+        return SplitConfig(partition="stem", ae_ratio=0.001, bits=2)
+
+    def test_latency_composes_from_measured_parts_and_the_link(self, real, config):
+        found = real.evaluate(config)
+        assert found.latency.link_ms == pytest.approx(2.0 + found.payload_bytes / 1000)
+        assert found.sources.to_dict() == {"device": "measured", "server": "measured", "link": "modelled"}
+
+    def test_another_process_finds_the_training_again(self, real, config):
+        first = real.evaluate(config)
+        other = SplitEvaluator(digits_settings(), real._folder)
+        other.prepare(lambda text: pytest.fail(f"trained again: {text}"))
+        assert other.evaluate(config).to_dict() == first.to_dict()
+
+    def test_scoring_leaves_the_uncut_model_alone(self, real, config):
+        before = real._network.fc.weight.clone()
+        real.evaluate(config)
+        real.baselines(trained=True)
+        assert torch.equal(real._network.fc.weight, before)
+
+    def test_the_exported_folders_run_as_programs(self, real, config, tmp_path):
+        real.export(config, tmp_path)
+        picture = tmp_path / "picture.png"
+        from PIL import Image
+
+        Image.fromarray(real._bank.validation.pixels[0]).save(picture)
+        run_half(tmp_path, "device", "encode", picture, "--out", tmp_path / "out")
+        payload = tmp_path / "out" / "picture.payload"
+        (answer,) = json.loads(run_half(tmp_path, "server", "decode", payload, "--json"))
+        assert answer["class"] == int(np.argmax(answer["scores"]))
+        expected = halves.ServerHalf(tmp_path / "server").decode(payload.read_bytes())
+        assert np.allclose(answer["scores"], expected, atol=1e-4)
+        measured = json.loads(run_half(tmp_path, "device", "measure", "--json", "--budget", "0.01"))
+        assert set(measured["stages"]) == {"head", "encode", "pack"} and measured["machine"]["onnxruntime"]
+        payload.write_bytes(b"junk")
+        assert "too few for a payload" in run_half(tmp_path, "server", "decode", payload, fails=True)
+
+    def test_a_modelled_machine_scales_what_is_measured_here(self, real, config, tmp_path):
+        from evaluators.latency.machines import Machine
+        from evaluators.latency.profiles import load_machine
+        from evaluators.latency.reference import machine_for
+        from evaluators.latency.table import StageTable
+
+        class Runner:
+            def measure(self, folder, stages):
+                assert (folder / "head.onnx").exists()
+                return {stage: 26.283 for stage in stages}
+
+        profile = load_machine("raspberry_pi_4b", "device")
+        machine = machine_for(profile, Runner(), StageTable(tmp_path / "table.json"))
+        assert isinstance(machine, Machine) and machine.factor == pytest.approx(10.0)
+        assert machine.source == "modelled"
+        assert machine.stages_ms({"head": "stem"}, lambda: folder_with_head(tmp_path)) == {
+            "head": pytest.approx(262.83)
+        }
+
+
+def folder_with_head(tmp_path):
+    (tmp_path / "head.onnx").touch()
+    return tmp_path
+
+
+def run_half(bundle, side, *arguments, fails=False):
+    command = [sys.executable, side, *map(str, arguments)]
+    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True)
+    assert (done.returncode == 1) if fails else (done.returncode == 0), done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def test_classes_must_match_the_data(tmp_path):
+    settings = digits_settings(model=ModelSettings(name="torchvision/resnet18", num_classes=12))
+    with pytest.raises(SpecError, match=r"model\.num_classes: 12 given; digits has 10 classes"):
+        SplitEvaluator(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_device_half_runs_without_torch(real, tmp_path):
+    """In an environment that has numpy, pillow and onnxruntime and nothing else of ours."""
+    config = SplitConfig(partition="layer3.1", ae_ratio=0.125, bits=3, tcl=5.0)
+    real.evaluate(config)
+    real.export(config, tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    constraints = Path(__file__).parent.parent / "constraints.txt"
+    install = [python, "-m", "pip", "install", "-q", "-c", constraints, "numpy", "pillow", "onnxruntime"]
+    if subprocess.run(install).returncode != 0:
+        pytest.skip("the package index cannot be reached")
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0
+    from PIL import Image
+
+    for number, pixels in enumerate(real._bank.validation.pixels[:20]):
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+    pictures = [f"{number:02}.png" for number in range(20)]
+    encode = [python, "device", "encode", *pictures, "--out", "out"]
+    subprocess.run(encode, cwd=tmp_path, check=True, capture_output=True)
+    half = halves.DeviceHalf(tmp_path / "device")
+    for number, pixels in enumerate(real._bank.validation.pixels[:20]):
+        assert (tmp_path / "out" / f"{number:02}.payload").read_bytes() == half.encode(pixels)

@@ -1,0 +1,48 @@
+"""The rooms keep their order, and the device's code keeps to what a device has."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path for room in ("spaces", "evaluators", "search") for path in (ROOT / room).rglob("*.py"))
+FORBIDDEN = {
+    "spaces": {"evaluators", "search", "torch", "optuna", "torchvision"},
+    "evaluators": {"search", "optuna"},
+    "search": {"torch", "torchvision", "onnx"},
+}
+EDGE_MAY_IMPORT = {"numpy", "PIL", "onnxruntime", *sys.stdlib_module_names}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    room = path.relative_to(ROOT).parts[0]
+    assert not imported(path) & FORBIDDEN[room]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "evaluators" / "edge").glob("*.py")), ids=lambda path: path.name)
+def test_edge_needs_only_what_a_device_has(path):
+    assert imported(path) <= EDGE_MAY_IMPORT
+    ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_everything_public_is_documented(path):
+    tree = ast.parse(path.read_text())
+    public = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")]
+    members = [m for c in public if isinstance(c, ast.ClassDef) for m in c.body if isinstance(m, ast.FunctionDef)]
+    named = [n for n in [*public, *members] if not n.name.startswith("_") and not n.name.startswith("suggest_")]
+    assert ast.get_docstring(tree)
+    assert not [node.name for node in named if not ast.get_docstring(node)]

@@ -1,0 +1,95 @@
+"""The front against brute force and against Optuna; knee, picks and verdicts."""
+
+import csv
+import io
+import random
+
+import pytest
+
+from evaluators.fake import FakeEvaluator
+from evaluators.result import Evaluation, LatencyParts, Source, Sources
+from search.front import Point, find_trial, knee, pareto_front, pick_point, verdicts
+from search.plots import hover, pareto_data, pareto_figure, parts_figure
+from search.tables import to_csv
+from spaces.config import SplitConfig
+from spaces.errors import SplitsearchError
+
+MEASURED = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
+
+
+def point(number, accuracy, ms, feasible=True, drop=0.0):
+    config = SplitConfig(partition="stem", ae_ratio=0.5, bits=1) if number is not None else None
+    evaluation = Evaluation(
+        name=f"p{number}",
+        config=config,
+        accuracy=accuracy,
+        payload_bytes=10.0,
+        latency=LatencyParts(head_ms=ms / 2, link_ms=ms / 2),
+        sources=MEASURED,
+        accuracy_drop_pp=drop,
+    )
+    return Point(trial=number, evaluation=evaluation, feasible=feasible)
+
+
+def test_front_equals_brute_force():
+    rng = random.Random(0)
+    for _ in range(50):
+        points = [point(i, rng.randint(0, 8) / 8, rng.randint(1, 8), rng.random() < 0.8) for i in range(25)]
+        feasible = [p for p in points if p.feasible]
+        best = {(p.accuracy, p.latency_ms) for p in feasible if not any(other.beats(p) for other in feasible)}
+        front = pareto_front(points)
+        assert [(p.accuracy, p.latency_ms) for p in front] == sorted(best, key=lambda pair: pair[1])
+
+
+def test_knee_is_the_bulge():
+    front = [point(0, 0.5, 1), point(1, 0.88, 2), point(2, 0.9, 10)]
+    assert knee(front).trial == 1
+    assert knee(front[:2]).trial == 1 and knee(front[:1]).trial == 0
+    assert knee([point(0, 0.5, 1), point(1, 0.6, 9), point(2, 0.9, 10)]).trial == 2
+    with pytest.raises(ValueError, match="empty"):
+        knee([])
+
+
+def test_picks_within_limits():
+    front = [point(0, 0.5, 1, drop=40), point(1, 0.88, 2, drop=2), point(2, 0.9, 10, drop=0)]
+    assert pick_point(front, "fastest").trial == 0
+    assert pick_point(front, "most-accurate").trial == 2
+    assert pick_point(front, "fastest", max_drop_pp=5).trial == 1
+    assert pick_point(front, "most-accurate", max_latency_ms=5).trial == 1
+    with pytest.raises(SplitsearchError, match=r"smallest drop is 0\.00 pp, its lowest latency 1\.00 ms"):
+        pick_point(front, "knee", max_drop_pp=-1)
+    with pytest.raises(SplitsearchError, match="front is empty"):
+        pick_point([], "knee")
+    with pytest.raises(SplitsearchError, match="trial 9 has no result"):
+        find_trial(front, 9)
+
+
+def test_a_baseline_that_wins_is_named():
+    front = [point(0, 0.5, 1), point(1, 0.8, 5)]
+    (line,) = verdicts(front, [point(None, 0.9, 0.5)])
+    assert "every point" in line
+    lines = verdicts(front, [point(None, 0.9, 4)])
+    assert "1 of 2 points" in lines[0] and "beaten by no baseline" in lines[1]
+    assert verdicts([], []) == ["No trial kept the constraints, so there is no front."]
+
+
+def test_plot_holds_every_trial_once_and_the_hover_everything():
+    trials = [point(0, 0.5, 1), point(1, 0.4, 2), point(2, 0.9, 3), point(3, 0.95, 4, feasible=False)]
+    baselines = FakeEvaluator().baselines(trained=True)
+    data = pareto_data(trials, [Point(trial=None, evaluation=found) for found in baselines])
+    assert [p.trial for p in data.front] == [0, 2] and [p.trial for p in data.dominated] == [1]
+    assert [p.trial for p in data.infeasible] == [3]
+    text = hover(trials[0])
+    for part in ("trial 0", "partition: stem", "ae_ratio: 0.5", "bits: 1", "lzma: False", "(measured)", "(modelled)"):
+        assert part in text
+    traces = pareto_figure(data).data
+    assert sum(len(trace.x) for trace in traces if trace.name != "knee") == len(trials) + len(baselines)
+    bars = parts_figure(data.front, data.baselines).data
+    assert {bar.name for bar in bars} >= {"head", "link", "tail"}
+
+
+def test_csv_reads_back():
+    rows = list(csv.DictReader(io.StringIO(to_csv([point(4, 0.5, 1)], [point(None, 0.9, 4)]))))
+    assert [row["kind"] for row in rows] == ["front", "baseline"]
+    assert rows[0]["trial"] == "4" and rows[0]["bits"] == "1" and float(rows[0]["head_ms"]) == 0.5
+    assert rows[1]["trial"] == "" and rows[1]["partition"] == ""

@@ -1,0 +1,99 @@
+"""Study files: what is accepted, and one precise message for everything else."""
+
+import pytest
+
+from search.spec import find_study, load_spec
+from spaces.errors import SpecError
+
+
+def change(data, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        data = data.setdefault(part, {})
+    if value is ...:
+        del data[last]
+    else:
+        data[last] = value
+
+
+def test_a_good_file(write_study, study_dict):
+    spec = load_spec(write_study(study_dict))
+    assert spec.name == "demo" and spec.device.name == "local" and spec.link.rate_mb_per_s == 1.0
+    assert spec.constraints.max_accuracy_drop_pp == 9.0 and spec.search.trials == 20
+    assert spec.finetune.images == 4000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", 2, "format: 2 given; 1 is the format known here"),
+        ("format", ..., "format: nothing given"),
+        ("name", "a/b", "name: 'a/b' given"),
+        ("name", 3, "name: 3 given; a text"),
+        ("modle", {}, "modle: {} given; no such key; did you mean 'model'"),
+        ("model.weight", "x", "model.weight: 'x' given; no such key; did you mean 'weights'"),
+        ("model.num_classes", "ten", "model.num_classes: 'ten' given; a whole number from 2"),
+        ("model.num_classes", True, "model.num_classes: True given"),
+        ("model", "resnet", "model: 'resnet' given; a mapping"),
+        ("data.image_size", 0, "data.image_size: 0 given; a whole number from 8"),
+        ("data.name", ..., "data.name: nothing given; this key is needed"),
+        ("link", ..., "link: nothing given"),
+        ("link.rate_mb_per_s", 0, "link.rate_mb_per_s: 0 given; a number above 0"),
+        ("device", "raspberry", "device: 'raspberry' given; no such profile; did you mean 'raspberry_pi_4b'"),
+        ("space.bits", 0, "space.bits: 0 given; whole numbers from 1 to 8"),
+        ("space.ae_ratio", 1.5, "space.ae_ratio: 1.5 given; numbers above 0 and up to 1"),
+        ("space.ae_ratio", [0.5, 1.5], "space.ae_ratio: 1.5 given"),
+        ("space.tcl", {"low": 1}, "space.tcl.high: nothing given"),
+        ("space.tcl", -1, "space.tcl: -1 given"),
+        ("space.partition", 3, "space.partition: 3 given"),
+        ("space.partition", [], r"space.partition: \[\] given"),
+        ("space.depth", 3, "space.depth: 3 given; no such key"),
+        ("constraints.max_drop", 1, "constraints.max_drop: 1 given; no such key; did you mean"),
+        ("constraints.max_latency_ms", "1s", "constraints.max_latency_ms: '1s' given; a number from 0"),
+        ("finetune.scope", "head", "finetune.scope: 'head' given; bottleneck and tail"),
+        ("finetune.images", 0, "finetune.images: 0 given"),
+        ("finetune.learning_rate", 0, "finetune.learning_rate: 0 given; a number above 0"),
+        ("search.sampler", "tpa", "search.sampler: 'tpa' given; did you mean 'tpe'"),
+        ("search.trials", 0, "search.trials: 0 given"),
+        ("search.seed", -1, "search.seed: -1 given; a whole number from 0"),
+    ],
+)
+def test_what_cannot_be_right_is_named(write_study, study_dict, key, value, message):
+    change(study_dict, key, value)
+    file = write_study(study_dict)
+    with pytest.raises(SpecError, match=message) as caught:
+        load_spec(file)
+    assert str(caught.value).startswith(file)
+
+
+def test_files_that_are_no_studies(write_study, tmp_path):
+    for text in ("[1, 2]", "just words", "a: [1", ""):
+        with pytest.raises(SpecError, match=r"demo\.yaml"):
+            load_spec(write_study(text))
+    with pytest.raises(SpecError, match="no such file"):
+        load_spec(str(tmp_path / "absent.yaml"))
+    with pytest.raises(SpecError, match="did you mean 'quickstart'"):
+        load_spec("quickstar")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "resnet50_tinyimagenet50", "resnet50-tinyimagenet50"])
+def test_shipped_studies_load_by_name(name):
+    assert load_spec(name).file == find_study(name)
+
+
+def test_digest_follows_everything_but_the_number_of_trials(write_study, study_dict):
+    digest = load_spec(write_study(study_dict)).digest
+    change(study_dict, "search.trials", 99)
+    assert load_spec(write_study(study_dict)).digest == digest
+    change(study_dict, "link.rtt_ms", 1)
+    assert load_spec(write_study(study_dict)).digest != digest
+
+
+def test_paths_are_found_from_the_current_folder_and_from_the_study(write_study, study_dict, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    change(study_dict, "data.root", "pictures")
+    file = write_study(study_dict)
+    assert load_spec(file).data.root == tmp_path / "pictures"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_spec(file).data.root == tmp_path / "pictures"

@@ -1,0 +1,178 @@
+"""The loop with the fake evaluator: the front is known, resuming resumes, nothing is lost."""
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from test_search_spec import change
+
+from evaluators.fake import FakeEvaluator
+from search import study as studies
+from search.front import pareto_front
+from search.spec import load_spec, with_trials
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit, NotFinished, SpecError
+
+
+def start(spec, folder, evaluator=None, **options):
+    evaluator = evaluator or FakeEvaluator()
+    space = spec.space(list(evaluator.partition_points()))
+    study = studies.start_or_resume(spec, space, folder)
+    studies.prepare(study, evaluator, lambda _: None)
+    studies.run_trials(study, spec, space, evaluator, **options)
+    return study
+
+
+def known_front(spec):
+    """Every configuration scored, by brute force."""
+    evaluator, points = FakeEvaluator(), []
+    for config in spec.space(list(evaluator.partition_points())).grid():
+        try:
+            found = evaluator.evaluate(config)
+        except InfeasibleSplit:
+            continue
+        if found.accuracy_drop_pp <= 9.0:
+            points.append((found.latency_ms, found.accuracy))
+    best = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
+    return sorted(set(best))
+
+
+@pytest.fixture
+def spec(write_study, study_dict):
+    return load_spec(write_study(study_dict))
+
+
+@pytest.fixture
+def small(write_study, study_dict):
+    """A space of 24 configurations, two of them impossible and some over the limit."""
+    change(study_dict, "space", {"partition": "all", "ae_ratio": [0.03125, 1.0], "bits": [1, 4], "tcl": 0})
+    return load_spec(write_study(study_dict))
+
+
+def values(points):
+    return [(p.latency_ms, p.accuracy) for p in points]
+
+
+def test_searching_the_whole_space_finds_the_known_front_and_stops(small, tmp_path):
+    study = start(with_trials(small, 1000), tmp_path / "run")
+    size = small.space(list(FakeEvaluator().partition_points())).size
+    assert len(studies.finished_trials(study)) == size == 3 * 2 * 2 * 2
+    front = pareto_front(studies.trial_points(study))
+    assert values(front) == known_front(small)
+    optunas = {(trial.values[1], trial.values[0]) for trial in study.best_trials}
+    assert optunas == set(values(front))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_no_configuration_is_tried_twice(write_study, study_dict, tmp_path, sampler):
+    change(study_dict, "search.sampler", sampler)
+    change(study_dict, "space.tcl", {"low": 1.0, "high": 10.0, "off": True})
+    spec = load_spec(write_study(study_dict))
+    study = start(with_trials(spec, 30), tmp_path / "run")
+    space = spec.space(list(FakeEvaluator().partition_points()))
+    configs = [space.suggest(optuna.trial.FixedTrial(trial.params)) for trial in study.trials]
+    assert len(set(configs)) == len(configs) == 30
+
+
+def test_the_start_looks_at_every_partition_point_gently(spec, tmp_path):
+    study = start(with_trials(spec, 10), tmp_path / "run")
+    params = [trial.params for trial in study.trials]
+    assert [sum(p["partition"] == name for p in params) for name in ("stem", "middle", "deep")] in (
+        [4, 3, 3],
+        [3, 4, 3],
+        [3, 3, 4],
+    )
+    assert {p["bits"] for p in params} <= {2, 4} and {p["ae_ratio"] for p in params} <= {0.25, 1.0}
+
+
+def test_same_seed_same_front_and_another_seed_another_order(spec, write_study, study_dict, tmp_path):
+    one, two = start(spec, tmp_path / "one"), start(spec, tmp_path / "two")
+    assert [t.params for t in one.trials] == [t.params for t in two.trials]
+    change(study_dict, "search.seed", 1)
+    other = start(load_spec(write_study(study_dict)), tmp_path / "three")
+    assert [t.params for t in one.trials] != [t.params for t in other.trials]
+
+
+def test_running_again_resumes(spec, tmp_path):
+    start(with_trials(spec, 7), tmp_path / "run")
+    study = start(with_trials(spec, 12), tmp_path / "run")
+    assert [trial.number for trial in study.trials] == list(range(12))
+    again = start(with_trials(spec, 12), tmp_path / "run")
+    assert len(again.trials) == 12
+
+
+def test_infeasible_configurations_teach_optuna_and_its_dashboard(small, tmp_path):
+    study = start(with_trials(small, 1000), tmp_path / "run")
+    impossible = [t for t in study.trials if t.params["partition"] == "deep" and t.params["ae_ratio"] == 0.03125]
+    over = [t for t in study.trials if t.constraints.get("max_accuracy_drop_pp", 0) > 0]
+    assert len(impossible) == 2 * 2 and over
+    for trial in [*impossible, *over]:
+        assert trial.state == TrialState.COMPLETE
+        assert any(value > 0 for value in trial.constraints.values())
+        assert any(value > 0 for value in trial.system_attrs["constraints"])  # what optuna-dashboard reads
+    assert all("leaves no channel of 8" in trial.user_attrs["infeasible"] for trial in impossible)
+    assert all("max_accuracy_drop_pp exceeded" in trial.user_attrs["infeasible"] for trial in over)
+    fine = [t for t in study.trials if t not in impossible and t not in over]
+    assert all(value <= 0 for trial in fine for value in trial.system_attrs["constraints"])
+    assert not {t.number for t in study.best_trials} & {t.number for t in [*impossible, *over]}
+
+
+def test_every_part_is_a_user_attribute(spec, tmp_path):
+    study = start(with_trials(spec, 3), tmp_path / "run")
+    attributes = studies.finished_trials(study)[0].user_attrs
+    assert {"head_ms", "link_ms", "tail_ms", "payload_bytes", "source_device", "configuration"} <= set(attributes)
+    assert study.metric_names == ["accuracy", "latency_ms"]
+
+
+def test_another_study_file_under_the_same_name_is_refused(spec, write_study, study_dict, tmp_path):
+    start(with_trials(spec, 3), tmp_path / "run")
+    change(study_dict, "link.rate_mb_per_s", 5.0)
+    change(study_dict, "space.bits", [1, 2])
+    other = load_spec(write_study(study_dict))
+    for attempt in (lambda: start(other, tmp_path / "run"), lambda: studies.open_study(other, tmp_path / "run")):
+        with pytest.raises(SpecError) as caught:
+            attempt()
+        assert "link.rate_mb_per_s (was 1.0, is 5.0), space.bits (was [1, 2, 4], is [1, 2])" in str(caught.value)
+    assert len(studies.open_study(spec, tmp_path / "run").trials) == 3
+
+
+def test_nothing_there_yet_says_what_to_do(spec, tmp_path):
+    with pytest.raises(NotFinished, match="splitsearch run"):
+        studies.open_study(spec, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Stopped(FakeEvaluator):
+    """Interrupted, or killed, in the middle of the fourth trial."""
+
+    def __init__(self, how):
+        self.left, self.how = 3, how
+
+    def evaluate(self, config: SplitConfig):
+        self.left -= 1
+        if self.left < 0:
+            raise self.how
+        return super().evaluate(config)
+
+
+def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(spec, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        start(spec, tmp_path / "run", Stopped(KeyboardInterrupt()))
+    study = studies.open_study(spec, tmp_path / "run")
+    assert len(studies.finished_trials(study)) == 3
+    assert study.trials[3].state == TrialState.FAIL
+    assert study.trials[3].user_attrs["stopped"] == "interrupted by the user"
+    study = start(spec, tmp_path / "run")
+    assert len(studies.finished_trials(study)) == 20
+
+
+def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):
+    study = start(with_trials(spec, 2), tmp_path / "run")
+    study.ask()
+    study = start(with_trials(spec, 4), tmp_path / "run")
+    assert [trial.state for trial in study.trials].count(TrialState.RUNNING) == 0
+    assert len(studies.finished_trials(study)) == 4
+
+
+def test_a_timeout_starts_no_further_trial(spec, tmp_path):
+    study = start(spec, tmp_path / "run", timeout_s=0.0)
+    assert len(studies.finished_trials(study)) <= 1

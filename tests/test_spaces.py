@@ -1,0 +1,137 @@
+"""Configurations, partition points and search spaces: bounds, round trips, what is searched."""
+
+import optuna
+import pytest
+
+from spaces.config import SplitConfig
+from spaces.errors import SpecError, nearest
+from spaces.partition import PartitionPoint, choose
+from spaces.space import SearchSpace, TclRange
+from spaces.yaml_text import read_yaml
+
+GOOD = {"partition": "stem", "ae_ratio": 0.25, "bits": 2, "tcl": 10.0, "lzma": True}
+
+
+NOT_A_NUMBER, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        ("bits", [0, 9, 2.0, True]),
+        ("ae_ratio", [0, 1.5, "1", NOT_A_NUMBER]),
+        ("tcl", [-1, NOT_A_NUMBER, INFINITE]),
+        ("lzma", [1, "yes"]),
+    ],
+)
+def test_config_refuses(key, bad):
+    for value in bad:
+        with pytest.raises(SpecError, match=key):
+            SplitConfig(**{**GOOD, key: value})
+
+
+def test_config_round_trip():
+    config = SplitConfig(**GOOD)
+    assert SplitConfig.from_dict(config.to_dict()) == config
+
+
+def test_training_key_ignores_lzma_and_nothing_else():
+    config = SplitConfig(**GOOD)
+    assert SplitConfig(**{**GOOD, "lzma": False}).training_key == config.training_key
+    for key, other in {"partition": "layer1", "ae_ratio": 0.5, "bits": 3, "tcl": 10.000001}.items():
+        assert SplitConfig(**{**GOOD, key: other}).training_key != config.training_key
+
+
+def points(**macs_and_elements):
+    ends = {"input": (0, 10), **macs_and_elements, "output": (100, 1)}
+    return [
+        PartitionPoint(name=name, shapes=((elements, 1, 1),), head_macs=macs, tail_macs=100 - macs)
+        for name, (macs, elements) in ends.items()
+    ]
+
+
+def kept(choices):
+    return [choice.point.name for choice in choices if choice.kept]
+
+
+def test_auto_drops_what_costs_no_less_and_sends_more():
+    found = choose(points(a=(10, 64), b=(10, 16), c=(20, 32), d=(30, 16), e=(40, 8)), "auto")
+    assert kept(found) == ["b", "d", "e"]
+    assert all(choice.why for choice in found)
+
+
+def test_named_points():
+    all_points = points(stem=(1, 4), **{"layer1.0": (2, 4), "layer1.1": (3, 4)})
+    assert kept(choose(all_points, "all")) == ["stem", "layer1.0", "layer1.1"]
+    assert kept(choose(all_points, "layer1.*")) == ["layer1.0", "layer1.1"]
+    assert kept(choose(all_points, ["stem", "layer1.1"])) == ["stem", "layer1.1"]
+    with pytest.raises(SpecError, match=r"did you mean 'layer1\.0'"):
+        choose(all_points, "layer1.00")
+
+
+SPACE = {"partition": "auto", "ae_ratio": [0.25, 0.5], "bits": [1, 2], "tcl": [0, 10], "lzma": False}
+
+
+def test_space_size_and_grid_agree():
+    space = SearchSpace.from_dict(SPACE, ["stem", "deep"])
+    grid = list(space.grid())
+    assert space.size == len(grid) == len(set(grid)) == 16
+
+
+def test_continuous_space_has_no_size():
+    space = SearchSpace.from_dict({**SPACE, "tcl": {"low": 1.0, "high": 100.0}}, ["stem"])
+    assert space.size is None
+    with pytest.raises(ValueError, match="continuous"):
+        list(space.grid())
+
+
+def test_suggest_covers_the_space_and_nothing_else():
+    space = SearchSpace.from_dict({**SPACE, "tcl": {"low": 1.0, "high": 100.0, "off": True}}, ["stem", "deep"])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    configs = [space.suggest(study.ask()) for _ in range(60)]
+    assert {config.partition for config in configs} == {"stem", "deep"}
+    assert {config.bits for config in configs} == {1, 2}
+    strengths = {config.tcl for config in configs}
+    assert 0.0 in strengths and all(value == 0 or 1 <= value <= 100 for value in strengths)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"bits": [0]}, "bits"),
+        ({"bits": []}, "bits"),
+        ({"bits": [1, 1]}, "bits"),
+        ({"ae_ratio": 1.5}, "ae_ratio"),
+        ({"tcl": {"low": 1.0}}, "tcl.high"),
+        ({"tcl": {"low": 5.0, "high": 1.0}}, "tcl"),
+        ({"tcl": {"low": 0.0, "high": 1.0}}, "tcl"),
+        ({"tcl": {"low": 1.0, "high": 2.0, "of": True}}, "tcl.of"),
+        ({"lzma": "yes"}, "lzma"),
+        ({"bitz": [1]}, "did you mean 'bits'"),
+    ],
+)
+def test_space_refuses(change, key):
+    with pytest.raises(SpecError, match=key):
+        SearchSpace.from_dict({**SPACE, **change}, ["stem"])
+
+
+def test_tcl_range_on_a_linear_scale_may_start_at_zero():
+    assert TclRange(low=0.0, high=1.0, log=False).low == 0.0
+
+
+def test_nearest_names_everything():
+    assert nearest("resnet5", ["resnet50", "vgg"]) == "did you mean 'resnet50'? known: resnet50, vgg"
+
+
+def test_yaml_reads_off_as_a_word_and_exponents_as_numbers(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("tcl: {off: true, low: 1e-3}\non: yes\nn: [1, -2, 0.5, 1.0]\n")
+    assert read_yaml(file) == {"tcl": {"off": True, "low": 0.001}, "on": "yes", "n": [1, -2, 0.5, 1.0]}
+
+
+@pytest.mark.parametrize("text", [b"a: 1\na: 2\n", b"a: [1\n", b"\xff\xfe\x00", b"a: !!python/object:os.system {}"])
+def test_yaml_refuses(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(text)
+    with pytest.raises(SpecError, match=r"a\.yaml"):
+        read_yaml(file)

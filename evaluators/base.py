@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 class Evaluator(ABC):
     """Scores configurations of one model on one data set and one set of hardware.
 
-    A search calls, in this order: :meth:`partition_points` once, to build its space; :meth:`prepare` once; then
+    A search calls, in this order: :meth:`partition_points` once, to choose what to search; :meth:`prepare` once; then
     :meth:`evaluate` any number of times; :meth:`baselines` once, before or after; and :meth:`export` for a
     configuration that was evaluated. ``partition_points`` works without ``prepare``.
 
@@ -34,8 +34,14 @@ class Evaluator(ABC):
         """Latency of the head of each point on the device; None where it is not known."""
 
     @abstractmethod
-    def prepare(self, progress: Progress) -> None:
-        """Do what is done once and takes long, such as training a baseline. Calling it again costs nothing."""
+    def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
+        """Do what is done once and takes long, such as training the uncut model. Calling it again costs nothing.
+
+        Args:
+            partitions: the points that will be evaluated; what can be measured for them beforehand is measured now, in
+                one go, so that the points stay comparable on a machine whose speed varies.
+            progress: told what is going on.
+        """
 
     @abstractmethod
     def evaluate(self, config: SplitConfig) -> Evaluation:

@@ -21,6 +21,7 @@ from evaluators.edge import wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.features import FeatureBank
+from evaluators.tasks.scoring import Score, score_split
 from evaluators.tasks.training import Lesson, compute_device, finetune
 from spaces.config import SplitConfig
 
@@ -30,12 +31,21 @@ _CALIBRATION_PICTURES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A trained bottleneck with the tail behind it and its quantization levels; all on the CPU."""
+    """A trained bottleneck with the tail behind it and its quantization levels; between uses on the CPU."""
 
     bottleneck: Bottleneck
     tail: nn.Module
     levels: wire.TensorLevels
     history: list[dict[str, Any]]
+
+    def score(self, config: SplitConfig, features: torch.Tensor) -> Score:
+        """Send every picture's features, (N, C, H, W) or (N, C), through bytes and classify what arrives."""
+        device = compute_device()
+        bottleneck, tail = self.bottleneck.to(device), self.tail.to(device)
+        score = score_split(bottleneck.encoder, bottleneck.decoder, tail, features, self.wire_format(config))
+        bottleneck.cpu()
+        tail.cpu()
+        return score
 
     def wire_format(self, config: SplitConfig) -> wire.WireFormat:
         """What both ends agree on."""

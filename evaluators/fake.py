@@ -36,7 +36,7 @@ class FakeEvaluator(Evaluator):
         """See :class:`Evaluator`."""
         return [point.head_macs / 10 for point in points]
 
-    def prepare(self, progress: Progress) -> None:
+    def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
         """See :class:`Evaluator`."""
         progress("nothing to prepare")
 

@@ -34,7 +34,7 @@ from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings
 from evaluators.tasks.baseline import baseline_path, train_or_load
 from evaluators.tasks.data import Pictures, open_dataset
 from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.scoring import paired_drop_pp, score_split
+from evaluators.tasks.scoring import paired_drop_pp
 from evaluators.tasks.training import Lesson, compute_device, finetune
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
@@ -97,8 +97,15 @@ class SplitEvaluator(Evaluator):
         """Whether the uncut model has its weights, given or kept from an earlier training."""
         return self._prepared or self._baseline_path.exists()
 
-    def prepare(self, progress: Progress) -> None:
-        """Train the uncut model if no weights are given, or load it from an earlier training."""
+    def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
+        """Train the uncut model if no weights are given (or load it from an earlier training); time heads and tails."""
+        self._give_weights(progress)
+        for number, partition in enumerate(partitions, 1):
+            progress(f"timing head and tail of {partition} ({number} of {len(partitions)})")
+            self._stopwatch.head_ms(partition)
+            self._stopwatch.tail_ms(partition)
+
+    def _give_weights(self, progress: Progress) -> None:
         if self._prepared:
             return
         settings = self._settings
@@ -109,8 +116,7 @@ class SplitEvaluator(Evaluator):
         """Train (or load), encode to bytes and back, measure, compose."""
         candidate = self._candidates.get(config)
         features = self._bank.features(config.partition, "validation")
-        form = candidate.wire_format(config)
-        score = score_split(candidate.bottleneck.encoder, candidate.bottleneck.decoder, candidate.tail, features, form)
+        score = candidate.score(config, features)
         shape = tuple(features.shape[1:])
         latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes, shape)
         details = {
@@ -124,7 +130,7 @@ class SplitEvaluator(Evaluator):
         """See :class:`Evaluator`."""
         if not self.is_trained:
             raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
-        self.prepare(lambda _: None)
+        self._give_weights(lambda _: None)
         uncut = self._bank.scores("validation").argmax(1).numpy()
         on_device = self._stopwatch.all_on_device()
         found = [self._evaluation("all-on-device", uncut, 0.0, on_device)]
@@ -155,7 +161,7 @@ class SplitEvaluator(Evaluator):
 
         other = halves.ServerHalf(server)
         predictions = np.array([other.decode(payload).argmax() for payload in payloads])
-        scored = score_split(bottleneck.encoder, bottleneck.decoder, candidate.tail, features, form)
+        scored = candidate.score(config, features)
         return {
             "pictures": len(payloads),
             "agreement_with_trial": float((predictions == scored.predictions).mean()),

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from search import wiring
-from spaces.errors import SplitsearchError
+from spaces.errors import MeasurementError, SplitsearchError
 
 app = typer.Typer(
     help="Find where to cut a vision network between a device and a server, and how hard to squeeze what crosses.",
@@ -79,7 +79,7 @@ def run(
     opened = studies.start_or_resume(loaded, space, folder, storage)
     try:
         with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
-            studies.prepare(opened, evaluator, shown.say)
+            studies.prepare(opened, space, evaluator, shown.say)
             shown.start_trials()
             studies.run_trials(opened, loaded, space, evaluator, timeout_s=timeout, finished=shown.advance)
     except KeyboardInterrupt:
@@ -88,6 +88,9 @@ def run(
         raise SplitsearchError(
             f"interrupted; {done} finished trials are kept in {folder}. 'splitsearch {again}' goes on from there"
         ) from None
+    except MeasurementError as error:
+        done = len(studies.finished_trials(opened))
+        raise SplitsearchError(f"{error}. {done} finished trials are kept in {folder}; run again to go on") from error
     dashboard.save_figures(opened)
     target = folder / "report.html"
     report.write_report(opened, loaded, target)
@@ -209,7 +212,7 @@ def export(
         point = fronts.find_trial(points, trial)
     exports.check_target(output)
     evaluator = wiring.build_evaluator(loaded, studies.run_folder(loaded, out))
-    evaluator.prepare(_talk.print)
+    evaluator.prepare((), _talk.print)
     bundle = exports.write_bundle(point, loaded, evaluator, studies.environment(opened), output)
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)

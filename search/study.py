@@ -87,9 +87,9 @@ def start_or_resume(spec: StudySpec, space: SearchSpace, folder: Path, storage: 
     return study
 
 
-def prepare(study: optuna.Study, evaluator: Evaluator, progress: Progress) -> None:
+def prepare(study: optuna.Study, space: SearchSpace, evaluator: Evaluator, progress: Progress) -> None:
     """Everything that precedes the first trial: the uncut model, the baselines, a note of the circumstances."""
-    evaluator.prepare(progress)
+    evaluator.prepare(space.partitions, progress)
     if _BASELINES in study.user_attrs:
         return
     progress("measuring the baselines")

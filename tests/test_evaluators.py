@@ -58,7 +58,7 @@ def real(tmp_path_factory):
     evaluator = SplitEvaluator(digits_settings(), folder / "run")
     with pytest.raises(NotFinished, match="splitsearch run"):
         evaluator.baselines(trained=False)
-    evaluator.prepare(lambda _: None)
+    evaluator.prepare(["layer3.1"], lambda _: None)
     yield evaluator
     os.environ.pop("SPLITSEARCH_CACHE")
     if before is not None:
@@ -87,7 +87,7 @@ class TestSplitEvaluator(EvaluatorContract):
     def test_another_process_finds_the_training_again(self, real, config):
         first = real.evaluate(config)
         other = SplitEvaluator(digits_settings(), real._folder)
-        other.prepare(lambda text: pytest.fail(f"trained again: {text}"))
+        other.prepare((), lambda text: pytest.fail(f"trained again: {text}"))
         assert other.evaluate(config).to_dict() == first.to_dict()
 
     def test_scoring_leaves_the_uncut_model_alone(self, real, config):

@@ -17,7 +17,7 @@ def start(spec, folder, evaluator=None, **options):
     evaluator = evaluator or FakeEvaluator()
     space = spec.space(list(evaluator.partition_points()))
     study = studies.start_or_resume(spec, space, folder)
-    studies.prepare(study, evaluator, lambda _: None)
+    studies.prepare(study, space, evaluator, lambda _: None)
     studies.run_trials(study, spec, space, evaluator, **options)
     return study
 

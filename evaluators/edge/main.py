@@ -50,7 +50,7 @@ def _add_measure(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("measure", help="time every stage on this machine")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--stages", help="only these stages, with commas between")
-    parser.add_argument("--budget", type=float, default=measure.BUDGET_S, help="seconds for each stage")
+    parser.add_argument("--budget", type=float, default=measure.BUDGET_S, help="seconds for all stages together")
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> None:

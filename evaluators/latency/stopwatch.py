@@ -12,7 +12,7 @@ import torch
 
 from evaluators import folders
 from evaluators.candidates import Candidate
-from evaluators.edge.picture import PictureFormat
+from evaluators.edge.picture import PictureFormat, to_input
 from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import LinkProfile
 from evaluators.models.cut import SplitModel
@@ -95,6 +95,18 @@ class Stopwatch:
             self.network.save_part(INPUT, partition, folder / "head.onnx")
 
         return _times(self.device, {"head": partition}, write)["head"]
+
+    def tail_ms(self, partition: str) -> float:
+        """Latency of a tail on the server."""
+
+        def write(folder: Path) -> None:
+            folders.write_server(folder, self._manifest(self.server, {}))
+            with torch.no_grad():
+                features = self._split.head(partition)(torch.from_numpy(to_input(self._sample, self._picture)))
+            np.save(folder / "features.npy", features.numpy())
+            self.network.save_part(partition, OUTPUT, folder / "tail.onnx")
+
+        return _times(self.server, {"tail": partition}, write)["tail"]
 
     def server_only(self, payload_bytes: float, jpeg_quality: int | None) -> LatencyParts:
         """Latency of sending the picture itself, raw or as JPEG."""

@@ -64,6 +64,7 @@ class FeatureBank:
             for start in range(0, len(pictures), _BATCH):
                 batch = pictures.inputs(self.dataset.picture, start, start + _BATCH).to(device)
                 parts.append(head(batch.to(memory_format=torch.channels_last)).cpu())
+        head.cpu()  # it shares its modules with the uncut model, which others expect here
         return torch.cat(parts)
 
     def _make_room(self, newest: tuple[str, Role]) -> None:

@@ -119,6 +119,8 @@ def train_baseline(
         inputs: (N, 3, S, S), normalised.
         labels: (N,) class indices.
     """
+    device = compute_device()
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     batches = math.ceil(len(labels) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -131,13 +133,13 @@ def train_baseline(
         progress(f"training the uncut model: epoch {epoch + 1} of {settings.epochs}")
         for index in _batches(len(labels), settings.batch_size, generator):
             shifts = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-            pictures = torch.roll(inputs[index], shifts, dims=(2, 3))
-            loss = functional.cross_entropy(model(pictures), labels[index], label_smoothing=0.1)
+            pictures = torch.roll(inputs[index], shifts, dims=(2, 3)).to(device)
+            loss = functional.cross_entropy(model(pictures), labels[index].to(device), label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-    model.eval()
+    model.cpu().eval()
 
 
 def _parameter_groups(
@@ -177,6 +179,6 @@ def _autocast() -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where the hardware has it; a step then takes half the time."""
     if compute_device().type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.autocast("cpu", torch.bfloat16)
     return contextlib.nullcontext()

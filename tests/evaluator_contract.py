@@ -29,7 +29,7 @@ class EvaluatorContract:
         assert found.latency_ms == pytest.approx(sum(getattr(found.latency, name) for name in LatencyParts.names()))
         needed = set(LatencyParts.names()) - {"compress_ms", "decompress_ms"}
         assert all(getattr(found.latency, name) > 0 for name in needed)
-        assert all(source in Source for source in found.sources.to_dict().values())
+        assert set(found.sources.to_dict().values()) <= {str(source) for source in Source}
         low, high = found.drop_interval_pp
         assert low <= found.accuracy_drop_pp <= high
         assert type(found).from_dict(found.to_dict()) == found

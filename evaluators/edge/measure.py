@@ -30,7 +30,7 @@ from . import picture as pictures
 from . import wire as wires
 
 WARMUP_S = 0.5
-BUDGET_S = 1.0
+BUDGET_S = 0.7
 LEAST_REPEATS = 10
 
 

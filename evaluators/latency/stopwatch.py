@@ -117,9 +117,11 @@ class Stopwatch:
             folders.write_server(folder, self._manifest(self.server, manifest), self._sample)
             self.network.save_part(INPUT, OUTPUT, folder / "tail.onnx")
 
-        times = _times(self.server, {"unpack": f"{form} picture", "tail": INPUT}, write_server)
+        server_keys = {"unpack": f"{form} picture", "tail": INPUT}
         if jpeg_quality is not None:
-            times |= _times(self.server, {"decompress": f"{form} picture"}, write_server)
+            server_keys["decompress"] = f"{form} picture"
+        times = _times(self.server, server_keys, write_server)
+        if jpeg_quality is not None:
             write_device = functools.partial(self.write_device, extra=manifest)
             times |= _times(self.device, {"compress": f"{form} picture"}, write_device)
         return _parts(times, self.link.latency_ms(payload_bytes))

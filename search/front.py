@@ -162,6 +162,15 @@ def verdicts(front: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
                 f"{baseline.name} ({baseline.accuracy:.1%}, {baseline.latency_ms:.2f} ms) is at least as accurate and "
                 f"as fast as {count} of the front."
             )
+    fastest = min(front, key=lambda p: p.latency_ms)
+    quicker = [baseline for baseline in baselines if baseline.latency_ms < fastest.latency_ms]
+    if quicker and not any(baseline.beats(fastest) for baseline in quicker):
+        best = max(quicker, key=lambda p: p.accuracy)
+        lines.append(
+            f"{best.name} is faster than every point of the front ({best.latency_ms:.2f} ms against "
+            f"{fastest.latency_ms:.2f} ms) and {100 * (fastest.accuracy - best.accuracy):.1f} pp less accurate "
+            f"than the fastest of them."
+        )
     outside = [p for p in front if not any(baseline.beats(p) for baseline in baselines)]
     if outside:
         best = max(outside, key=lambda p: p.accuracy)

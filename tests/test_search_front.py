@@ -70,6 +70,8 @@ def test_a_baseline_that_wins_is_named():
     assert "every point" in line
     lines = verdicts(front, [point(None, 0.9, 4)])
     assert "1 of 2 points" in lines[0] and "beaten by no baseline" in lines[1]
+    (line, _) = verdicts(front, [point(None, 0.45, 0.5), point(None, 0.3, 0.4)])
+    assert "faster than every point" in line and "5.0 pp less accurate" in line
     assert verdicts([], []) == ["No trial kept the constraints, so there is no front."]
 
 

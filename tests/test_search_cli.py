@@ -171,7 +171,8 @@ def test_debug_shows_the_traceback(write_study, study_dict, tmp_path):
 
 
 SLOW_FAKE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 from evaluators.fake import FakeEvaluator
 from search import cli, wiring
 

@@ -48,7 +48,7 @@ def test_a_good_file(write_study, study_dict):
         ("space.partition", 3, "space.partition: 3 given"),
         ("space.partition", [], r"space.partition: \[\] given"),
         ("space.depth", 3, "space.depth: 3 given; no such key"),
-        ("constraints.max_drop", 1, "constraints.max_drop: 1 given; no such key; did you mean"),
+        ("constraints.max_drop", 1, "constraints.max_drop: 1 given; no such key; known: max_accuracy_drop_pp"),
         ("constraints.max_latency_ms", "1s", "constraints.max_latency_ms: '1s' given; a number from 0"),
         ("finetune.scope", "head", "finetune.scope: 'head' given; bottleneck and tail"),
         ("finetune.images", 0, "finetune.images: 0 given"),

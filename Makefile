@@ -1,15 +1,16 @@
 # make quickstart   a real study on this machine, from nothing, in a few minutes
-# make test         the whole test suite
+# make test         the test suite, in minutes
+# make test-all     the same, and the long list of networks
 # Both make .venv and install into it the first time.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: help install quickstart test lint
+.PHONY: help install quickstart test test-all lint
 
 help:
-	@sed -n '1,3p' Makefile
+	@sed -n '1,4p' Makefile
 
 install: $(READY)
 
@@ -27,6 +28,9 @@ test: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
+
+test-all: test
+	$(VENV)/bin/python -m pytest -m architectures
 
 lint: $(READY)
 	$(VENV)/bin/ruff check --fix .

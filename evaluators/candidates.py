@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evaluators.compression.bottleneck import Bottleneck, kept_channels
+from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
@@ -25,6 +25,7 @@ from evaluators.tasks.scoring import Score, score_split
 from evaluators.tasks.training import Lesson, compute_device, finetune
 from spaces.config import SplitConfig
 
+_FORMAT = 2  # 1 held one tensor
 _START_PICTURES = 512
 _CALIBRATION_PICTURES = 1000
 
@@ -35,11 +36,11 @@ class Candidate:
 
     bottleneck: Bottleneck
     tail: nn.Module
-    levels: wire.TensorLevels
+    levels: tuple[wire.TensorLevels, ...]
     history: list[dict[str, Any]]
 
-    def score(self, config: SplitConfig, features: torch.Tensor) -> Score:
-        """Send every picture's features, (N, C, H, W) or (N, C), through bytes and classify what arrives."""
+    def score(self, config: SplitConfig, features: Tensors) -> Score:
+        """Send every picture's features, each tensor (N, ...), through bytes and classify what arrives."""
         device = compute_device()
         bottleneck, tail = self.bottleneck.to(device), self.tail.to(device)
         score = score_split(bottleneck.encoder, bottleneck.decoder, tail, features, self.wire_format(config))
@@ -49,7 +50,7 @@ class Candidate:
 
     def wire_format(self, config: SplitConfig) -> wire.WireFormat:
         """What both ends agree on."""
-        return wire.WireFormat(bits=config.bits, tensors=(self.levels,), lzma=config.lzma)
+        return wire.WireFormat(bits=config.bits, tensors=self.levels, lzma=config.lzma)
 
 
 class Candidates:
@@ -67,19 +68,21 @@ class Candidates:
     def get(self, config: SplitConfig) -> Candidate:
         """The trained candidate. Raises InfeasibleSplit when its AE ratio leaves no channel."""
         features = self._bank.features(config.partition, "train")
-        channels = features.shape[1]
-        bottleneck = Bottleneck(channels, kept_channels(channels, config.ae_ratio), features.ndim == 4)
+        shapes = [tuple(tensor.shape[1:]) for tensor in features]
+        bottleneck = Bottleneck(shapes, self._split.channel_axes(config.partition), config.ae_ratio)
         # A copy: the tail shares its modules with the uncut model, which must not change.
         tail = copy.deepcopy(self._split.tail(config.partition))
         place = self._folder / config.training_key
         if (place / "split.json").exists():
-            return self._load(place, bottleneck, tail)
+            record = json.loads((place / "split.json").read_text())
+            if record["format"] == _FORMAT:
+                return self._load(place, record, bottleneck, tail)
         candidate = self._train(config, bottleneck, tail, features)
         self._save(place, candidate)
         return candidate
 
-    def _train(self, config: SplitConfig, bottleneck: Bottleneck, tail: nn.Module, features: torch.Tensor) -> Candidate:
-        bottleneck.start_from(features[:_START_PICTURES])
+    def _train(self, config: SplitConfig, bottleneck: Bottleneck, tail: nn.Module, features: Tensors) -> Candidate:
+        bottleneck.start_from([tensor[:_START_PICTURES] for tensor in features])
         device = compute_device()
         lesson = Lesson(features=features, labels=self._bank.train.labels, teacher=self._bank.scores("train"))
         history = finetune(
@@ -93,7 +96,8 @@ class Candidates:
         )
         bottleneck.cpu()
         with torch.no_grad():
-            levels = calibrate(bottleneck.encoder(features[:_CALIBRATION_PICTURES]), config.bits)
+            activations = bottleneck.encoder(*(tensor[:_CALIBRATION_PICTURES] for tensor in features))
+            levels = tuple(calibrate(tensor, config.bits) for tensor in activations)
         return Candidate(bottleneck=bottleneck, tail=tail.cpu(), levels=levels, history=history)
 
     def _save(self, place: Path, candidate: Candidate) -> None:
@@ -102,20 +106,22 @@ class Candidates:
         if self._settings.scope == "tail":
             tensors |= {f"tail.{name}": value for name, value in candidate.tail.state_dict().items()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, place / "weights.safetensors")
-        levels = {"low": candidate.levels.low.tolist(), "high": candidate.levels.high.tolist()}
-        record = {"format": 1, "shape": list(candidate.levels.shape), **levels, "history": candidate.history}
+        levels = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in candidate.levels]
+        record = {"format": _FORMAT, "levels": levels, "history": candidate.history}
         # Last and in one step: its presence says that the folder is whole.
         partial = place / "split.json.part"
         partial.write_text(json.dumps(record))
         os.replace(partial, place / "split.json")
 
-    def _load(self, place: Path, bottleneck: Bottleneck, tail: nn.Module) -> Candidate:
+    @staticmethod
+    def _load(place: Path, record: dict[str, Any], bottleneck: Bottleneck, tail: nn.Module) -> Candidate:
         tensors = load_file(place / "weights.safetensors")
         for prefix, module in (("bottleneck.", bottleneck), ("tail.", tail)):
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if own:
                 module.load_state_dict(own)
-        record = json.loads((place / "split.json").read_text())
-        low, high = np.array(record["low"], np.float32), np.array(record["high"], np.float32)
-        levels = wire.TensorLevels(tuple(record["shape"]), low, high)
+        levels = tuple(
+            wire.TensorLevels(tuple(t["shape"]), np.array(t["low"], np.float32), np.array(t["high"], np.float32))
+            for t in record["levels"]
+        )
         return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"])

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which network. Without ``weights`` splitsearch trains it first."""
+    """Which network.
+
+    ``weights`` is a file, or ``pretrained`` for those that the library offers; without them splitsearch trains the
+    network first. ``options`` go to whatever builds the network, as keyword arguments.
+    """
 
     name: str
     num_classes: int
-    weights: Path | None = None
+    weights: Path | str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is built, JSON-ready."""
+        return {**asdict(self), "weights": self.weights and str(self.weights)}
+
+    @property
+    def label(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which pictures. ``image_size`` is the side of the network's square input in pixels."""
+    """Which pictures.
+
+    ``image_size`` is the side of the network's square input in pixels; ``download`` lets the public archive be fetched
+    where nothing is at ``root``.
+    """
 
     name: str
     image_size: int
     root: Path | None = None
+    download: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +69,6 @@ class FinetuneSettings:
 class BaselineSettings:
     """Training of the uncut network where no weights are given."""
 
-    epochs: int = 12
+    epochs: int = 30
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3

@@ -30,9 +30,10 @@ from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.models.onnx_export import save_module
 from evaluators.result import Evaluation, LatencyParts
-from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.tasks.baseline import baseline_path, train_or_load
-from evaluators.tasks.data import Pictures, open_dataset
+from evaluators.tasks.data import Pictures
+from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.features import FeatureBank
 from evaluators.tasks.scoring import paired_drop_pp
 from evaluators.tasks.training import Lesson, compute_device, finetune
@@ -41,6 +42,11 @@ from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
 
 JPEG_QUALITIES = (10, 25, 50, 75, 95)
+
+_CARVED = (
+    "these weights may have seen any picture of a data set that comes undivided, so nothing is left to judge by; "
+    "leave them out, or give data with a val or test split"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +82,14 @@ class SplitEvaluator(Evaluator):
         if settings.model.num_classes != len(self._dataset.classes):
             found = f"{settings.data.name} has {len(self._dataset.classes)} classes; give that number"
             raise SpecError("model.num_classes", settings.model.num_classes, found)
-        self._network = build(settings.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._dataset.carved and settings.model.weights not in (None, PRETRAINED):
+            raise SpecError("model.weights", str(settings.model.weights), _CARVED)
+        loaded = build(settings.model)
+        self._network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._split = SplitModel(self._network, settings.data.image_size)
         self._bank = FeatureBank(self._split, self._dataset, settings.finetune.images, settings.seed)
         self._candidates = Candidates(folder / "splits", self._split, self._bank, settings.finetune, settings.seed)
-        self._prepared = settings.model.weights is not None
+        self._prepared = loaded.trained
 
     # -- the contract ------------------------------------------------------------------------------------------------
 
@@ -117,11 +126,11 @@ class SplitEvaluator(Evaluator):
         candidate = self._candidates.get(config)
         features = self._bank.features(config.partition, "validation")
         score = candidate.score(config, features)
-        shape = tuple(features.shape[1:])
-        latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes, shape)
+        elements = sum(tensor[0].numel() for tensor in features)
+        latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes)
         details = {
-            "bottleneck_channels": candidate.bottleneck.kept,
-            "bits_per_element": 8 * score.payload_bytes / float(np.prod(shape)),
+            "bottleneck_channels": sum(candidate.bottleneck.kept),
+            "bits_per_element": 8 * score.payload_bytes / elements,
             "training": candidate.history,
         }
         return self._evaluation(config.label, score.predictions, score.payload_bytes, latency, config, details)
@@ -149,15 +158,17 @@ class SplitEvaluator(Evaluator):
         bottleneck = candidate.bottleneck.eval()
         self._stopwatch.write_device(device, {"wire": form.to_dict(), "threads": self._threads(self._settings.device)})
         self._stopwatch.network.save_part(INPUT, config.partition, device / "head.onnx")
-        save_module(bottleneck.encoder, features[:1], device / "encoder.onnx")
+        sample = [tensor[:1] for tensor in features]
+        save_module(bottleneck.encoder, sample, device / "encoder.onnx", len(sample))
 
         half = halves.DeviceHalf(device)
         payloads = [half.encode(pixels) for pixels in self._bank.validation.pixels]
         manifest = {"picture": self._dataset.picture.to_dict(), "threads": self._threads(self._settings.server)}
         manifest |= {"wire": form.to_dict(), "classes": list(self._dataset.classes)}
         folders.write_server(server, manifest, payload=payloads[0])
-        save_module(bottleneck.decoder, torch.zeros(1, *candidate.levels.shape), server / "decoder.onnx")
-        save_module(candidate.tail, features[:1], server / "tail.onnx")
+        activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
+        save_module(bottleneck.decoder, activations, server / "decoder.onnx", len(sample))
+        save_module(candidate.tail, sample, server / "tail.onnx")
 
         other = halves.ServerHalf(server)
         predictions = np.array([other.decode(payload).argmax() for payload in payloads])
@@ -202,7 +213,8 @@ class SplitEvaluator(Evaluator):
         """
         test = self._dataset.test()
         right = (
-            self._reference_right.sum() + (self._bank.through_head(OUTPUT, test).argmax(1) == test.labels).sum().item()
+            self._reference_right.sum()
+            + (self._bank.through_head(OUTPUT, test)[0].argmax(1) == test.labels).sum().item()
         )
         count = len(self._labels) + len(test)
         return float(right) / count, count
@@ -226,7 +238,7 @@ class SplitEvaluator(Evaluator):
     @property
     def _baseline_path(self) -> Path:
         settings = self._settings
-        return baseline_path(settings.model, settings.data, settings.baseline, settings.seed)
+        return baseline_path(settings.model, self._dataset, settings.baseline, settings.seed)
 
     @functools.cached_property
     def _labels(self) -> np.ndarray:
@@ -247,13 +259,15 @@ class SplitEvaluator(Evaluator):
         )
         finetune(tail, None, lesson, self._settings.finetune, seed=self._settings.seed)
         with torch.no_grad():
-            batches = self._bank.features(first, "validation").split(100)
-            return np.concatenate([tail(batch.to(compute_device())).argmax(1).cpu().numpy() for batch in batches])
+            device, features = compute_device(), self._bank.features(first, "validation")
+            batches = zip(*(tensor.split(100) for tensor in features))
+            scores = [tail(*(tensor.to(device) for tensor in batch)) for batch in batches]
+            return torch.cat(scores).argmax(1).cpu().numpy()
 
     def _jpeg(self, quality: int) -> Evaluation:
         files = [to_jpeg(pixels, quality) for pixels in self._bank.validation.pixels]
         decoded = Pictures([from_jpeg(data) for data in files], self._bank.validation.labels)
-        predictions = self._bank.through_head(OUTPUT, decoded).argmax(1).numpy()
+        predictions = self._bank.through_head(OUTPUT, decoded)[0].argmax(1).numpy()
         size = float(np.mean([len(data) for data in files]))
         latency = self._stopwatch.server_only(size, quality)
         return self._evaluation(f"server-only, JPEG {quality}", predictions, size, latency)

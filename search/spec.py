@@ -13,7 +13,7 @@ from typing import Any
 import studies
 from evaluators.latency.profiles import LinkProfile, MachineProfile, load_link, load_machine
 from evaluators.result import Evaluation
-from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from search.samplers import SAMPLERS
 from spaces.config import is_number
 from spaces.errors import SpecError, nearest
@@ -173,9 +173,10 @@ def _check_space(space: dict[str, Any]) -> None:
 def _model(section: _Section, path: Path) -> ModelSettings:
     weights = section.text("weights", None)
     settings = ModelSettings(
-        name=section.text("name"),
+        name=_locate_code(section.text("name"), path),
         num_classes=section.whole("num_classes", minimum=2),
-        weights=_locate(weights, path) if weights is not None else None,
+        weights=weights if weights in (None, PRETRAINED) else _locate(weights, path),
+        options=section.section("options", optional=True).rest(),
     )
     section.finish()
     return settings
@@ -184,9 +185,10 @@ def _model(section: _Section, path: Path) -> ModelSettings:
 def _data(section: _Section, path: Path) -> DataSettings:
     root = section.text("root", None)
     settings = DataSettings(
-        name=section.text("name"),
+        name=_locate_code(section.text("name"), path),
         image_size=section.whole("image_size", minimum=8),
         root=_locate(root, path) if root is not None else None,
+        download=section.flag("download", False),
     )
     section.finish()
     return settings
@@ -255,6 +257,13 @@ def _locate(given: str, study: Path) -> Path:
     return path
 
 
+def _locate_code(name: str, study: Path) -> str:
+    """A name ``python:file.py:function`` with the file's place; any other name as it is."""
+    kind, _, rest = name.partition(":")
+    file, _, function = rest.rpartition(":")
+    return f"{kind}:{_locate(file, study)}:{function}" if kind == "python" and file.endswith(".py") else name
+
+
 _MISSING = object()
 
 
@@ -283,6 +292,13 @@ class _Section:
         value = self.take(name, default)
         if value is not default and not (isinstance(value, str) and value):
             raise SpecError(self._path(name), value, "a text is needed")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise SpecError(self._path(name), value, "true or false is needed")
         return value
 
     def whole(self, name: str, default: Any = _MISSING, *, minimum: int = 1) -> int:

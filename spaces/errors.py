@@ -64,8 +64,10 @@ def shown(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'? known: x, y, z`` for a name that does not exist."""
+    """``did you mean 'x'? known: x, y, z`` for a name that does not exist; of many names, those that are near."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1)
+    close = difflib.get_close_matches(str(name), names, n=6)
+    if close and len(names) > 20:
+        return f"did you mean '{close[0]}'? near it: {', '.join(close[1:])}; {len(names)} are known"
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return (f"did you mean '{close[0]}'? " if close else "") + f"known: {listed}"

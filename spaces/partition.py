@@ -19,15 +19,20 @@ class PartitionPoint:
 
     Attributes:
         name: as in the model's module tree, ``layer1.2``; ``input`` and ``output`` are the two ends.
-        shapes: of the tensors that cross the cut, without the batch dimension: (C, H, W) or (C,).
+        shapes: of the tensors that cross the cut, without the batch dimension: (C, H, W) or (C,), or with the channels
+            last in networks that keep them there, (N, C) or (H, W, C).
         head_macs: multiply-accumulate operations of one picture before the cut.
         tail_macs: the same after the cut.
+        head_params: parameters used before the cut.
+        tail_params: parameters used after it; one used on both sides counts on both.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     head_macs: int
     tail_macs: int
+    head_params: int = 0
+    tail_params: int = 0
 
     @property
     def tensor_elements(self) -> list[int]:

@@ -20,27 +20,41 @@ def correlated(channels=12, rank=4, count=40):
 
 def test_start_keeps_what_principal_components_keep():
     features = correlated()
-    bottleneck = Bottleneck(12, 4, spatial=True)
-    bottleneck.start_from(features)
+    bottleneck = Bottleneck([(12, 6, 6)], [1], 4 / 12)
+    bottleneck.start_from([features])
     with torch.no_grad():
-        activations, rebuilt = bottleneck(features)
+        (activations,), (rebuilt,) = bottleneck(features)
     assert activations.shape == (40, 4, 6, 6) and activations.abs().max() <= 1
     # Four components carry all of it; what is lost is tanh's bend.
     lost = ((rebuilt - features) ** 2).mean() / features.var()
     assert lost < 0.1
-    poorer = Bottleneck(12, 1, spatial=True)
-    poorer.start_from(features)
+    poorer = Bottleneck([(12, 6, 6)], [1], 1 / 12)
+    poorer.start_from([features])
     with torch.no_grad():
-        assert ((poorer(features)[1] - features) ** 2).mean() > ((rebuilt - features) ** 2).mean()
+        assert ((poorer(features)[1][0] - features) ** 2).mean() > ((rebuilt - features) ** 2).mean()
 
 
 def test_start_works_for_vectors_and_dead_channels():
     features = torch.randn(100, 8)
     features[:, 3] = 0.0
-    bottleneck = Bottleneck(8, 8, spatial=False)
-    bottleneck.start_from(features)
-    activations, rebuilt = bottleneck(features)
+    bottleneck = Bottleneck([(8,)], [1], 1.0)
+    bottleneck.start_from([features])
+    (activations,), (rebuilt,) = bottleneck(features)
     assert torch.isfinite(activations).all() and torch.isfinite(rebuilt).all()
+
+
+def test_tensors_of_any_layout_get_a_bottleneck_each():
+    shapes, axes = [(12, 6, 6), (10, 8), (5, 5, 4), (16,)], [1, -1, -1, 1]
+    features = [torch.randn(40, *shape) for shape in shapes]
+    bottleneck = Bottleneck(shapes, axes, 0.5)
+    bottleneck.start_from(features)
+    with torch.no_grad():
+        activations, rebuilt = bottleneck(*features)
+    # Channels come first in what is sent, wherever the network keeps them.
+    assert [tuple(z.shape) for z in activations] == [(40, 6, 6, 6), (40, 4, 10), (40, 2, 5, 5), (40, 8)]
+    for before, after in zip(features, rebuilt, strict=True):
+        assert after.shape == before.shape and ((after - before) ** 2).mean() < before.var()
+    assert bottleneck.kept == [6, 4, 2, 8]
 
 
 def test_kept_channels():

@@ -102,9 +102,10 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
 
 def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     """The stages of a server folder in order, each ready to be called on the folder's sample."""
-    if (half.folder / "features.npy").exists():
-        tensor = np.load(half.folder / "features.npy")
-        return {"tail": lambda: half.run("tail", [tensor])}
+    if (half.folder / "features.npz").exists():
+        with np.load(half.folder / "features.npz") as stored:
+            tensors = [stored[name] for name in stored.files]
+        return {"tail": lambda: half.run("tail", tensors)}
     if half.wire is None:
         return _picture_stages(half)
     wire = half.wire

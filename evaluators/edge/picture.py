@@ -37,25 +37,33 @@ def open_picture(source: str | io.BytesIO, size: int) -> np.ndarray:
     A smaller one stays as it is, since enlarging it on the device would only make the raw picture longer to send.
     """
     with Image.open(source) as file:
-        image = file.convert("L" if file.mode in ("1", "L", "I;16") else "RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-        if side > size:
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image)
+        return fit_picture(file, size)
+
+
+def fit_picture(picture: Image.Image, size: int) -> np.ndarray:
+    """As :func:`open_picture`, for a picture that is open already."""
+    image = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side > size:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def to_input(pixels: np.ndarray, picture: PictureFormat) -> np.ndarray:
     """Pixels as the network's input: float32, (1, 3, size, size), scaled, converted to RGB and normalised."""
-    if pixels.shape[:2] != (picture.size, picture.size):
-        image = Image.fromarray(pixels).resize((picture.size, picture.size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        pixels = np.stack([pixels] * 3, axis=-1)
+    pixels = to_rgb(pixels, picture.size)
     mean, std = np.array(picture.mean, np.float32), np.array(picture.std, np.float32)
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def to_rgb(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pixels (H, W, 3) or (H, W) scaled to a square of ``size`` and converted to RGB: uint8, (size, size, 3)."""
+    if pixels.shape[:2] != (size, size):
+        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
 
 
 def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -37,6 +37,6 @@ def _folder(folder: Path, reference: Reference, threads: int) -> Path:
     size = reference.image_size
     picture = {"size": size, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     folders.write_device(folder, {"picture": picture, "threads": threads}, np.zeros((size, size, 3), np.uint8))
-    network = build(ModelSettings(name=reference.model, num_classes=1000))
+    network = build(ModelSettings(name=reference.model, num_classes=1000)).network
     OnnxNetwork(SplitModel(network, size)).save_part(INPUT, OUTPUT, folder / "head.onnx")
     return folder

@@ -50,31 +50,28 @@ class Stopwatch:
         """The uncut network as ONNX, exported the first time a part of it has to be timed or shipped."""
         return OnnxNetwork(self._split)
 
-    def split(
-        self, config: SplitConfig, candidate: Candidate, payload: bytes, payload_bytes: float, shape: tuple[int, ...]
-    ) -> LatencyParts:
+    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes, payload_bytes: float) -> LatencyParts:
         """Latency of a candidate.
 
         Args:
             payload: of one picture, to time the server with.
             payload_bytes: mean length, for the link.
-            shape: of the feature map at the cut, without the batch dimension.
         """
         cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}"
         packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/lzma"
         manifest = {"wire": candidate.wire_format(config).to_dict()}
-        features = torch.zeros(1, *shape)
-        activations = torch.zeros(1, *candidate.levels.shape)
+        features = [torch.zeros(1, *shape) for shape in self._split.tap(cut).point.shapes]
+        activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
 
         def write_device(folder: Path) -> None:
             self.write_device(folder, manifest)
             self.network.save_part(INPUT, cut, folder / "head.onnx")
-            save_module(candidate.bottleneck.encoder, features, folder / "encoder.onnx")
+            save_module(candidate.bottleneck.encoder, features, folder / "encoder.onnx", len(features))
 
         def write_server(folder: Path) -> None:
             folders.write_server(folder, self._manifest(self.server, manifest), payload=payload)
             self.network.save_part(cut, OUTPUT, folder / "tail.onnx")
-            save_module(candidate.bottleneck.decoder, activations, folder / "decoder.onnx")
+            save_module(candidate.bottleneck.decoder, activations, folder / "decoder.onnx", len(features))
 
         device_keys = {"head": cut, "encode": squeezed, "pack": packed}
         server_keys = {"unpack": packed, "decode": squeezed, "tail": cut}
@@ -103,7 +100,7 @@ class Stopwatch:
             folders.write_server(folder, self._manifest(self.server, {}))
             with torch.no_grad():
                 features = self._split.head(partition)(torch.from_numpy(to_input(self._sample, self._picture)))
-            np.save(folder / "features.npy", features.numpy())
+            np.savez(folder / "features.npz", *(tensor.numpy() for tensor in features))
             self.network.save_part(partition, OUTPUT, folder / "tail.onnx")
 
         return _times(self.server, {"tail": partition}, write)["tail"]

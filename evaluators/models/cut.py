@@ -1,31 +1,18 @@
-"""Where a network can be cut, and the cut itself.
-
-The network is traced into a graph. A point is a place in it where one single tensor carries everything forward; between
-two points that differ only by element-wise operations (BatchNorm, an activation, the sum of a residual block) only the
-last counts, since it sends the same number of values and leaves the server less to do.
-"""
+"""``SplitModel``: a network with its partition points, cut at any of them."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import _pytree as pytree
 
-from spaces.errors import SpecError, SplitsearchError
+from evaluators.models.points import Network, Scalar, Tap, find_taps
+from evaluators.models.trace import trace
+from spaces.errors import SpecError, nearest
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
-
-STEM = "stem"
-
-
-@dataclass(frozen=True)
-class _Tap:
-    """A node of the graph that is a partition point."""
-
-    node: fx.Node
-    point: PartitionPoint
 
 
 class SplitModel:
@@ -39,146 +26,130 @@ class SplitModel:
         image_size: side of its square RGB input in pixels.
 
     Raises:
-        SplitsearchError: the model cannot be traced.
         SpecError: the model does not accept pictures of this size.
+        SplitsearchError: the model cannot be traced.
     """
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        try:
-            self.graph_module = fx.symbolic_trace(model)
-        except Exception as error:  # tracing runs the model's own code, which may raise anything
-            reason = str(error).splitlines()[0]
-            raise SplitsearchError(f"{type(model).__name__} cannot be traced by torch.fx: {reason}") from error
         self.image_size = image_size
-        self._taps = _find_taps(self.graph_module, image_size)
+        self._graph = trace(model, image_size)
+        self._network = Network(model, self._graph, image_size)
+        self._taps = {tap.point.name: tap for tap in find_taps(self._network)}
 
     @property
     def points(self) -> list[PartitionPoint]:
         """From ``input`` to ``output``."""
         return [tap.point for tap in self._taps.values()]
 
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        """For each tensor at a point, the axis its channels are on, batch dimension included: 1 or -1."""
+        return self.tap(name).channel_axes
+
     def head(self, name: str) -> nn.Module:
-        """Everything up to a point: picture (B, 3, S, S) to feature map. Shares its modules with the whole model."""
-        return self._part(INPUT, name)
+        """Everything up to a point: picture (B, 3, S, S) to a tuple of tensors, as many as cross there.
+
+        Shares its modules with the whole model. At ``output`` the tuple holds the model's answer, (B, classes); of a
+        model that returns several tensors, the first.
+        """
+        graph, copies = self._copy_until(self.tap(name).position)
+        graph.output(self._results(name, graph, copies))
+        return fx.GraphModule(self._graph, graph).eval()
 
     def tail(self, name: str) -> nn.Module:
-        """Everything after a point: feature map to class scores (B, classes). Shares its modules likewise."""
-        return self._part(name, OUTPUT)
-
-    def tapped(self) -> tuple[nn.Module, list[str]]:
-        """The whole model returning the tensor at every point after ``input``, and the points' names in that order."""
+        """Everything after a point: the tensors that cross there, one argument each, to what the model returns."""
+        tap = self.tap(name)
         graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        for node in self.graph_module.graph.nodes:
-            if node.op != "output":
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-        names = [name for name in self._taps if name != INPUT]
-        graph.output(tuple(copies[self._taps[name].node] for name in names))
-        return fx.GraphModule(self.graph_module, graph).eval(), names
+        copies: dict[fx.Node, Any] = {node: graph.placeholder(f"tensor_{i}") for i, node in enumerate(tap.tensors)}
+        first = copies[tap.tensors[0]] if tap.tensors else graph.placeholder("answer")
+        if name == OUTPUT:
+            graph.output(first)
+            return fx.GraphModule(self._graph, graph).eval()
+        span = self._network.nodes[tap.position + 1 :]
+        self._copy_what_need_not_be_sent(tap, span, graph, copies, first)
+        for node in span:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        return fx.GraphModule(self._graph, graph).eval()
 
-    def _part(self, start: str, end: str) -> nn.Module:
-        nodes = list(self.graph_module.graph.nodes)
-        first, last = self._tap(start).node, self._tap(end).node
-        span = nodes[nodes.index(first) + 1 : nodes.index(last) + 1]
-        constants = [node for node in nodes if node.op == "get_attr" and not set(span).isdisjoint(node.users)]
-        graph = fx.Graph()
-        copies = {first: graph.placeholder("tensor")}
-        for node in [*constants, *span]:
-            if node not in copies:
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(copies[last])
-        return fx.GraphModule(self.graph_module, graph).eval()
+    def tapped(self) -> tuple[nn.Module, dict[str, list[str]]]:
+        """The whole network returning every tensor that crosses at any point.
 
-    def _tap(self, name: str) -> _Tap:
+        Returns:
+            The module, from picture to tuple; and for each point the names of its tensors, which are those of the
+            tuple's entries in the order of first use.
+        """
+        graph, copies = self._copy_until(len(self._network.nodes) - 1)
+        names = {name: [_tensor_name(node) for node in tap.tensors] for name, tap in self._taps.items()}
+        names[INPUT], names[OUTPUT] = [INPUT], [OUTPUT]
+        inner = {node: None for name, tap in self._taps.items() if name not in (INPUT, OUTPUT) for node in tap.tensors}
+        results = [self._kept(graph, copies[node]) for node in inner]
+        graph.output((*results, *self._results(OUTPUT, graph, copies)))
+        return fx.GraphModule(self._graph, graph).eval(), names
+
+    def tap(self, name: str) -> Tap:
+        """A point by name. Raises SpecError for one that does not exist."""
         if name not in self._taps:
-            raise SpecError("partition", name, f"known: {', '.join(self._taps)}")
+            raise SpecError("partition", name, nearest(name, self._taps))
         return self._taps[name]
 
+    def _copy_until(self, position: int) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self._network.nodes[: position + 1]:
+            if node.op != "output":
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        return graph, copies
 
-class _Recorder(fx.Interpreter):
-    """Runs the graph once, noting shape and MACs of every node."""
+    def _results(self, name: str, graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
+        if name != OUTPUT:
+            return tuple(copies[node] for node in self.tap(name).tensors)
+        answer = fx.map_arg(self._network.nodes[-1].args[0], copies.__getitem__)
+        return (graph.call_function(first_tensor, (answer,)),)
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-        self.macs: dict[fx.Node, int] = {}
+    @staticmethod
+    def _kept(graph: fx.Graph, node: fx.Node) -> fx.Node:
+        """A copy taken on the spot, which a later operation in place does not change."""
+        with graph.inserting_after(node):
+            return graph.call_function(torch.clone, (node,))
 
-    def run_node(self, n: fx.Node) -> object:
-        with FlopCounterMode(display=False) as counter:
-            result = super().run_node(n)
-        self.macs[n] = counter.get_total_flops() // 2  # it counts a multiply-accumulate as two
-        if isinstance(result, torch.Tensor):
-            self.shapes[n] = tuple(result.shape[1:])
-        return result
-
-
-def _find_taps(graph_module: fx.GraphModule, image_size: int) -> dict[str, _Tap]:
-    recorder = _Recorder(graph_module)
-    try:
-        with torch.inference_mode():
-            recorder.run(torch.zeros(1, 3, image_size, image_size))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise SpecError("data.image_size", image_size, f"the model does not accept such pictures: {reason}") from None
-    singles = _single_tensor_nodes(graph_module.graph)
-    total = sum(recorder.macs.values())
-    order = list(graph_module.graph.nodes)
-    taps: dict[str, _Tap] = {}
-    for nodes in _merge_elementwise(singles, recorder):
-        node = nodes[-1]
-        before = sum(recorder.macs[each] for each in order[: order.index(node) + 1])
-        name = INPUT if node.op == "placeholder" else OUTPUT if node is singles[-1] else _name(nodes)
-        name = name if name not in taps else node.name
-        shapes = (recorder.shapes[node],)
-        taps[name] = _Tap(node, PartitionPoint(name=name, shapes=shapes, head_macs=before, tail_macs=total - before))
-    return taps
-
-
-def _single_tensor_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes after which nothing else that was computed is used again: the graph's dominators, in order."""
-    nodes = list(graph.nodes)
-    position = {node: index for index, node in enumerate(nodes)}
-    last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
-    singles, reach = [], -1
-    for node in nodes:
-        if node.op in ("get_attr", "output"):
-            continue
-        # `reach` is the last use of anything before this node.
-        if reach <= position[node]:
-            singles.append(node)
-        reach = max(reach, last_use[node])
-    return singles
+    def _copy_what_need_not_be_sent(
+        self, tap: Tap, span: list[fx.Node], graph: fx.Graph, copies: dict[fx.Node, Any], first: fx.Node
+    ) -> None:
+        """What the tail needs from before the cut besides tensors: parameters, and sizes, which it can tell itself."""
+        network = self._network
+        sources = {source for node in span for source in node.all_input_nodes}
+        waiting = [node for node in sources if network.position[node] <= tap.position and node not in copies]
+        wanted: set[fx.Node] = set()
+        while waiting:
+            node = waiting.pop()
+            wanted.add(node)
+            if node in network.free:
+                waiting += [source for source in node.all_input_nodes if source not in wanted]
+        batch = None
+        for node in network.nodes[: tap.position + 1]:
+            if node not in wanted:
+                continue
+            if node in network.free:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+            else:
+                batch = batch or graph.call_method("size", (first, 0))
+                copies[node] = _size(network.scalars[node], graph, batch)
 
 
-def _merge_elementwise(singles: list[fx.Node], recorder: _Recorder) -> list[list[fx.Node]]:
-    """Group neighbouring points that send the same number of values with no arithmetic worth counting between them."""
-    position = {node: index for index, node in enumerate(recorder.shapes)}
-    groups: list[list[fx.Node]] = []
-    for node in singles:
-        shape = recorder.shapes[node]
-        previous = groups[-1][-1] if groups else None
-        if previous is None or previous.op == "placeholder" or not _same_values(previous, node, recorder, position):
-            groups.append([node])
-        elif len(shape) == len(recorder.shapes[previous]):
-            groups[-1].append(node)
-        # Else a flatten: the same values without the shape that a bottleneck can use. Not a point.
-    if groups[-1][-1] is not singles[-1]:
-        groups.append([singles[-1]])
-    return groups
+def first_tensor(answer: Any) -> torch.Tensor:
+    """The first tensor in whatever a model returns."""
+    return next(leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor))
 
 
-def _same_values(before: fx.Node, after: fx.Node, recorder: _Recorder, position: dict[fx.Node, int]) -> bool:
-    between = [node for node, index in position.items() if position[before] < index <= position[after]]
-    same_size = math.prod(recorder.shapes[before]) == math.prod(recorder.shapes[after])
-    return same_size and all(recorder.macs[node] == 0 for node in between)
+def _tensor_name(node: fx.Node) -> str:
+    return f"{node.name}_crossing"
 
 
-def _name(nodes: list[fx.Node]) -> str:
-    """The innermost module, larger than one layer, that ends here; else the layer itself."""
-    if any(n.op == "call_module" and n.target == "maxpool" for n in nodes):
-        return STEM  # ResNet's convolutional stem: convolution, normalisation, activation, pooling
-    targets = [str(node.target) for node in nodes if node.op == "call_module"]
-    if not targets:
-        return nodes[-1].name
-    parent, _, _ = targets[-1].rpartition(".")
-    return parent or targets[-1]
+def _size(scalar: Scalar | None, graph: fx.Graph, batch: fx.Node) -> Any:
+    assert scalar is not None  # a point where anything else crosses is not one
+    if isinstance(scalar.fixed, tuple):
+        parts = zip(scalar.fixed, scalar.per_picture)
+        return tuple(_size(Scalar(fixed, per_picture), graph, batch) for fixed, per_picture in parts)
+    if scalar.per_picture == 0:
+        return scalar.fixed
+    scaled = graph.call_function(operator.mul, (batch, scalar.per_picture))
+    return graph.call_function(operator.add, (scaled, scalar.fixed))

@@ -1,77 +1,199 @@
-"""A model by name, with weights from a file."""
+"""A model by name: from torchvision, timm or ultralytics, or made by a function of the user's own."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from evaluators.settings import ModelSettings
-from spaces.errors import SpecError, nearest
+from evaluators import own_code
+from evaluators.cache import cache_folder
+from evaluators.models.weights import load_weights, load_what_fits
+from evaluators.settings import PRETRAINED, ModelSettings
+from spaces.errors import SpecError, SplitsearchError, nearest
 
 
-def build(settings: ModelSettings) -> nn.Module:
-    """The named network in eval mode, float32, with the given weights, or freshly initialised from seed 0.
+@dataclass(frozen=True)
+class Loaded:
+    """A network in eval mode, float32.
+
+    ``trained`` says whether all its weights were given. Without weights they are fresh, from seed 0; with
+    ``pretrained`` and other classes than the library's, the last layer's are.
+    """
+
+    network: nn.Module
+    trained: bool
+
+
+def build(settings: ModelSettings) -> Loaded:
+    """The named network with the weights that the settings name.
 
     Raises:
-        SpecError: an unknown name, or weights that do not fit.
+        SpecError: an unknown name, options that the model does not take, or weights that do not fit.
+        SplitsearchError: pretrained weights that cannot be fetched.
     """
-    library, _, name = settings.name.partition("/")
-    if library != "torchvision":
-        raise SpecError("model.name", settings.name, "names look like torchvision/resnet50")
-    # Classification models only: the listing also holds detection, segmentation, video and optical flow.
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = nearest(settings.name, [f"torchvision/{each}" for each in known])
-        raise SpecError("model.name", settings.name, f"no such model; {near}")
+    make, pretrained = _find(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None, num_classes=settings.num_classes)
+        network = make()
+    if not isinstance(network, nn.Module):
+        raise SpecError("model.name", settings.name, f"a torch.nn.Module is needed, it made a {type(network).__name__}")
+    network = network.float().eval()
+    if settings.weights == PRETRAINED:
+        return Loaded(network, load_what_fits(network, _fetch(settings, pretrained)))
     if settings.weights is not None:
-        load_weights(model, settings.weights)
-    return model.eval()
+        load_weights(network, Path(settings.weights))
+    return Loaded(network, settings.weights is not None)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors or state-dict file in place, converting to the model's own types.
-
-    Raises:
-        SpecError: the file is missing, broken, or does not fit; says which keys.
-    """
-    state = read_state(path)
-    own = model.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    # Old files lack BatchNorm's batch counter, which nothing in eval mode reads.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    shared = sorted(set(own) & set(state))
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shared if state[k].shape != own[k].shape]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
-    found = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:10])}" for what, keys in problems if keys)
-    if found:
-        raise SpecError("model.weights", str(path), f"these weights do not fit the model, {found}")
-    model.load_state_dict({key: state.get(key, value).to(value.dtype) for key, value in own.items()})
+_State = dict[str, torch.Tensor]
+_Found = tuple[Callable[[], Any], Callable[[], _State] | None]
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a ``.safetensors`` file or a ``torch.save`` state dict (loaded without running code).
+def _find(settings: ModelSettings) -> _Found:
+    """How to make the network, and how to get pretrained weights where the library offers them."""
+    if settings.name.startswith(own_code.PREFIX):
+        return _own(settings)
+    library, _, name = settings.name.partition("/")
+    if library not in _LIBRARIES or not name:
+        raise SpecError(
+            "model.name",
+            settings.name,
+            f"names look like torchvision/resnet50; libraries: {', '.join(_LIBRARIES)}, and python: for your own",
+        )
+    return _LIBRARIES[library](settings, name)
 
-    Raises:
-        SpecError: missing or unreadable.
-    """
-    if not path.is_file():
-        raise SpecError("model.weights", str(path), "no such file; leave weights out to train from scratch")
+
+def _torchvision(settings: ModelSettings, name: str) -> _Found:
+    # Classification models only: the listing also holds detection, segmentation, video and optical flow.
+    known = torchvision.models.list_models(module=torchvision.models)
+    _check_known(settings, name, known)
+
+    def make() -> nn.Module:
+        options = (
+            {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        )  # its slow start, and a warning
+        options |= settings.options
+        return _call(settings, torchvision.models.get_model, name, weights=None, **options)
+
+    return make, lambda: torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+
+
+def _timm(settings: ModelSettings, name: str) -> _Found:
+    timm = _extra(settings, "timm")
+    if not timm.is_model(name):
+        _check_known(settings, name, timm.list_models())
+
+    def make() -> nn.Module:
+        return _call(settings, timm.create_model, name, pretrained=False)
+
+    return make, lambda: timm.create_model(name, pretrained=True).state_dict()
+
+
+def _ultralytics(settings: ModelSettings, name: str) -> _Found:
+    library = import_ultralytics(settings)
+    _check_known(settings, name, _yolo_names(Path(library.__file__).parent))
+
+    def make() -> nn.Module:
+        tasks = importlib.import_module("ultralytics.nn.tasks")
+        if settings.options:
+            raise SpecError("model.options", dict(settings.options), "ultralytics models take none")
+        model: nn.Module = tasks.DetectionModel(f"{name}.yaml", nc=settings.num_classes, verbose=False)
+        return model
+
+    return make, lambda: library.YOLO(f"{name}.pt").model.state_dict()
+
+
+def _own(settings: ModelSettings) -> _Found:
+    factory = own_code.load_factory(settings.name, "model.name")
+
+    def make() -> Any:
+        try:
+            return own_code.call(factory, num_classes=settings.num_classes, **settings.options)
+        except Exception as error:  # the user's own code, which may raise anything
+            reason = f"calling it fails: {type(error).__name__}: {error}"
+            raise SpecError("model.name", settings.name, reason) from error
+
+    return make, None
+
+
+_LIBRARIES: dict[str, Callable[[ModelSettings, str], _Found]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "ultralytics": _ultralytics,
+}
+
+
+def _call(settings: ModelSettings, make: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Make a library's model with the number of classes and the settings' options."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise SpecError("model.weights", str(path), f"not readable as weights: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # torch.load raises pickle.UnpicklingError with advice to turn its safety off
-        raise SpecError("model.weights", str(path), f"refused as weights: {type(error).__name__}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise SpecError("model.weights", str(path), "a file with a plain state dict is needed")
-    return state
+        return make(name, num_classes=settings.num_classes, **{**options, **settings.options})
+    except TypeError as error:
+        if not settings.options:
+            raise
+        given = dict(settings.options)
+        raise SpecError("model.options", given, f"{settings.name} does not take them: {error}") from None
+
+
+def _check_known(settings: ModelSettings, name: str, known: list[str]) -> None:
+    if name not in known:
+        library = settings.name.partition("/")[0]
+        near = nearest(settings.name, [f"{library}/{each}" for each in known])
+        raise SpecError("model.name", settings.name, f"no such model; {near}")
+
+
+def _extra(settings: ModelSettings, library: str, extra: str | None = None) -> Any:
+    if importlib.util.find_spec(library) is None:
+        advice = f"{library} is not installed: pip install 'splitsearch[{extra or library}]'"
+        raise SpecError("model.name", settings.name, advice)
+    return importlib.import_module(library)
+
+
+def _fetch(settings: ModelSettings, pretrained: Callable[[], _State] | None) -> _State:
+    if pretrained is None:
+        raise SpecError("model.weights", PRETRAINED, "a model of your own has none; give a file, or load them in it")
+    try:
+        return pretrained()
+    except Exception as error:  # three libraries, and whatever their network code raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SplitsearchError(
+            f"the pretrained weights of {settings.name} cannot be had ({type(error).__name__}: {reason}); check the "
+            "network, or give model.weights a file, or leave it out to train from scratch"
+        ) from error
+
+
+def import_ultralytics(settings: ModelSettings) -> Any:
+    """ultralytics, kept from looking for the network, installing packages and writing outside our cache.
+
+    It does the first at import, unless told so before. Only ``pretrained`` weights let it go online.
+    """
+    if settings.weights != PRETRAINED:
+        os.environ.setdefault("YOLO_OFFLINE", "1")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "0")
+    os.environ.setdefault("YOLO_VERBOSE", "0")
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        folder = cache_folder("ultralytics")
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["YOLO_CONFIG_DIR"] = str(folder)
+    return _extra(settings, "ultralytics", "yolo")
+
+
+def _yolo_names(package: Path) -> list[str]:
+    """Detection models: the configurations that ultralytics ships, one name for each of their sizes."""
+    names = []
+    for path in (package / "cfg" / "models").glob("*/yolo*.yaml"):
+        if re.search("yoloe|-(?!spp|tiny)", path.stem):
+            continue  # not for detection, or a variant whose name ultralytics puts together itself
+        text = path.read_text(encoding="utf-8")
+        sizes = re.findall(r"^ +([a-z]): *\[", text, re.MULTILINE)
+        names += [path.stem] if not sizes or path.stem[-1] in sizes else [path.stem + size for size in sizes]
+    return names

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from evaluators.compression.bottleneck import Tensors
 from evaluators.models.cut import SplitModel
 from evaluators.tasks.data import Dataset, Pictures
 from evaluators.tasks.training import compute_device
@@ -29,7 +30,7 @@ class FeatureBank:
     def __init__(self, split: SplitModel, dataset: Dataset, train_pictures: int, seed: int) -> None:
         self.dataset = dataset
         self._split, self._train_pictures, self._seed = split, train_pictures, seed
-        self._kept: OrderedDict[tuple[str, Role], torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Role], Tensors] = OrderedDict()
 
     @functools.cached_property
     def train(self) -> Pictures:
@@ -41,8 +42,8 @@ class FeatureBank:
         """The pictures that candidates are scored on."""
         return self.dataset.validation()
 
-    def features(self, partition: str, role: Role) -> torch.Tensor:
-        """Feature maps at a point, (N, C, H, W) or (N, C), float32, in the order of the role's pictures."""
+    def features(self, partition: str, role: Role) -> Tensors:
+        """The tensors that cross at a point, (N, ...) each, float32, in the order of the role's pictures."""
         key = (partition, role)
         if key not in self._kept:
             pictures = self.train if role == "train" else self.validation
@@ -53,9 +54,9 @@ class FeatureBank:
 
     def scores(self, role: Role) -> torch.Tensor:
         """Class scores of the uncut model, (N, classes)."""
-        return self.features(OUTPUT, role)
+        return self.features(OUTPUT, role)[0]
 
-    def through_head(self, partition: str, pictures: Pictures) -> torch.Tensor:
+    def through_head(self, partition: str, pictures: Pictures) -> Tensors:
         """Feature maps of any pictures; not kept."""
         device = compute_device()
         head = self._split.head(partition).to(device)
@@ -63,12 +64,12 @@ class FeatureBank:
         with torch.no_grad():
             for start in range(0, len(pictures), _BATCH):
                 batch = pictures.inputs(self.dataset.picture, start, start + _BATCH).to(device)
-                parts.append(head(batch.to(memory_format=torch.channels_last)).cpu())
+                parts.append([tensor.cpu() for tensor in head(batch.to(memory_format=torch.channels_last))])
         head.cpu()  # it shares its modules with the uncut model, which others expect here
-        return torch.cat(parts)
+        return tuple(torch.cat(tensors) for tensors in zip(*parts))
 
     def _make_room(self, newest: tuple[str, Role]) -> None:
         # The uncut model's scores are small, and needed by every trial.
         removable = [key for key in self._kept if key != newest and key[0] != OUTPUT]
-        while removable and sum(kept.nbytes for kept in self._kept.values()) > _ROOM_BYTES:
+        while removable and sum(tensor.nbytes for kept in self._kept.values() for tensor in kept) > _ROOM_BYTES:
             del self._kept[removable.pop(0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,21 +30,25 @@ class Score:
 
 @torch.no_grad()
 def score_split(
-    encoder: nn.Module, decoder: nn.Module, tail: nn.Module, features: torch.Tensor, form: wire.WireFormat
+    encoder: nn.Module,
+    decoder: nn.Module,
+    tail: nn.Module,
+    features: Sequence[torch.Tensor],
+    form: wire.WireFormat,
 ) -> Score:
     """Encode each picture's features to a payload, decode the payload, and classify what it holds.
 
     Args:
-        features: the frozen head's outputs, (N, C, H, W) or (N, C).
+        features: the frozen head's outputs, one tensor (N, ...) for each that crosses the cut.
         form: levels and coder.
     """
     device = next(decoder.parameters()).device
     predictions, sizes, sample = [], [], b""
-    for batch in features.split(_BATCH):
-        activations = encoder(batch.to(device)).float().cpu().numpy()
-        payloads = [wire.encode([picture], form) for picture in activations]
-        received = np.stack([wire.decode(payload, form)[0] for payload in payloads])
-        scores = tail(decoder(torch.from_numpy(received).to(device)))
+    for batch in zip(*(tensor.split(_BATCH) for tensor in features), strict=True):
+        activations = [tensor.float().cpu().numpy() for tensor in encoder(*(part.to(device) for part in batch))]
+        payloads = [wire.encode(list(picture), form) for picture in zip(*activations, strict=True)]
+        received = [np.stack(tensors) for tensors in zip(*(wire.decode(payload, form) for payload in payloads))]
+        scores = tail(*decoder(*(torch.from_numpy(tensor).to(device) for tensor in received)))
         predictions.append(scores.argmax(1).cpu().numpy())
         sizes += [len(payload) for payload in payloads]
         sample = sample or payloads[0]

@@ -1,0 +1,173 @@
+"""Where a data set's files are: a folder, an archive beside it, or, when asked, the public archive on the network."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluators.cache import cache_folder, file_digest, fresh_folder
+from evaluators.settings import DataSettings
+from spaces.errors import SpecError, SplitsearchError
+
+ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
+_TRIES = 5
+_PAUSE_S = 2.0
+_TIMEOUT_S = 60.0
+_CHUNK = 1 << 20
+
+_log = logging.getLogger("splitsearch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A public archive and the MD5 of its bytes, as its readers know it."""
+
+    url: str
+    md5: str
+
+    @property
+    def file_name(self) -> str:
+        """The last part of its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+def find_root(settings: DataSettings, landmark: str | None = None, public: Archive | None = None) -> Path:
+    """The folder that holds a data set.
+
+    Args:
+        settings: ``root`` is the folder, an archive, or a name to which an archive's ending can be added.
+        landmark: a file that must be in it, or in an only folder inside it; without one, an only folder is gone into.
+        public: fetched with ``download: true`` where nothing is at ``root``.
+
+    Raises:
+        SpecError: nothing there, or not what is needed; says how to get it.
+        SplitsearchError: the download failed.
+    """
+    root = _existing(settings.root)
+    if root is None and settings.download and public is not None:
+        root = _downloaded(settings.root or cache_folder("data") / public.file_name.split(".")[0], public)
+    if root is None:
+        raise SpecError("data.root", settings.root and str(settings.root), _how_to_get(settings, public))
+    folder = _unpacked(root) if root.is_file() else root
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    if landmark is None:
+        return inner[0] if len(inner) == 1 and inner[0].name != "train" else folder
+    for candidate in (folder, *inner):
+        if (candidate / landmark).is_file():
+            return candidate
+    raise SpecError("data.root", str(root), f"there is no {landmark} in it")
+
+
+def fetch(archive: Archive, target: Path) -> None:
+    """Download an archive to a file, going on where an earlier attempt stopped, and check its bytes.
+
+    Raises:
+        SplitsearchError: the server cannot be reached, or what it sends is not what was expected.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".part")
+    for attempt in range(1, _TRIES + 1):
+        try:
+            _fetch_rest(archive.url, partial)
+            break
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            final = isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410)
+            if final or attempt == _TRIES:
+                have = partial.stat().st_size if partial.exists() else 0
+                raise SplitsearchError(
+                    f"downloading {archive.url} failed: {error}; {have:,} bytes are kept and the next attempt goes on "
+                    f"from there. Or get the file yourself and name it in data.root"
+                ) from None
+            time.sleep(_PAUSE_S)
+    if _md5(partial) != archive.md5:
+        partial.unlink()
+        raise SplitsearchError(f"{archive.url} is not the file it should be (MD5 {archive.md5} expected); thrown away")
+    partial.rename(target)
+
+
+def _fetch_rest(url: str, partial: Path) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send
+            return
+        raise
+    with response:
+        resumed = response.status == 206
+        total = int(response.headers.get("Content-Length") or 0) + (have if resumed else 0)
+        done, said = have if resumed else 0, -1
+        with partial.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                tenth = 10 * done // total if total else 0
+                if tenth != said:
+                    said = tenth
+                    _log.info("downloading %s: %.0f of %.0f MB", url, done / 1e6, total / 1e6)
+        if total and done < total:
+            raise http.client.IncompleteRead(b"", total - done)
+
+
+def _downloaded(root: Path, archive: Archive) -> Path:
+    """Fetch and unpack; the folder appears whole or not at all."""
+    file = cache_folder("downloads") / archive.file_name
+    if not file.exists():
+        fetch(archive, file)
+    with fresh_folder(root) as folder:
+        _extract(file, folder)
+    file.unlink()
+    return root
+
+
+def _existing(root: Path | None) -> Path | None:
+    if root is None or root.exists():
+        return root
+    return next((path for ending in ENDINGS if (path := root.with_name(root.name + ending)).exists()), None)
+
+
+def _how_to_get(settings: DataSettings, public: Archive | None) -> str:
+    what = "a folder or archive is needed" if settings.root is None else "no such folder or archive"
+    if public is None:
+        return f"{what}; give the path of either"
+    return f"{what}; give the path of either, or download: true fetches {public.url} there"
+
+
+def _unpacked(archive: Path) -> Path:
+    """The archive's contents in the cache, unpacked there the first time."""
+    if not archive.name.endswith(ENDINGS):
+        raise SpecError("data.root", str(archive), f"archives end in {', '.join(ENDINGS)}")
+    target = cache_folder("data") / f"{archive.name.split('.')[0]}-{file_digest(archive)[:12]}"
+    if not target.is_dir():
+        with fresh_folder(target) as folder:
+            _extract(archive, folder)
+    return target
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(folder)
+        else:
+            with tarfile.open(archive) as packed_tar:
+                packed_tar.extractall(folder, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a full disk or a forbidden folder, not the archive's fault
+        raise SpecError("data.root", str(archive), f"a corrupt archive ({error}); get it again") from None
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,332 @@
+"""Data sets, their roles, archives and downloads."""
+
+import hashlib
+import http.server
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluators.settings import DataSettings
+from evaluators.tasks import archives, datasets
+from evaluators.tasks.archives import Archive, fetch
+from evaluators.tasks.datasets import open_dataset
+from spaces.errors import SpecError, SplitsearchError
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tiny-imagenet-50.tar.gz"
+
+
+def as_bytes(pictures):
+    return {pixels.tobytes() for pixels in pictures.pixels}
+
+
+def test_digits_are_divided_without_overlap():
+    data = open_dataset(DataSettings(name="digits", image_size=32))
+    train, validation, test = data.train(None, 0), data.validation(), data.test()
+    assert len(train) + len(validation) + len(test) == 1797
+    assert len(validation) == pytest.approx(360, abs=5)
+    assert not as_bytes(train) & as_bytes(validation) and not as_bytes(validation) & as_bytes(test)
+    share = torch.bincount(validation.labels) / len(validation)
+    assert share.min() > 0.08 and share.max() < 0.12
+
+
+def test_samples_are_balanced_and_seeded():
+    data = open_dataset(DataSettings(name="digits", image_size=32))
+    sample = data.train(100, 3)
+    assert torch.bincount(sample.labels).tolist() == [10] * 10
+    assert as_bytes(sample) == as_bytes(data.train(100, 3)) != as_bytes(data.train(100, 4))
+    assert as_bytes(sample) <= as_bytes(data.train(None, 0))
+    inputs = sample.inputs(data.picture, 5, 8)
+    assert inputs.shape == (3, 3, 32, 32) and inputs.dtype == torch.float32
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """TinyImageNet's layout with two classes of made-up pictures."""
+    root = tmp_path / "tiny"
+    rng = np.random.default_rng(0)
+    (root / "val" / "images").mkdir(parents=True)
+    rows = []
+    for name in ("n1", "n2"):
+        (root / "train" / name / "images").mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(
+                root / "train" / name / "images" / f"{name}_{i}.JPEG"
+            )
+        for i in range(4):
+            picture = rng.integers(0, 256, (64, 64)).astype(np.uint8)
+            Image.fromarray(picture).save(root / "val" / "images" / f"{name}{i}.JPEG")
+            rows.append(f"{name}{i}.JPEG\t{name}\t0\t0\t1\t1")
+    (root / "wnids.txt").write_text("n1\nn2\n")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def open_tiny(root):
+    return open_dataset(DataSettings(name="tinyimagenet", image_size=64, root=root))
+
+
+def test_tinyimagenet_reads_its_layout(tiny):
+    data = open_tiny(tiny)
+    assert data.classes == ("n1", "n2") and len(data.train(None, 0)) == 12
+    halves = data.validation(), data.test()
+    assert [torch.bincount(half.labels).tolist() for half in halves] == [[2, 2], [2, 2]]
+    assert not as_bytes(halves[0]) & as_bytes(halves[1])
+    assert halves[0].pixels[0].shape == (64, 64) and halves[0].inputs(data.picture).shape == (4, 3, 64, 64)
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".zip"])
+def test_an_archive_is_as_good_as_its_folder(tiny, tmp_path, own_cache, ending):
+    archive = tmp_path / f"packed{ending}"
+    if ending == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for path in tiny.rglob("*"):
+                packed.write(path, Path("tiny") / path.relative_to(tiny))
+    else:
+        with tarfile.open(archive, "w:gz") as packed:
+            packed.add(tiny, "tiny")
+    for root in (archive, tmp_path / "packed"):  # the archive itself, or its name without the ending
+        assert len(open_tiny(root).train(None, 0)) == 12
+    assert len(list((own_cache / "data").iterdir())) == 1
+
+
+def test_a_corrupt_archive_is_named_and_leaves_nothing(tiny, tmp_path, own_cache):
+    with tarfile.open(tmp_path / "good.tar.gz", "w:gz") as packed:
+        packed.add(tiny, "tiny")
+    whole = (tmp_path / "good.tar.gz").read_bytes()
+    for name, content in {"cut.tar.gz": whole[: len(whole) // 2], "junk.tar.gz": b"junk", "junk.zip": b"junk"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SpecError, match="corrupt archive") as caught:
+            open_tiny(tmp_path / name)
+        assert "data.root" in str(caught.value) and name in str(caught.value)
+    assert not list((own_cache / "data").iterdir())
+
+
+def test_missing_data_says_what_is_missing(tiny, tmp_path):
+    with pytest.raises(SpecError, match="no such folder or archive"):
+        open_tiny(tmp_path / "absent")
+    with pytest.raises(SpecError, match=r"there is no wnids\.txt"):
+        open_tiny(tiny / "train")
+    (tiny / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(SpecError, match=r"val_annotations\.txt is missing"):
+        open_tiny(tiny)
+    with pytest.raises(SpecError, match="did you mean 'digits'"):
+        open_dataset(DataSettings(name="digit", image_size=8))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not there")
+def test_the_real_tinyimagenet_50():
+    data = open_tiny(SHARED)
+    assert len(data.classes) == 50
+    validation, test = data.validation(), data.test()
+    assert len(validation) == len(test) == 1250
+    assert torch.bincount(validation.labels).tolist() == [25] * 50
+    assert torch.bincount(data.train(4000, 0).labels).tolist() == [80] * 50
+
+
+# -- class folders -----------------------------------------------------------------------------------------------------
+
+
+def save_pictures(folder, classes, count, seed=0):
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)).save(folder / name / f"{number}.png")
+
+
+def open_folder(root):
+    return open_dataset(DataSettings(name="imagefolder", image_size=16, root=root))
+
+
+def test_imagefolder_uses_the_lists_it_has(tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        save_pictures(tmp_path / "all" / split, ("ant", "bee"), 4 + number, seed=number)
+    data = open_folder(tmp_path / "all")
+    assert data.classes == ("ant", "bee") and not data.carved
+    assert [len(each) for each in (data.train(None, 0), data.validation(), data.test())] == [8, 10, 12]
+    assert data.validation().pixels[0].shape == (16, 16, 3)
+
+    save_pictures(tmp_path / "two" / "train", ("ant", "bee"), 4)
+    save_pictures(tmp_path / "two" / "valid", ("ant", "bee"), 6, seed=1)
+    data = open_folder(tmp_path / "two")
+    assert torch.bincount(data.validation().labels).tolist() == torch.bincount(data.test().labels).tolist() == [3, 3]
+    assert not as_bytes(data.validation()) & as_bytes(data.test())
+
+    save_pictures(tmp_path / "flat", ("ant", "bee", "cat"), 10)
+    data = open_folder(tmp_path / "flat")
+    assert data.carved and [len(each) for each in (data.train(None, 0), data.validation(), data.test())] == [18, 6, 6]
+    assert open_folder(tmp_path / "flat").fingerprint == data.fingerprint
+
+
+def test_imagefolder_says_what_is_wrong(tmp_path):
+    (tmp_path / "empty").mkdir()
+    save_pictures(tmp_path / "only" / "train", ("ant",), 2)
+    save_pictures(tmp_path / "more" / "train", ("ant",), 2)
+    save_pictures(tmp_path / "more" / "val", ("ant", "wasp"), 2)
+    told = {"empty": "no pictures found", "only": "it needs val/ or test/", "more": "wasp", "gone": "give the path"}
+    for folder, text in told.items():
+        with pytest.raises(SpecError, match=text) as caught:
+            open_folder(tmp_path / folder)
+        assert "data.root" in str(caught.value)
+
+
+# -- a user's own ------------------------------------------------------------------------------------------------------
+
+OWN = """
+import numpy as np
+from PIL import Image
+
+def pictures(count, seed):
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(0, 256, (24, 24, 3)).astype(np.uint8), i % 3) for i in range(count)]
+
+def data(root):
+    train = [(Image.fromarray(pixels), label) for pixels, label in pictures(9, 0)]
+    return {"train": train, "validation": pictures(6, 1), "test": pictures(3, 2), "classes": ["a", "b", "c"],
+            "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "mirrored": False}
+
+def half():
+    return {"train": pictures(9, 0)}
+
+def floats():
+    return {role: [(np.zeros((4, 4, 3)), 0)] for role in ("train", "validation", "test")}
+
+def fails():
+    raise RuntimeError("no disk")
+"""
+
+
+def test_data_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+
+    def opened(function):
+        return open_dataset(DataSettings(name=f"python:{tmp_path / 'mine.py'}:{function}", image_size=16))
+
+    data = opened("data")
+    assert data.classes == ("a", "b", "c") and data.picture.mean == (0.5, 0.5, 0.5) and not data.mirrored
+    assert torch.bincount(data.train(6, 0).labels).tolist() == [2, 2, 2]
+    assert data.validation().inputs(data.picture).shape == (6, 3, 16, 16) and len(data.test()) == 3
+    assert data.fingerprint == opened("data").fingerprint
+    told = {"half": "train, validation and test", "fails": "RuntimeError: no disk", "none": "has: "}
+    for function, text in told.items():
+        with pytest.raises(SpecError, match=text) as caught:
+            opened(function)
+        assert "data.name" in str(caught.value)
+    with pytest.raises(SpecError, match="uint8 arrays"):
+        opened("floats").validation()
+
+
+# -- downloads ---------------------------------------------------------------------------------------------------------
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves one file, with ranges; drops the connection after ``cut`` bytes as often as ``cuts`` says."""
+
+    def __init__(self, content, cuts=0, ranges=True):
+        self.content, self.cuts, self.ranges, self.asked = content, cuts, ranges, []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/tiny-imagenet-200.zip"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
+        body = self.server.content[start:]
+        if not body:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.server.cuts:
+            self.server.cuts -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setattr(archives, "_PAUSE_S", 0.0)
+    servers = []
+
+    def start(content, **how):
+        server = Server(content, **how)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def as_archive(server):
+    return Archive(url=server.url, md5=hashlib.md5(server.content).hexdigest())
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_download_goes_on_where_it_stopped(serve, tmp_path, ranges):
+    content = np.random.default_rng(0).bytes(3_000_000)
+    server = serve(content, cuts=2, ranges=ranges)
+    fetch(as_archive(server), tmp_path / "file.zip")
+    assert (tmp_path / "file.zip").read_bytes() == content and not list(tmp_path.glob("*.part"))
+    assert server.asked == [None, "bytes=1500000-", "bytes=2250000-" if ranges else "bytes=1500000-"]
+
+
+def test_what_an_earlier_attempt_left_is_used(serve, tmp_path):
+    content = np.random.default_rng(0).bytes(100_000)
+    server = serve(content)
+    for left in (40_000, 100_000):
+        (tmp_path / "file.zip.part").write_bytes(content[:left])
+        fetch(as_archive(server), tmp_path / "file.zip")
+        assert (tmp_path / "file.zip").read_bytes() == content
+    assert server.asked == ["bytes=40000-", "bytes=100000-"]
+
+
+def test_downloads_that_cannot_work_say_so(serve, tmp_path):
+    server = serve(b"not the archive")
+    with pytest.raises(SplitsearchError, match="not the file it should be"):
+        fetch(Archive(url=server.url, md5="0" * 32), tmp_path / "file.zip")
+    assert not list(tmp_path.iterdir())
+    broken = serve(b"x" * 1000, cuts=99)
+    with pytest.raises(SplitsearchError, match="the next attempt goes on from there"):
+        fetch(as_archive(broken), tmp_path / "other.zip")
+    assert (tmp_path / "other.zip.part").stat().st_size > 0
+
+
+def test_download_true_fetches_unpacks_and_then_needs_no_network(tiny, tmp_path, own_cache, serve, monkeypatch):
+    archive = tmp_path / "packed.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in tiny.rglob("*"):
+            packed.write(path, Path("tiny-imagenet-200") / path.relative_to(tiny))
+    server = serve(archive.read_bytes(), cuts=1)
+    monkeypatch.setattr(datasets, "TINY_IMAGENET", as_archive(server))
+    root = tmp_path / "data" / "tiny-imagenet-200"
+    settings = {"name": "tinyimagenet", "image_size": 64, "root": root}
+    with pytest.raises(SpecError, match="download: true"):
+        open_dataset(DataSettings(**settings))
+    assert not server.asked and not root.exists()
+    for _ in range(2):
+        assert len(open_dataset(DataSettings(**settings, download=True)).train(None, 0)) == 12
+    assert len(server.asked) == 2 and not list((own_cache / "downloads").iterdir())

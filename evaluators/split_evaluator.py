@@ -7,6 +7,7 @@ import functools
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ class SplitSettings:
     seed: int = 0
 
 
+_SEEN = (
+    "These weights come from ImageNet, and so do TinyImageNet's held-out pictures: they may have been seen, and "
+    "accuracies may be too high."
+)
+
+
+def _task(model: ModelSettings) -> str:
+    return "detection" if model.name.startswith("ultralytics/") else "classification"
+
+
 class SplitEvaluator(Evaluator):
     """The real evaluator.
 
@@ -82,6 +93,9 @@ class SplitEvaluator(Evaluator):
         if settings.model.num_classes != len(self._dataset.classes):
             found = f"{settings.data.name} has {len(self._dataset.classes)} classes; give that number"
             raise SpecError("model.num_classes", settings.model.num_classes, found)
+        if self._dataset.task != _task(settings.model):
+            needs = f"{settings.model.name} needs data for {_task(settings.model)}, this is for {self._dataset.task}"
+            raise SpecError("data.name", settings.data.name, needs)
         if self._dataset.carved and settings.model.weights not in (None, PRETRAINED):
             raise SpecError("model.weights", str(settings.model.weights), _CARVED)
         loaded = build(settings.model)
@@ -108,11 +122,16 @@ class SplitEvaluator(Evaluator):
 
     def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
         """Train the uncut model if no weights are given (or load it from an earlier training); time heads and tails."""
+        self._needs_classification()
         self._give_weights(progress)
         for number, partition in enumerate(partitions, 1):
             progress(f"timing head and tail of {partition} ({number} of {len(partitions)})")
             self._stopwatch.head_ms(partition)
             self._stopwatch.tail_ms(partition)
+
+    def _needs_classification(self) -> None:
+        if self._dataset.task != "classification":
+            raise NotFinished("detectors can be checked, not searched yet: their boxes are not scored so far")
 
     def _give_weights(self, progress: Progress) -> None:
         if self._prepared:
@@ -137,6 +156,7 @@ class SplitEvaluator(Evaluator):
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
+        self._needs_classification()
         if not self.is_trained:
             raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
         self._give_weights(lambda _: None)
@@ -184,6 +204,9 @@ class SplitEvaluator(Evaluator):
         """See :class:`Evaluator`."""
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
         versions |= {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
+        library = self._settings.model.name.partition("/")[0]
+        if library in ("timm", "ultralytics"):
+            versions[library] = metadata.version(library)
         device, server = self._stopwatch.device.describe(), self._stopwatch.server.describe()
         return {
             "machine": this_machine(),
@@ -199,7 +222,8 @@ class SplitEvaluator(Evaluator):
     def notes(self) -> list[str]:
         """See :class:`Evaluator`."""
         accuracy, count = self._held_out_accuracy()
-        return [
+        seen = self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet"
+        return ([_SEEN] if seen else []) + [
             f"The uncut model as given: top-1 {accuracy:.2%} on all {count:,} held-out pictures (search-validation and "
             f"test together); the table shows search-validation alone."
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -223,6 +224,8 @@ def export(
 
 def main() -> None:
     """The console script. Turns errors into one line on stderr and an exit code; ``--debug`` shows the traceback."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("splitsearch").setLevel(logging.INFO)  # downloads say how far they are
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     sys.exit(run_command(arguments, debug))

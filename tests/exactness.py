@@ -1,11 +1,15 @@
-"""The oracle for every cut: head then tail equals the whole model, bit for bit."""
+"""The oracles for every cut: head then tail equals the whole model bit for bit, and its ONNX halves nearly so."""
 
 import math
 
+import numpy as np
+import onnxruntime
 import torch
 from torch.utils import _pytree as pytree
 
-from evaluators.models.cut import SplitModel
+from evaluators.compression.bottleneck import Bottleneck
+from evaluators.models.cut import SplitModel, first_tensor
+from evaluators.models.onnx_export import OnnxNetwork, save_module
 from spaces.partition import INPUT, OUTPUT
 
 
@@ -31,3 +35,33 @@ def assert_exact_everywhere(model, image_size, sampled=30):
             same = [torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(found, expected)]
             assert len(found) == len(expected) and all(same), point.name
     return points
+
+
+def assert_onnx_agrees(model, image_size, folder):
+    """Check head, encoder and tail as ONNX models against torch, at every point, to 1e-4 of the largest value."""
+    split = SplitModel(model, image_size)
+    network = OnnxNetwork(split)
+    picture = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
+
+    def run(name, tensors):
+        session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"))
+        names = [node.name for node in session.get_inputs()]
+        return session.run(None, dict(zip(names, tensors, strict=True)))
+
+    def same(found, expected, what):
+        for one, other in zip(found, expected, strict=True):
+            assert np.abs(one - other.numpy()).max() <= 1e-4 * np.abs(other.numpy()).max(), what
+
+    with torch.no_grad():
+        whole = first_tensor(model(picture.clone()))
+        for point in split.points[1:-1]:
+            network.save_part(INPUT, point.name, folder / "head.onnx")
+            network.save_part(point.name, OUTPUT, folder / "tail.onnx")
+            tensors = split.head(point.name)(picture.clone())
+            bottleneck = Bottleneck(point.shapes, split.channel_axes(point.name), 0.5).eval()
+            bottleneck.start_from(tensors)
+            save_module(bottleneck.encoder, tensors, folder / "encoder.onnx", len(tensors))
+            found = run("head", [picture.numpy()])
+            same(found, tensors, f"head of {point.name}")
+            same(run("encoder", found), bottleneck.encoder(*tensors), f"encoder of {point.name}")
+            same(run("tail", found)[:1], [whole], f"tail of {point.name}")

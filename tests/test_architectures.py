@@ -4,7 +4,7 @@ The quick ones run always. The rest carry the marker ``architectures``: ``make t
 """
 
 import pytest
-from exactness import assert_exact_everywhere
+from exactness import assert_exact_everywhere, assert_onnx_agrees
 
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
@@ -96,3 +96,14 @@ def test_enumerating_does_not_run_the_network_once_a_point(name, image_size, mon
     first.register_forward_hook(lambda *_: runs.append(1))
     points = SplitModel(model, image_size).points
     assert len(points) > 15 and len(runs) <= 7
+
+
+@pytest.mark.architectures
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("torchvision/resnet50", 64), ("torchvision/efficientnet_v2_s", 64), ("ultralytics/yolov10n", 96)],
+)
+def test_the_papers_networks_as_onnx(name, image_size, tmp_path):
+    if name.startswith("ultralytics"):
+        pytest.importorskip("ultralytics")
+    assert_onnx_agrees(build(ModelSettings(name=name, num_classes=10)).network, image_size, tmp_path)

@@ -145,6 +145,69 @@ def run_half(bundle, side, *arguments, fails=False):
     return done.stderr if fails else done.stdout
 
 
+PYRAMID = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Pyramid(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.large = nn.Sequential(nn.Conv2d(16, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
+        self.small = nn.Sequential(nn.Conv2d(24, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
+        self.mix = nn.Conv2d(56, 32, 1)
+        self.last = nn.Linear(32, num_classes)
+
+    def forward(self, x):
+        large = self.large(self.first(x))
+        small = functional.interpolate(self.small(large), scale_factor=2)
+        return self.last(self.mix(torch.cat([large, small], 1)).relu().mean((2, 3)))
+"""
+
+
+@pytest.mark.slow
+def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch):
+    """A network of the user's own, cut where two scales cross: trained, sent in one payload, timed and exported."""
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "net.py").write_text(PYRAMID)
+    model = ModelSettings(name=f"python:{tmp_path / 'net.py'}:Pyramid", num_classes=10)
+    evaluator = SplitEvaluator(digits_settings(model=model, baseline=BaselineSettings(epochs=8)), tmp_path / "run")
+    point = next(point for point in evaluator.partition_points() if point.name == "small")
+    assert point.shapes == ((24, 8, 8), (32, 4, 4))
+    evaluator.prepare(["small"], lambda _: None)
+    config = SplitConfig(partition="small", ae_ratio=0.5, bits=4)
+    found = evaluator.evaluate(config)
+    assert found.payload_bytes == 10 + (12 * 64 + 16 * 16) / 2  # header, and both tensors at four bits
+    assert found.accuracy > 0.3 and found.accuracy_drop_pp < 15  # a tiny network, hardly trained
+    assert found.latency.encode_ms > 0 and found.latency.tail_ms > 0
+    (tmp_path / "bundle").mkdir()
+    evidence = evaluator.export(config, tmp_path / "bundle")
+    assert evidence["agreement_with_trial"] == 1.0 and evidence["payload_bytes"] == found.payload_bytes
+    again = SplitEvaluator(digits_settings(model=model, baseline=BaselineSettings(epochs=8)), tmp_path / "run")
+    assert again.is_trained and again.evaluate(config).accuracy == found.accuracy
+
+
+def test_weights_from_elsewhere_need_pictures_they_have_not_seen(tmp_path):
+    from safetensors.torch import save_file
+
+    from evaluators.models.load import build
+
+    name = "torchvision/squeezenet1_1"
+    save_file(build(ModelSettings(name=name, num_classes=10)).network.state_dict(), tmp_path / "w.safetensors")
+    settings = digits_settings(model=ModelSettings(name=name, num_classes=10, weights=tmp_path / "w.safetensors"))
+    with pytest.raises(SpecError, match=r"model\.weights.*may have seen any picture"):
+        SplitEvaluator(settings, tmp_path / "run")
+
+
+def test_detectors_and_classifiers_need_their_own_data(tmp_path):
+    pytest.importorskip("ultralytics")
+    settings = digits_settings(model=ModelSettings(name="ultralytics/yolov10n", num_classes=10))
+    with pytest.raises(SpecError, match=r"data\.name.*needs data for detection, this is for classification"):
+        SplitEvaluator(settings, tmp_path / "run")
+
+
 def test_classes_must_match_the_data(tmp_path):
     settings = digits_settings(model=ModelSettings(name="torchvision/resnet18", num_classes=12))
     with pytest.raises(SpecError, match=r"model\.num_classes: 12 given; digits has 10 classes"):

@@ -1,16 +1,13 @@
 """Finding partition points, cutting and exporting, against the whole model as the oracle."""
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torchvision
-from exactness import assert_exact_everywhere
+from exactness import assert_exact_everywhere, assert_onnx_agrees
 from torch import nn
 
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
-from evaluators.models.onnx_export import OnnxNetwork
 from evaluators.settings import ModelSettings
 from spaces.errors import SpecError, SplitsearchError
 from spaces.partition import INPUT, OUTPUT, choose
@@ -195,23 +192,5 @@ class Pyramid(nn.Module):
 
 
 @pytest.mark.parametrize("make", ["resnet18", Pyramid, Shared])
-def test_onnx_parts_agree_with_torch(resnet18, tmp_path, make):
-    model = resnet18 if make == "resnet18" else make().eval()
-    split = SplitModel(model, 32)
-    network = OnnxNetwork(split)
-    picture = torch.randn(1, 3, 32, 32)
-
-    def same(found, expected):
-        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-
-    with torch.no_grad():
-        whole = model(picture).numpy()
-        for point in split.points[1:-1]:
-            network.save_part(INPUT, point.name, tmp_path / "head.onnx")
-            network.save_part(point.name, OUTPUT, tmp_path / "tail.onnx")
-            head, tail = (onnxruntime.InferenceSession(str(tmp_path / f"{half}.onnx")) for half in ("head", "tail"))
-            features = head.run(None, {INPUT: picture.numpy()})
-            for tensor, expected in zip(features, split.head(point.name)(picture), strict=True):
-                same(tensor, expected.numpy())
-            names = [node.name for node in tail.get_inputs()]
-            same(tail.run(None, dict(zip(names, features, strict=True)))[0], whole)
+def test_onnx_halves_agree_with_torch(resnet18, tmp_path, make):
+    assert_onnx_agrees(resnet18 if make == "resnet18" else make().eval(), 32, tmp_path)

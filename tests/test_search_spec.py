@@ -1,5 +1,7 @@
 """Study files: what is accepted, and one precise message for everything else."""
 
+from pathlib import Path
+
 import pytest
 
 from search.spec import find_study, load_spec
@@ -76,9 +78,28 @@ def test_files_that_are_no_studies(write_study, tmp_path):
         load_spec("quickstar")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "resnet50_tinyimagenet50", "resnet50-tinyimagenet50"])
+SHIPPED = [path.stem for path in sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *(name.replace("_", "-") for name in SHIPPED)])
 def test_shipped_studies_load_by_name(name):
-    assert load_spec(name).file == find_study(name)
+    spec = load_spec(name)
+    assert spec.file == find_study(name) and spec.name.replace("-", "_") == spec.file.stem
+
+
+def test_code_of_ones_own_is_found_from_the_study(write_study, study_dict, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("")
+    change(study_dict, "model.name", "python:mine.py:net")
+    change(study_dict, "model.options", {"depth": 3})
+    change(study_dict, "data", {"name": "python:package.module:data", "image_size": 32, "download": True})
+    file = write_study(study_dict)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    spec = load_spec(file)
+    assert spec.model.name == f"python:{tmp_path / 'mine.py'}:net" and spec.model.options == {"depth": 3}
+    assert spec.data.name == "python:package.module:data" and spec.data.download
+    change(study_dict, "model.weights", "pretrained")
+    assert load_spec(write_study(study_dict)).model.weights == "pretrained"
 
 
 def test_digest_follows_everything_but_the_number_of_trials(write_study, study_dict):

@@ -330,3 +330,49 @@ def test_download_true_fetches_unpacks_and_then_needs_no_network(tiny, tmp_path,
     for _ in range(2):
         assert len(open_dataset(DataSettings(**settings, download=True)).train(None, 0)) == 12
     assert len(server.asked) == 2 and not list((own_cache / "downloads").iterdir())
+
+
+# -- pictures with boxes -----------------------------------------------------------------------------------------------
+
+BOXES = """<annotation><object><name>dog</name><difficult>{difficult}</difficult>
+<bndbox><xmin>1</xmin><ymin>11</ymin><xmax>{right}</xmax><ymax>30</ymax></bndbox></object></annotation>"""
+
+
+def test_voc_reads_boxes_and_drops_those_without_area(tmp_path):
+    folder = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for number, (right, difficult) in enumerate([(20, 0), (1, 0), (15, 1), (40, 0)]):
+        Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(folder / "JPEGImages" / f"{number}.jpg")
+        (folder / "Annotations" / f"{number}.xml").write_text(BOXES.format(right=right, difficult=difficult))
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("0\n1\n")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("2\n3\n")
+    data = open_dataset(DataSettings(name="voc", image_size=32, root=tmp_path))
+    assert data.task == "detection" and data.classes[11] == "dog" and data.degenerate_boxes == 1
+    # Pixels count from 1 there and from 0 here; the second picture's only box has no width.
+    rows = sorted(data.train(None, 0).labels.tolist())
+    assert len(rows) == 1 and rows[0][1:] == [11, 0, 10, 20, 30, 0]
+    assert data.validation().labels.tolist() == [[0, 11, 0, 10, 15, 30, 1]] and len(data.test()) == 1
+    square = data.validation().inputs(data.picture)
+    assert square.shape == (1, 3, 32, 32)
+    grey = torch.isclose(square[0, 0, :, 16], torch.tensor(114 / 255))
+    assert grey.tolist() == [True] * 8 + [False] * 16 + [True] * 8
+    (folder / "Annotations" / "2.xml").write_text("<annotation><object><bndbox/></object></annotation>")
+    with pytest.raises(SpecError, match=r"2\.xml.*not readable as a VOC annotation"):
+        from evaluators.tasks import voc
+
+        voc._things.cache_clear()
+        open_dataset(DataSettings(name="voc", image_size=32, root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "boxes", "dropped"), [("bccd-voc", (205, 87, 72), 4886, 2), ("voc2007-15", (10, 3, 2), 44, 0)]
+)
+def test_real_boxes(name, counts, boxes, dropped):
+    root = SHARED.parent / name
+    if not SHARED.exists():
+        pytest.skip(f"{root} is not there")
+    data = open_dataset(DataSettings(name="voc", image_size=640, root=root))
+    roles = data.train(None, 0), data.validation(), data.test()
+    assert tuple(len(role) for role in roles) == counts and data.degenerate_boxes == dropped
+    assert sum(len(role.labels) for role in roles) == boxes

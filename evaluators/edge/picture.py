@@ -8,17 +8,21 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
+_GREY = (114, 114, 114)  # what detectors are trained with around a picture
+
 
 @dataclass(frozen=True)
 class PictureFormat:
     """How a picture becomes the network's input.
 
-    ``size`` is the square input's side in pixels; ``mean`` and ``std`` are per RGB channel, for values in 0..1.
+    ``size`` is the square input's side in pixels; ``mean`` and ``std`` are per RGB channel, for values in 0..1. With
+    ``letterbox`` a picture keeps its proportions, the rest of the square is grey; else it is stretched.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    letterbox: bool = False
 
     def to_dict(self) -> dict:
         """As JSON-ready values."""
@@ -27,7 +31,9 @@ class PictureFormat:
     @classmethod
     def from_dict(cls, data: dict) -> PictureFormat:
         """The inverse of :meth:`to_dict`."""
-        return cls(size=data["size"], mean=tuple(data["mean"]), std=tuple(data["std"]))
+        return cls(
+            size=data["size"], mean=tuple(data["mean"]), std=tuple(data["std"]), letterbox=data.get("letterbox", False)
+        )
 
 
 def open_picture(source: str | io.BytesIO, size: int) -> np.ndarray:
@@ -53,7 +59,7 @@ def fit_picture(picture: Image.Image, size: int) -> np.ndarray:
 
 def to_input(pixels: np.ndarray, picture: PictureFormat) -> np.ndarray:
     """Pixels as the network's input: float32, (1, 3, size, size), scaled, converted to RGB and normalised."""
-    pixels = to_rgb(pixels, picture.size)
+    pixels = letterboxed(pixels, picture.size) if picture.letterbox else to_rgb(pixels, picture.size)
     mean, std = np.array(picture.mean, np.float32), np.array(picture.std, np.float32)
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
@@ -64,6 +70,16 @@ def to_rgb(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape[:2] != (size, size):
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def letterboxed(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pixels scaled until their longer side is ``size``, in the middle of a grey square: uint8, (size, size, 3)."""
+    image = Image.fromarray(pixels).convert("RGB")
+    scale = size / max(image.size)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    square = Image.new("RGB", (size, size), _GREY)
+    square.paste(image.resize((width, height), Image.Resampling.BILINEAR), ((size - width) // 2, (size - height) // 2))
+    return np.asarray(square)
 
 
 def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -230,11 +230,8 @@ def _several(network: Network, last: Tap, stop: int, lives: dict[int, list[fx.No
 
 def _children_of_region(network: Network, start: int, stop: int) -> list[tuple[str, int]]:
     """Modules that end between two positions, as (name, position of the end), if the region deserves a look inside."""
-    region = range(start + 1, stop)
-    scopes = [network.nodes[index].meta["scope"] for index in region if network.macs[index]]
-    if not scopes:
-        return []
-    common = _common(scopes)
+    nodes = [node for node in network.nodes[start : stop + 1] if node not in network.free]
+    common = _common([node.meta["scope"] for node in nodes])
     while common and _is_container(network, common[-1]):
         common = common[:-1]
     if common and network.macs_until(_end_of(network, common[-1])) - _before(network, common[-1]) < (
@@ -320,7 +317,12 @@ class _Names:
 
     def of_group(self, group: _Group, tensor: fx.Node) -> str:
         """The largest module, not a mere container, that ends here; else the layer; else the operation."""
-        ended = [name for name, end in self._ends.items() if group.first <= end <= group.until]
+        # Reshaping belongs to the block that it ends; it is no layer to name a point after.
+        ended = [
+            name
+            for name, end in self._ends.items()
+            if group.first <= end <= (group.until if _has_children(self._network, name) else group.cut)
+        ]
         plain = ".".join([*tensor.meta["scope"][-1:], *([] if tensor.op == "call_module" else [_operation(tensor)])])
         numbered = (f"{plain}_{number}" for number in itertools.count(2))
         candidates = itertools.chain([self._best(ended), plain], numbered)

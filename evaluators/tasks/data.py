@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from evaluators.edge.picture import PictureFormat, to_input
 
 @dataclass(frozen=True)
 class Pictures:
-    """Labelled pictures in memory: uint8 pixels as a device would have them, and class indices."""
+    """Labelled pictures: uint8 pixels as a device would have them, and class indices (N,), or boxes as rows."""
 
     pixels: Sequence[np.ndarray]
     labels: torch.Tensor
@@ -31,6 +32,7 @@ class Dataset(ABC):
     """A named data set. Opening it checks that it is there; pictures are read when asked for."""
 
     name: str
+    task: Literal["classification", "detection"] = "classification"
     picture: PictureFormat
     classes: tuple[str, ...]
     mirrored: bool

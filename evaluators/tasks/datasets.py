@@ -22,6 +22,7 @@ from evaluators.edge.picture import PictureFormat, fit_picture, open_picture
 from evaluators.settings import DataSettings
 from evaluators.tasks.archives import Archive, find_root
 from evaluators.tasks.data import Dataset, Pictures, divide, sample
+from evaluators.tasks.voc import Voc
 from spaces.errors import SpecError, nearest
 
 # Fixed for everybody, apart from the search's seed, so that no search ever sees a test picture. Of the seeds 0 to 5
@@ -247,7 +248,12 @@ def _labels_of(items: Any) -> np.ndarray:
     return np.asarray(labels, dtype=np.int64)
 
 
-_DATASETS: dict[str, type[Dataset]] = {"digits": Digits, "tinyimagenet": TinyImageNet, "imagefolder": ImageFolder}
+_DATASETS: dict[str, type[Dataset]] = {
+    "digits": Digits,
+    "tinyimagenet": TinyImageNet,
+    "imagefolder": ImageFolder,
+    "voc": Voc,
+}
 
 
 def open_dataset(settings: DataSettings) -> Dataset:

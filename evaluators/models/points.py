@@ -234,9 +234,7 @@ def _children_of_region(network: Network, start: int, stop: int) -> list[tuple[s
     common = _common([node.meta["scope"] for node in nodes])
     while common and _is_container(network, common[-1]):
         common = common[:-1]
-    if common and network.macs_until(_end_of(network, common[-1])) - _before(network, common[-1]) < (
-        _MAIN_SHARE * network.total_macs
-    ):
+    if common and _macs_of(network, common[-1]) < _MAIN_SHARE * network.total_macs:
         return []
     ends: dict[str, int] = {}
     for index in range(start + 1, stop):
@@ -245,9 +243,8 @@ def _children_of_region(network: Network, start: int, stop: int) -> list[tuple[s
         if child is not None:
             ends[child] = index
     # A module called from several places ends where it ends last.
-    return sorted(
-        ((name, index) for name, index in ends.items() if _end_of(network, name) == index), key=lambda e: e[1]
-    )
+    whole = [(name, index) for name, index in ends.items() if _end_of(network, name) == index]
+    return sorted(whole, key=lambda end: end[1])
 
 
 def _common(scopes: list[tuple[str, ...]]) -> tuple[str, ...]:
@@ -263,10 +260,9 @@ def _end_of(network: Network, module: str) -> int:
     return max(index for index, node in enumerate(network.nodes) if module in node.meta["scope"])
 
 
-def _before(network: Network, module: str) -> int:
-    """Arithmetic before a module begins."""
-    first = min(index for index, node in enumerate(network.nodes) if module in node.meta["scope"])
-    return network.macs_until(first - 1) if first else 0
+def _macs_of(network: Network, module: str) -> int:
+    """Arithmetic inside a module."""
+    return sum(macs for macs, node in zip(network.macs, network.nodes) if module in node.meta["scope"])
 
 
 def _tap(network: Network, name: str, position: int, nodes: list[fx.Node]) -> Tap:

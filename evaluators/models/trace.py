@@ -127,6 +127,8 @@ def _trace_modules(model: nn.Module) -> tuple[fx.GraphModule | None, set[type[nn
                 return None, opaque, cause
             opaque.add(type(stopped.module))
             continue
+        except Exception as error:  # such as a model that returns an object of its own making
+            return None, opaque, error
         for node in graph.nodes:
             path = node.meta.get("nn_module_stack", {})
             inside = [name for name, _ in path.values()] if path else []

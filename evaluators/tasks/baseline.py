@@ -73,6 +73,12 @@ def train_or_load(
     network.eval()
 
 
+def baseline_record(path: Path) -> dict[str, Any] | None:
+    """How a kept baseline was made, as :func:`train_or_load` wrote it down; None where there is none."""
+    record = path.with_suffix(".json")
+    return json.loads(record.read_text()) if record.exists() and path.exists() else None
+
+
 @dataclass(frozen=True)
 class _Epoch:
     number: int

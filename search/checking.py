@@ -85,8 +85,6 @@ def _point(choice: Choice, ms: float | None) -> dict[str, Any]:
         "float_bytes": point.float_bytes,
         "head_macs": point.head_macs,
         "tail_macs": point.tail_macs,
-        "head_params": point.head_params,
-        "tail_params": point.tail_params,
         "head_ms": ms,
         "kept": choice.kept,
         "why": choice.why,

@@ -295,7 +295,7 @@ def _print_points(trials: Any, baselines: Any, hardware: str, name: str) -> None
 def _stdout() -> Console:
     # Made anew so that it follows a redirected stdout. Piped, it keeps a table's rows on one line each.
     console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 140))
+    return console if console.is_terminal else Console(width=max(console.width, 160))
 
 
 def _print_json(value: Any) -> None:

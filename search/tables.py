@@ -68,7 +68,7 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     table.add_column("point", no_wrap=True)
     table.add_column("shape", no_wrap=True)
-    for heading in ("elements", "float bytes", "head MMACs", "tail MMACs", "head k params", "tail k params", "head ms"):
+    for heading in ("float bytes", "MMACs head + tail", "k params head + tail", "head ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("searched", overflow="fold")
     for choice, ms in zip(choices, head_ms, strict=True):
@@ -76,12 +76,9 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
         table.add_row(
             point.name,
             " + ".join("x".join(map(str, shape)) for shape in point.shapes),
-            f"{point.elements:,}",
             f"{point.float_bytes:,}",
-            f"{point.head_macs / 1e6:.1f}",
-            f"{point.tail_macs / 1e6:.1f}",
-            f"{point.head_params / 1e3:,.1f}",
-            f"{point.tail_params / 1e3:,.1f}",
+            f"{point.head_macs / 1e6:,.1f} + {point.tail_macs / 1e6:,.1f}",
+            f"{point.head_params / 1e3:,.0f} + {point.tail_params / 1e3:,.0f}",
             "-" if ms is None else f"{ms:.2f}",
             "yes" if choice.kept else f"no: {choice.why}",
             style="" if choice.kept else "dim",

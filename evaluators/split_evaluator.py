@@ -231,17 +231,15 @@ class SplitEvaluator(Evaluator):
     def notes(self) -> list[str]:
         """See :class:`Evaluator`."""
         accuracy, count = self._held_out_accuracy()
-        seen = self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet"
-        record = None if self._loaded_trained else baseline_record(self._baseline_path)
-        made = [_made(record)] if record else []
-        return (
-            ([_SEEN] if seen else [])
-            + made
-            + [
-                f"The uncut model as given: top-1 {accuracy:.2%} on all {count:,} held-out pictures (search-validation and "
-                f"test together); the table shows search-validation alone."
-            ]
-        )
+        said = [
+            f"The uncut model as given: top-1 {accuracy:.2%} on all {count:,} held-out pictures (search-validation and "
+            f"test together); the table shows search-validation alone."
+        ]
+        if not self._loaded_trained and (record := baseline_record(self._baseline_path)):
+            said.insert(0, _made(record))
+        if self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet":
+            said.insert(0, _SEEN)
+        return said
 
     # -- parts of it -------------------------------------------------------------------------------------------------
 

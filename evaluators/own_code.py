@@ -45,7 +45,10 @@ def load_factory(name: str, key: str) -> Callable[..., Any]:
 
 def call(factory: Callable[..., Any], **offered: Any) -> Any:
     """Call a factory with those of the offered arguments that it takes."""
-    taken = inspect.signature(factory).parameters
+    try:
+        taken = inspect.signature(factory).parameters
+    except ValueError as error:  # a partial function with arguments that the function does not take
+        raise TypeError(f"{error}") from None
     anything = any(each.kind is each.VAR_KEYWORD for each in taken.values())
     return factory(**{name: value for name, value in offered.items() if anything or name in taken})
 

@@ -95,6 +95,8 @@ def test_a_network_of_ones_own(tmp_path):
     for function, told in {"broken": "ValueError: not today", "text": "it made a str", "net2": "it has: "}.items():
         with pytest.raises(SpecError, match=told):
             build(ModelSettings(name=f"python:{file}:{function}", num_classes=5))
+    with pytest.raises(SpecError, match="calling it fails"):
+        build(ModelSettings(name=f"python:{file}:net", num_classes=5, options={"wings": 2}))
     assert str(tmp_path) not in sys.path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -79,11 +80,9 @@ def _torchvision(settings: ModelSettings, name: str) -> _Found:
     _check_known(settings, name, known)
 
     def make() -> nn.Module:
-        options = (
-            {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        )  # its slow start, and a warning
-        options |= settings.options
-        return _call(settings, torchvision.models.get_model, name, weights=None, **options)
+        # These two initialise themselves in a slow way of their own, and warn about it.
+        own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        return _call(settings, torchvision.models.get_model, name, weights=None, **own)
 
     return make, lambda: torchvision.models.get_model(name, weights="DEFAULT").state_dict()
 
@@ -118,7 +117,7 @@ def _own(settings: ModelSettings) -> _Found:
 
     def make() -> Any:
         try:
-            return own_code.call(factory, num_classes=settings.num_classes, **settings.options)
+            return own_code.call(functools.partial(factory, **settings.options), num_classes=settings.num_classes)
         except Exception as error:  # the user's own code, which may raise anything
             reason = f"calling it fails: {type(error).__name__}: {error}"
             raise SpecError("model.name", settings.name, reason) from error
@@ -160,7 +159,7 @@ def _extra(settings: ModelSettings, library: str, extra: str | None = None) -> A
 
 def _fetch(settings: ModelSettings, pretrained: Callable[[], _State] | None) -> _State:
     if pretrained is None:
-        raise SpecError("model.weights", PRETRAINED, "a model of your own has none; give a file, or load them in it")
+        raise SpecError("model.weights", PRETRAINED, "a model of your own has none; give a file")
     try:
         return pretrained()
     except Exception as error:  # three libraries, and whatever their network code raises

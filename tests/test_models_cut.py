@@ -157,11 +157,12 @@ def test_a_forward_that_asks_for_sizes_is_exported():
     assert [point.name for point in points] == [INPUT, "one", OUTPUT]
 
 
-def test_untraceable_and_ill_fitting_models_say_why(resnet18):
+def test_untraceable_and_ill_fitting_models_say_why(resnet18, capfd):
     with pytest.raises(SplitsearchError) as caught:
         SplitModel(ByValue(), 8)
     assert "ByValue cannot be cut" in str(caught.value) and "x.sum() > 0" in str(caught.value)
     assert "test_models_cut.py" in str(caught.value) and "submodule" in str(caught.value)
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(SpecError, match=r"does not accept pictures of 3x16x16"):
         SplitModel(torchvision.models.alexnet(weights=None).eval(), 16)
     with pytest.raises(SpecError, match=r"known: .*stem"):

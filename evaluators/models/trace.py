@@ -8,6 +8,8 @@ stays open. If what is opaque does too much of the work, or the model's own ``fo
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import traceback
 import warnings
@@ -158,7 +160,9 @@ def _export(model: nn.Module, picture: torch.Tensor) -> fx.GraphModule | None:
     level = noisy.level
     noisy.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # It prints the graph so far when a model stops it.
+        quiet = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (picture,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
             graph = program.module(check_guards=False)

@@ -86,7 +86,7 @@ def pareto_figure(data: ParetoData) -> go.Figure:
     for name, colour in _BASELINES.items():
         points = [point for point in data.baselines if point.name.startswith(name)]
         texts = [point.name.removeprefix(name).strip(" ,") for point in points]
-        place = "middle right" if name == "all-on-device" else "bottom center"
+        place = "middle left" if name == "all-on-device" else "bottom center"
         marker = {"color": colour, "symbol": "diamond", "size": 11}
         _scatter(figure, name, points, marker, texts=texts, text_place=place)
     figure.update_layout(

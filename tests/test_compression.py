@@ -57,6 +57,14 @@ def test_tensors_of_any_layout_get_a_bottleneck_each():
     assert bottleneck.kept == [6, 4, 2, 8]
 
 
+def test_a_tensor_that_never_changes_is_no_obstacle():
+    features = torch.full((20, 6, 4, 4), 3.0)
+    bottleneck = Bottleneck([(6, 4, 4)], [1], 0.5)
+    bottleneck.start_from([features])
+    with torch.no_grad():
+        assert torch.allclose(bottleneck(features)[1][0], features, atol=1e-4)
+
+
 def test_kept_channels():
     assert kept_channels(64, 0.25) == 16
     with pytest.raises(InfeasibleSplit, match="leaves no channel of 3"):

@@ -130,7 +130,7 @@ def _start(features: torch.Tensor, encoder: _Encoder, decoder: _Decoder) -> None
     centred_z = activations - offset
     gram = centred_z.T @ centred_z / len(rows)
     cross = centred_z.T @ centred / len(rows)
-    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-9) * torch.eye(len(gram), dtype=gram.dtype)
     back = torch.linalg.solve(gram + ridge, cross).T  # (C, K)
     _assign(decoder.layer, back, mean - back @ offset)
 

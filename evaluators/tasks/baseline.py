@@ -2,7 +2,7 @@
 
 The recipe: AdamW with a one-cycle schedule, label smoothing, random crops, mirror images where a class survives them,
 and pictures that grow over the epochs (half the epochs at half the size, a quarter at three quarters, the rest at full
-size), which for a network that starts from nothing buys most of the accuracy at a third of the arithmetic.
+size), about half the arithmetic of full size throughout.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -56,7 +55,7 @@ def train_or_load(
     """Give the network the baseline's weights, training it on the whole of train if nobody has yet.
 
     A training that was stopped goes on after its last finished epoch. Beside the weights stands a JSON file of the same
-    name that says how they were made: epochs with losses and seconds, machine, versions.
+    name that says how they were made: recipe, seed, epochs with sizes, losses and seconds, torch's version.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,4 +241,4 @@ def _duration(seconds: float) -> str:
 
 
 def _circumstances() -> dict[str, Any]:
-    return {"compute": str(compute_device()), "torch": torch.__version__, "machine": platform.processor()}
+    return {"compute": str(compute_device()), "torch": torch.__version__}

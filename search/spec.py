@@ -220,10 +220,14 @@ def _finetune(section: _Section) -> FinetuneSettings:
 
 def _baseline(section: _Section) -> BaselineSettings:
     default = BaselineSettings()
+    optimizer = section.text("optimizer", default.optimizer)
+    if optimizer not in ("adamw", "sgd"):
+        raise SpecError("baseline.optimizer", optimizer, "adamw and sgd are allowed")
     settings = BaselineSettings(
         epochs=section.whole("epochs", default.epochs),
         batch_size=section.whole("batch_size", default.batch_size),
-        learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        learning_rate=section.number("learning_rate", default.learning_rate, above=0),
     )
     section.finish()
     return settings

@@ -55,6 +55,8 @@ def test_a_good_file(write_study, study_dict):
         ("finetune.scope", "head", "finetune.scope: 'head' given; bottleneck and tail"),
         ("finetune.images", 0, "finetune.images: 0 given"),
         ("finetune.learning_rate", 0, "finetune.learning_rate: 0 given; a number above 0"),
+        ("baseline.optimizer", "adam", "baseline.optimizer: 'adam' given; adamw and sgd are allowed"),
+        ("baseline.learning_rate", 0, "baseline.learning_rate: 0 given; a number above 0"),
         ("search.sampler", "tpa", "search.sampler: 'tpa' given; did you mean 'tpe'"),
         ("search.trials", 0, "search.trials: 0 given"),
         ("search.seed", -1, "search.seed: -1 given; a whole number from 0"),

@@ -103,9 +103,10 @@ def small_network():
     )  # fmt: skip
 
 
-def test_a_stopped_baseline_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_stopped_baseline_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
     data = open_dataset(DataSettings(name="digits", image_size=32))
-    recipe = BaselineSettings(epochs=4, batch_size=200)
+    recipe = BaselineSettings(epochs=4, batch_size=200, optimizer=optimizer)
     train_or_load(small_network(), tmp_path / "whole.safetensors", data, recipe, 0, lambda _: None)
 
     class Stop(Exception):
@@ -135,16 +136,17 @@ def test_a_baseline_is_found_by_what_made_it():
         baseline_path(model, data, recipe, 0),
         baseline_path(model, data, recipe, 1),
         baseline_path(model, data, BaselineSettings(epochs=1), 0),
+        baseline_path(model, data, BaselineSettings(optimizer="sgd"), 0),
         baseline_path(model, open_dataset(DataSettings(name="digits", image_size=48)), recipe, 0),
         baseline_path(ModelSettings(name=model.name, num_classes=10, weights="pretrained"), data, recipe, 0),
         baseline_path(ModelSettings(name=model.name, num_classes=10, options={"width": 2}), data, recipe, 0),
     }
-    assert len(paths) == 6 and baseline_path(model, data, recipe, 0) in paths
+    assert len(paths) == 7 and baseline_path(model, data, recipe, 0) in paths
 
 
 @pytest.mark.parametrize(
     ("epochs", "full", "sizes"),
-    [(4, 64, [32, 32, 48, 64]), (3, 32, [32, 32, 32]), (8, 224, [112] * 4 + [160] * 2 + [224] * 2), (1, 64, [64])],
+    [(4, 64, [48, 48, 48, 64]), (3, 32, [32, 32, 32]), (8, 224, [112] * 4 + [160] * 2 + [224] * 2), (1, 64, [64])],
 )
 def test_pictures_grow_over_the_epochs(epochs, full, sizes):
     assert [epoch.size for epoch in baseline._plan(epochs, full)] == sizes

@@ -1,8 +1,8 @@
 """The uncut network where it is not given trained: trained once, kept, and found again by what made it.
 
-The recipe: AdamW with a one-cycle schedule, label smoothing, random crops, mirror images where a class survives them,
-and pictures that grow over the epochs (half the epochs at half the size, a quarter at three quarters, the rest at full
-size), about half the arithmetic of full size throughout.
+The recipe: SGD or AdamW with a one-cycle schedule, label smoothing, random crops, mirror images where a class survives
+them, residual branches that start silent, and pictures that grow over the epochs (half the epochs at half the size, a
+quarter at three quarters, the rest at full size), about half the arithmetic of full size throughout.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from torch.nn import functional
 
 from evaluators.cache import cache_folder
 from evaluators.edge.picture import to_rgb
+from evaluators.models.residual import silence_branches
 from evaluators.own_code import PREFIX, source_digest
 from evaluators.settings import BaselineSettings, ModelSettings
 from evaluators.tasks.data import Dataset, Pictures
 from evaluators.tasks.training import autocast, compute_device
 
-_RECIPE = 2  # raise when the training itself changes: kept weights of an older recipe are then not taken for its own
-_SMALLEST = 32  # pixels; below that most networks have nothing left to look at
+_RECIPE = 3  # raise when the training itself changes: kept weights of an older recipe are then not taken for its own
+_SMALLEST = 48  # pixels; below that the last maps of most networks are a single value
 _CROP_AREA = (0.4, 1.0)
 _CROP_RATIO = 4 / 3
-_WEIGHT_DECAY = 0.05
+_LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.1}
+_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4}
+_MOMENTUM = 0.9
 
 
 def baseline_path(model: ModelSettings, data: Dataset, recipe: BaselineSettings, seed: int) -> Path:
@@ -95,12 +98,13 @@ class _Training:
         pictures = data.train(None, seed)
         self._pixels, self._labels = _stack(pictures, data.picture.size), pictures.labels
         self._device = compute_device()
+        silence_branches(network, data.picture.size)
         # Before the optimizer, which keeps references to where the parameters are.
         network.to(self._device)
-        self._optimizer = torch.optim.AdamW(_decayed(network), lr=recipe.learning_rate)
+        self._optimizer = _optimizer(network, recipe)
         self._batches = math.ceil(len(self._labels) / recipe.batch_size)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, recipe.learning_rate, total_steps=self._batches * recipe.epochs
+            self._optimizer, self._optimizer.defaults["lr"], total_steps=self._batches * recipe.epochs
         )
         self._history: list[dict[str, Any]] = []
 
@@ -227,13 +231,17 @@ def _stack(pictures: Pictures, size: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([to_rgb(pixels, side) for pixels in pictures.pixels])).permute(0, 3, 1, 2)
 
 
-def _decayed(network: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in two groups: matrices and kernels, which decay, and the rest, which do not."""
+def _optimizer(network: nn.Module, recipe: BaselineSettings) -> torch.optim.Optimizer:
+    """Matrices and kernels decay, the rest does not."""
+    rate = recipe.learning_rate or _LEARNING_RATE[recipe.optimizer]
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [
-        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": _WEIGHT_DECAY},
+    groups = [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": _WEIGHT_DECAY[recipe.optimizer]},
         {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
     ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=_MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(groups, lr=rate)
 
 
 def _duration(seconds: float) -> str:

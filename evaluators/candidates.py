@@ -85,18 +85,22 @@ class Candidates:
         bottleneck.start_from([tensor[:_START_PICTURES] for tensor in features])
         device = compute_device()
         lesson = Lesson(features=features, labels=self._bank.train.labels, teacher=self._bank.scores("train"))
+        grid = LevelGrid(config.bits)
         history = finetune(
             tail.to(device),
             bottleneck.to(device),
             lesson,
             self._settings,
-            grid=LevelGrid(config.bits),
+            grid=grid,
             tcl=config.tcl,
             seed=self._seed,
         )
         bottleneck.cpu()
         with torch.no_grad():
             activations = bottleneck.encoder(*(tensor[:_CALIBRATION_PICTURES] for tensor in features))
+        if self._settings.quantization == "straight-through":  # the tail knows these levels and no others
+            levels = tuple(grid.levels(tuple(tensor.shape[1:])) for tensor in activations)
+        else:
             levels = tuple(calibrate(tensor, config.bits) for tensor in activations)
         return Candidate(bottleneck=bottleneck, tail=tail.cpu(), levels=levels, history=history)
 

@@ -10,6 +10,11 @@ from typing import Any, Literal
 
 PRETRAINED = "pretrained"
 
+Scope = Literal["bottleneck", "tail"]
+Quantization = Literal["post-training", "straight-through"]
+Ramp = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "sgd"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -54,7 +59,8 @@ class FinetuneSettings:
     """Quick training of one candidate.
 
     ``images`` and ``epochs`` set the budget; ``scope`` what is trained: ``bottleneck`` (encoder and decoder) or
-    ``tail`` (those and everything after the cut). The head stays as it is.
+    ``tail`` (those and everything after the cut). The head stays as it is. ``quantization`` comes after training, or
+    takes part in it (straight-through). ``ramp`` is how TCL rises over training.
     """
 
     images: int = 4000
@@ -62,7 +68,9 @@ class FinetuneSettings:
     batch_size: int = 64
     learning_rate: float = 2e-3
     tail_learning_rate: float = 3e-5
-    scope: Literal["bottleneck", "tail"] = "tail"
+    scope: Scope = "tail"
+    quantization: Quantization = "post-training"
+    ramp: Ramp = "cosine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,5 +83,5 @@ class BaselineSettings:
 
     epochs: int = 30
     batch_size: int = 64
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float | None = None

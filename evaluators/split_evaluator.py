@@ -155,8 +155,11 @@ class SplitEvaluator(Evaluator):
         score = candidate.score(config, features)
         elements = sum(tensor[0].numel() for tensor in features)
         latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes)
+        point = self._split.tap(config.partition).point
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.kept),
+            "encoder_macs": point.encoder_macs(config.ae_ratio),
+            "head_macs": point.head_macs,
             "bits_per_element": 8 * score.payload_bytes / elements,
             "training": candidate.history,
         }

@@ -13,7 +13,7 @@ from search import tables
 from search.front import FORMAT, Point
 from search.spec import StudySpec
 from spaces.errors import NotFinished
-from spaces.partition import Choice
+from spaces.partition import Choice, warn_of_encoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def check(spec: StudySpec, evaluator: Evaluator) -> Check:
         baselines, notes = [], [f"No baselines: {reason}."]
     return Check(
         spec=spec,
-        choices=spec.choices(points),
+        choices=warn_of_encoders(spec.choices(points), space.ae_ratios),
         head_ms=evaluator.head_ms(points),
         baselines=baselines,
         space_size=space.size,
@@ -87,5 +87,5 @@ def _point(choice: Choice, ms: float | None) -> dict[str, Any]:
         "tail_macs": point.tail_macs,
         "head_ms": ms,
         "kept": choice.kept,
-        "why": choice.why,
+        "why": f"{choice.why}; {choice.warning}" if choice.warning else choice.why,
     }

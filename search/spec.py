@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import studies
 from evaluators.latency.profiles import LinkProfile, MachineProfile, load_link, load_machine
 from evaluators.result import Evaluation
-from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.settings import (
+    PRETRAINED,
+    BaselineSettings,
+    DataSettings,
+    FinetuneSettings,
+    ModelSettings,
+    Optimizer,
+    Quantization,
+    Ramp,
+    Scope,
+)
 from search.samplers import SAMPLERS
 from spaces.config import is_number
 from spaces.errors import SpecError, nearest
@@ -203,16 +213,15 @@ def _constraints(section: _Section) -> Constraints:
 
 def _finetune(section: _Section) -> FinetuneSettings:
     default = FinetuneSettings()
-    scope = section.text("scope", default.scope)
-    if scope not in ("bottleneck", "tail"):
-        raise SpecError("finetune.scope", scope, "bottleneck and tail are allowed")
     settings = FinetuneSettings(
         images=section.whole("images", default.images),
         epochs=section.whole("epochs", default.epochs),
         batch_size=section.whole("batch_size", default.batch_size),
         learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
         tail_learning_rate=section.number("tail_learning_rate", default.tail_learning_rate, above=0) or 0.0,
-        scope=scope,  # type: ignore[arg-type]
+        scope=section.choice("scope", default.scope, get_args(Scope)),  # type: ignore[arg-type]
+        quantization=section.choice("quantization", default.quantization, get_args(Quantization)),  # type: ignore[arg-type]
+        ramp=section.choice("ramp", default.ramp, get_args(Ramp)),  # type: ignore[arg-type]
     )
     section.finish()
     return settings
@@ -220,13 +229,10 @@ def _finetune(section: _Section) -> FinetuneSettings:
 
 def _baseline(section: _Section) -> BaselineSettings:
     default = BaselineSettings()
-    optimizer = section.text("optimizer", default.optimizer)
-    if optimizer not in ("adamw", "sgd"):
-        raise SpecError("baseline.optimizer", optimizer, "adamw and sgd are allowed")
     settings = BaselineSettings(
         epochs=section.whole("epochs", default.epochs),
         batch_size=section.whole("batch_size", default.batch_size),
-        optimizer=optimizer,  # type: ignore[arg-type]
+        optimizer=section.choice("optimizer", default.optimizer, get_args(Optimizer)),  # type: ignore[arg-type]
         learning_rate=section.number("learning_rate", default.learning_rate, above=0),
     )
     section.finish()
@@ -324,6 +330,13 @@ class _Section:
             bound = f"from {minimum:g}" if minimum is not None else f"above {above:g}"
             raise SpecError(self._path(name), value, f"a number {bound} is needed")
         return float(value)
+
+    def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
+        """One of a few texts, or the default."""
+        value = self.text(name, default)
+        if value not in allowed:
+            raise SpecError(self._path(name), value, f"{', '.join(allowed[:-1])} and {allowed[-1]} are allowed")
+        return value
 
     def section(self, name: str, optional: bool = False) -> _Section:
         """A mapping inside this one."""

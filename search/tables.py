@@ -80,7 +80,7 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
             f"{point.head_macs / 1e6:,.1f} + {point.tail_macs / 1e6:,.1f}",
             f"{point.head_params / 1e3:,.0f} + {point.tail_params / 1e3:,.0f}",
             "-" if ms is None else f"{ms:.2f}",
-            "yes" if choice.kept else f"no: {choice.why}",
+            f"yes{', but ' if choice.warning else ''}{choice.warning}" if choice.kept else f"no: {choice.why}",
             style="" if choice.kept else "dim",
         )
     return table

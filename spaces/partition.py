@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spaces.errors import SpecError, nearest
 
 INPUT = "input"
 OUTPUT = "output"
+_CHEAP_ENCODER = 0.1  # of the head's arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class PartitionPoint:
         tail_macs: the same after the cut.
         head_params: parameters used before the cut.
         tail_params: parameters used after it; one used on both sides counts on both.
+        channel_axes: for each tensor the axis of its channels, batch dimension included: 1 or -1. Empty: 1 for all.
     """
 
     name: str
@@ -33,6 +35,18 @@ class PartitionPoint:
     tail_macs: int
     head_params: int = 0
     tail_params: int = 0
+    channel_axes: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each tensor."""
+        axes = self.channel_axes or (1,) * len(self.shapes)
+        return [shape[axis - 1 if axis > 0 else axis] for shape, axis in zip(self.shapes, axes, strict=True)]
+
+    def encoder_macs(self, ae_ratio: float) -> int:
+        """Multiply-accumulate operations of the encoders here, 1x1 convolutions, for one picture."""
+        pairs = zip(self.tensor_elements, self.channels, strict=True)
+        return sum(elements * round(channels * ae_ratio) for elements, channels in pairs)
 
     @property
     def tensor_elements(self) -> list[int]:
@@ -57,11 +71,12 @@ class PartitionPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A partition point with the verdict of the search space: searched or not, and why."""
+    """A partition point with the verdict of the search space: searched or not, and why; perhaps with a warning."""
 
     point: PartitionPoint
     kept: bool
     why: str
+    warning: str = ""
 
 
 def choose(points: Sequence[PartitionPoint], wanted: str | Sequence[str]) -> list[Choice]:
@@ -83,6 +98,18 @@ def choose(points: Sequence[PartitionPoint], wanted: str | Sequence[str]) -> lis
         if not any(fnmatch.fnmatchcase(point.name, pattern) for point in inner):
             raise SpecError("partition", pattern, nearest(pattern, [point.name for point in inner]))
     return [_named(point, patterns, wanted) for point in points]
+
+
+def warn_of_encoders(choices: Sequence[Choice], ae_ratios: Sequence[float]) -> list[Choice]:
+    """Say at which of the points that are kept an encoder is no small thing beside its head."""
+    return [_warned(choice, max(ae_ratios)) if choice.kept else choice for choice in choices]
+
+
+def _warned(choice: Choice, ae_ratio: float) -> Choice:
+    share = choice.point.encoder_macs(ae_ratio) / max(choice.point.head_macs, 1)
+    if share <= _CHEAP_ENCODER:
+        return choice
+    return replace(choice, warning=f"at AE {ae_ratio:g} its encoder takes {share:.0%} of the head's MACs")
 
 
 def _end(point: PartitionPoint) -> Choice:

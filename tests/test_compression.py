@@ -90,9 +90,32 @@ def test_clustering_pulls_towards_the_nearest_level():
     assert z.grad[0] > 0 and z.grad[1] < 0  # downhill is towards -1 and towards +1
 
 
-def test_ramp_rises_from_zero_to_one():
-    values = [ramp(t / 10) for t in range(11)]
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_ramp_rises_from_zero_to_one(shape):
+    values = [ramp(t / 10, shape) for t in range(11)]
     assert values[0] == 0 and values[-1] == pytest.approx(1) and values == sorted(values)
+    assert values[5] == pytest.approx(0.5) and ramp(0.2) < ramp(0.2, "linear") < ramp(0.2, "constant") == 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_training_rounds_as_the_device_does(bits):
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.tanh(3 * torch.randn(20, 3, 8, 8, generator=generator))
+    grid = LevelGrid(bits)
+    half_way = torch.arange(2**bits - 1) * grid.step - 1 + grid.step / 2
+    activations.view(-1)[: len(half_way)] = half_way
+    levels = grid.levels((3, 8, 8))
+    sent = wire.dequantize(wire.quantize(activations.numpy(), levels, bits), levels, bits)
+    # Half a step is far more than the last digits in which the two may differ.
+    assert np.abs(grid.snap(activations).numpy() - sent).max() < 1e-3 * grid.step
+
+
+def test_straight_through_passes_gradients_as_they_are():
+    activations = torch.tensor([-0.9, 0.1, 1.0], requires_grad=True)
+    snapped = LevelGrid(1).snap(activations)
+    assert snapped.tolist() == [-1, 1, 1]
+    (snapped * torch.tensor([2.0, 3.0, 4.0])).sum().backward()
+    assert activations.grad.tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

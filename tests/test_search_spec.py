@@ -53,6 +53,8 @@ def test_a_good_file(write_study, study_dict):
         ("constraints.max_drop", 1, "constraints.max_drop: 1 given; no such key; known: max_accuracy_drop_pp"),
         ("constraints.max_latency_ms", "1s", "constraints.max_latency_ms: '1s' given; a number from 0"),
         ("finetune.scope", "head", "finetune.scope: 'head' given; bottleneck and tail"),
+        ("finetune.quantization", "qat", "finetune.quantization: 'qat' given; post-training and straight-through"),
+        ("finetune.ramp", "step", "finetune.ramp: 'step' given; cosine, linear and constant are allowed"),
         ("finetune.images", 0, "finetune.images: 0 given"),
         ("finetune.learning_rate", 0, "finetune.learning_rate: 0 given; a number above 0"),
         ("baseline.optimizer", "adam", "baseline.optimizer: 'adam' given; adamw and sgd are allowed"),

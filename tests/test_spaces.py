@@ -5,7 +5,7 @@ import pytest
 
 from spaces.config import SplitConfig
 from spaces.errors import SpecError, nearest
-from spaces.partition import PartitionPoint, choose
+from spaces.partition import PartitionPoint, choose, warn_of_encoders
 from spaces.space import SearchSpace, TclRange
 from spaces.yaml_text import read_yaml
 
@@ -67,6 +67,17 @@ def test_named_points():
     assert kept(choose(all_points, ["stem", "layer1.1"])) == ["stem", "layer1.1"]
     with pytest.raises(SpecError, match=r"did you mean 'layer1\.0'"):
         choose(all_points, "layer1.00")
+
+
+def test_encoders_that_cost_much_are_pointed_out():
+    # 64 channels at 16x16: 64 * 64 * 256 operations at AE 1.
+    point = PartitionPoint(name="stem", shapes=((64, 16, 16),), head_macs=9_600_000, tail_macs=1)
+    assert point.encoder_macs(1.0) == 64 * 64 * 256 and point.encoder_macs(0.25) == 16 * 64 * 256
+    tokens = PartitionPoint(name="a", shapes=((50, 8), (4, 5)), head_macs=1, tail_macs=1, channel_axes=(-1, 1))
+    assert tokens.channels == [8, 4] and tokens.encoder_macs(0.5) == 50 * 8 * 4 + 4 * 5 * 2
+    (warned,) = warn_of_encoders(choose([point], "all"), [0.25, 1.0])
+    assert warned.warning == "at AE 1 its encoder takes 11% of the head's MACs"
+    assert not warn_of_encoders(choose([point], "all"), [0.25])[0].warning
 
 
 SPACE = {"partition": "auto", "ae_ratio": [0.25, 0.5], "bits": [1, 2], "tcl": [0, 10], "lzma": False}

@@ -49,6 +49,21 @@ def test_training_lowers_the_loss_and_tcl_settles_activations():
     assert clustered[-1]["settled"] > plain[-1]["settled"]
 
 
+@pytest.mark.parametrize("quantization", ["post-training", "straight-through"])
+def test_only_straight_through_training_shows_levels_to_the_decoder(quantization):
+    seen = []
+    bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5)
+    bottleneck.start_from(lesson().features)
+    before = bottleneck.encoder.parts[0].layer.weight.clone()
+    bottleneck.decoder.register_forward_pre_hook(lambda module, tensors: seen.append(tensors[0].detach()))
+    tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    settings = FinetuneSettings(batch_size=8, quantization=quantization)
+    (row,) = finetune(tail, bottleneck, lesson(), settings, grid=LevelGrid(1))
+    assert len(seen) == 8 and all((values.abs() == 1).all() for values in seen) == (quantization == "straight-through")
+    assert not torch.equal(bottleneck.encoder.parts[0].layer.weight, before)  # the encoder learns either way
+    assert row["quantization_error"] == pytest.approx(4 * row["clustering_loss"])
+
+
 def test_scope_and_batch_statistics():
     _, _, before, after = train(0.0, scope="bottleneck")
     assert all(torch.equal(before[name], after[name]) for name in before)

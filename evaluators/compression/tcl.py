@@ -3,8 +3,11 @@
     L = L_task + strength * ramp(t) * mean(((z - stop_gradient(c(z))) / step)^2)
 
 z are the activations, c(z) their nearest level, step the distance between levels, t the share of training done. The
-ramp lets the network learn its task first and settle afterwards; a cosine, after the way Nagel et al. (ICML 2022) raise
-the weight of their oscillation dampening.
+ramp lets the network learn its task first and settle afterwards; by default a cosine, after the way Nagel et al. (ICML
+2022) raise the weight of their oscillation dampening.
+
+Its rival is quantization-aware training: the decoder gets c(z) during training already, and gradients pass through the
+rounding as if it were not there (the straight-through estimator: Bengio et al., arXiv 1308.3432).
 
 The loss is named after "TCL: Time-Dependent Clustering Loss for Optimizing Post-Training Feature Map Quantization for
 Partitioned DNNs", IEEE Access 13 (2025) 103640-103648, doi 10.1109/ACCESS.2025.3579107; formula and schedule are our
@@ -14,9 +17,20 @@ own reading, since we know the paper by its abstract alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from evaluators.edge.wire import TensorLevels
+from evaluators.settings import Ramp
+
+RAMPS: dict[Ramp, Callable[[float], float]] = {
+    "cosine": lambda progress: (1.0 - math.cos(math.pi * progress)) / 2.0,
+    "linear": lambda progress: progress,
+    "constant": lambda progress: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,34 @@ class LevelGrid:
 
     def offsets(self, activations: torch.Tensor) -> torch.Tensor:
         """Distance to the nearest level in steps, signed; gradients flow through the activations alone."""
-        in_steps = (activations.float() + 1.0) / self.step
-        nearest = torch.floor(in_steps.detach() + 0.5)
-        return in_steps - nearest
+        in_steps = self._in_steps(activations)
+        return in_steps - self._nearest(in_steps)
+
+    def snap(self, activations: torch.Tensor) -> torch.Tensor:
+        """The nearest level of each activation, in float32; its gradient is that of the activation itself."""
+        nearest = self._nearest(self._in_steps(activations)) * self.step - 1.0
+        values = activations.float()
+        return values + (nearest - values).detach()
+
+    def levels(self, shape: tuple[int, ...]) -> TensorLevels:
+        """These levels for a tensor of ``shape`` (channels first, without the batch dimension), as they are sent."""
+        ones = np.ones(shape[0], np.float32)
+        return TensorLevels(shape, -ones, ones)
+
+    def _in_steps(self, activations: torch.Tensor) -> torch.Tensor:
+        return (activations.float() + 1.0) * ((2**self.bits - 1) / 2.0)
+
+    def _nearest(self, in_steps: torch.Tensor) -> torch.Tensor:
+        """Rounded as :func:`evaluators.edge.wire.quantize` rounds."""
+        return torch.floor(in_steps.detach() + 0.5).clamp(0, 2**self.bits - 1)
 
 
-def ramp(progress: float) -> float:
-    """Weight of the clustering term after a share ``progress`` in 0..1 of training: 0 at the start, 1 at the end."""
-    return (1.0 - math.cos(math.pi * progress)) / 2.0
+def ramp(progress: float, shape: Ramp = "cosine") -> float:
+    """Weight of the clustering term after a share ``progress`` in 0..1 of training.
+
+    ``cosine`` and ``linear`` rise from 0 to 1, ``constant`` is 1 throughout.
+    """
+    return RAMPS[shape](progress)
 
 
 def clustering_loss(activations: torch.Tensor, grid: LevelGrid) -> torch.Tensor:

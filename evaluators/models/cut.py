@@ -43,7 +43,7 @@ class SplitModel:
 
     def channel_axes(self, name: str) -> tuple[int, ...]:
         """For each tensor at a point, the axis its channels are on, batch dimension included: 1 or -1."""
-        return self.tap(name).channel_axes
+        return self.tap(name).point.channel_axes
 
     def head(self, name: str) -> nn.Module:
         """Everything up to a point: picture (B, 3, S, S) to a tuple of tensors, as many as cross there.

@@ -36,13 +36,11 @@ class Tap:
         point: what the rest of the project sees of it.
         position: index of the last node of the head.
         tensors: the nodes whose values cross, in order.
-        channel_axes: axis of the channels in each of them, batch dimension included: 1 or -1.
     """
 
     point: PartitionPoint
     position: int
     tensors: tuple[fx.Node, ...]
-    channel_axes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -274,9 +272,9 @@ def _tap(network: Network, name: str, position: int, nodes: list[fx.Node]) -> Ta
         tail_macs=network.total_macs - before,
         head_params=network.parameters_of(0, position + 1),
         tail_params=network.parameters_of(position + 1, len(network.nodes)),
+        channel_axes=tuple(_channel_axis(network, node) for node in nodes),
     )
-    axes = tuple(_channel_axis(network, node) for node in nodes)
-    return Tap(point=point, position=position, tensors=tuple(nodes), channel_axes=axes)
+    return Tap(point=point, position=position, tensors=tuple(nodes))
 
 
 def _output(network: Network) -> Tap:
@@ -289,8 +287,9 @@ def _output(network: Network) -> Tap:
         tail_macs=0,
         head_params=network.parameters_of(0, end + 1),
         tail_params=0,
+        channel_axes=(1,),
     )
-    return Tap(point=point, position=end, tensors=(), channel_axes=(1,))
+    return Tap(point=point, position=end, tensors=())
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

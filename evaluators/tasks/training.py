@@ -89,13 +89,14 @@ def finetune(
         bottleneck: between features and tail; None fine-tunes the uncut model's tail.
         lesson: what to learn from.
         settings: epochs, batch size, learning rates, scope.
-        grid: levels that TCL pulls the bottleneck's activations to; needed with a bottleneck.
+        grid: levels that TCL pulls the bottleneck's activations to, and that straight-through training rounds to;
+            needed with a bottleneck.
         tcl: strength of TCL; 0 leaves it out altogether.
         seed: of the batches' order.
 
     Returns:
-        One row for each epoch: mean task loss, mean clustering loss, share of activations within a quarter of a step
-        of a level.
+        One row for each epoch: mean task loss, mean clustering loss, mean squared quantization error of the
+        activations, share of them within a quarter of a step of a level.
     """
     groups = _parameter_groups(tail, bottleneck, settings)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
@@ -114,15 +115,17 @@ def finetune(
             cluster = settled = torch.zeros(())
             with autocast(tail):
                 signal: Tensors = tuple(tensor[index].to(device) for tensor in lesson.features)
-                if bottleneck is not None:
-                    activations, signal = bottleneck(*signal)
+                if bottleneck is not None and grid is not None:
+                    activations = bottleneck.encoder(*signal)
+                    rounded = settings.quantization == "straight-through"
+                    signal = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
                 scores = tail(*signal)
             loss = task = _task_loss(scores.float(), lesson.labels[index].to(device), lesson.teacher[index].to(device))
             if bottleneck is not None and grid is not None:
                 joined = torch.cat([tensor.flatten(1) for tensor in activations], 1)
                 cluster, settled = clustering_loss(joined, grid), settled_share(joined, grid)
                 if tcl > 0:
-                    loss = task + tcl * ramp(done / max(total - 1, 1)) * cluster
+                    loss = task + tcl * ramp(done / max(total - 1, 1), settings.ramp) * cluster
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
@@ -131,9 +134,10 @@ def finetune(
             done += 1
             sums += torch.tensor([task.item(), cluster.item(), settled.item()]) / batches
         task_mean, cluster_mean, settled_mean = sums.tolist()
-        history.append(
-            {"epoch": epoch + 1, "task_loss": task_mean, "clustering_loss": cluster_mean, "settled": settled_mean}
-        )
+        row = {"epoch": epoch + 1, "task_loss": task_mean, "clustering_loss": cluster_mean, "settled": settled_mean}
+        if grid is not None:
+            row["quantization_error"] = cluster_mean * grid.step**2
+        history.append(row)
     return history
 
 

@@ -129,5 +129,6 @@ def _named(point: PartitionPoint, patterns: list[str], wanted: str | Sequence[st
     if point.is_end:
         return _end(point)
     kept = any(fnmatch.fnmatchcase(point.name, pattern) for pattern in patterns)
-    asked = wanted if isinstance(wanted, str) else ", ".join(wanted)
-    return Choice(point=point, kept=kept, why=f"{'asked for' if kept else 'left out'} by partition: {asked}")
+    # A list of many would fill the column of a table, line after line.
+    asked = f": {wanted}" if isinstance(wanted, str) else ""
+    return Choice(point=point, kept=kept, why=f"{'asked for' if kept else 'left out'} by partition{asked}")

@@ -130,10 +130,10 @@ def test_short_and_broken_streams():
         wire.decode(reframed(make_format(2), b"abc"), make_format(2))
 
 
-@settings(max_examples=1500, deadline=None)
-@given(data=st.data(), lzma=st.booleans(), fix_checksum=st.booleans())
-def test_mutated_payloads_never_crash(data, lzma, fix_checksum):
-    form = make_format(2, lzma)
+@settings(max_examples=10_000, deadline=None)
+@given(data=st.data(), bits=st.sampled_from([1, 2, 3, 8]), lzma=st.booleans(), fix_checksum=st.booleans())
+def test_mutated_payloads_never_crash(data, bits, lzma, fix_checksum):
+    form = make_format(bits, lzma)
     payload = bytearray(wire.encode([values()], form))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))

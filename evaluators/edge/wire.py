@@ -144,10 +144,19 @@ def dequantize(symbols: np.ndarray, levels: TensorLevels, bits: int) -> np.ndarr
 
 def pack(symbols: np.ndarray, bits: int) -> bytes:
     """Symbols as ``bits`` bits each, most significant bit first."""
+    flat = np.ascontiguousarray(symbols, np.uint8).reshape(-1)
     if bits == 8:
-        return symbols.tobytes()
-    as_bits = np.unpackbits(symbols.reshape(-1, 1), axis=1)[:, 8 - bits :]  # (N, bits)
-    return np.packbits(as_bits).tobytes()
+        return flat.tobytes()
+    if bits == 1:
+        return np.packbits(flat).tobytes()
+    # Eight symbols fill as many bytes as a symbol has bits, so they pass through one integer.
+    eights = np.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
+    whole = _integer(bits)
+    joined = np.zeros(len(eights), whole)
+    for column in eights.T:
+        joined = joined << whole.type(bits) | column
+    in_bytes = joined.astype(whole.newbyteorder(">")).view(np.uint8).reshape(-1, whole.itemsize)[:, -bits:]
+    return in_bytes.tobytes()[: (len(flat) * bits + 7) // 8]
 
 
 def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
@@ -155,8 +164,21 @@ def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
     raw = np.frombuffer(data, np.uint8)
     if bits == 8:
         return raw[:count]
-    as_bits = np.unpackbits(raw, count=count * bits).reshape(count, bits)
-    return np.packbits(np.pad(as_bits, ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
+    if bits == 1:
+        return np.unpackbits(raw, count=count)
+    whole = _integer(bits)
+    in_bytes = np.pad(raw, (0, -len(raw) % bits)).reshape(-1, bits)
+    in_bytes = np.pad(in_bytes, ((0, 0), (whole.itemsize - bits, 0)))
+    joined = in_bytes.view(whole.newbyteorder(">")).reshape(-1).astype(whole)
+    eights = np.empty((len(joined), 8), np.uint8)
+    for column in range(8):
+        eights[:, column] = joined >> whole.type(bits * (7 - column)) & whole.type(2**bits - 1)
+    return eights.reshape(-1)[:count]
+
+
+def _integer(bits: int) -> np.dtype:
+    """One that holds eight symbols."""
+    return np.dtype(np.uint32 if bits <= 4 else np.uint64)
 
 
 def compress(packed: bytes) -> bytes:

@@ -97,7 +97,12 @@ def finetune(
     Returns:
         One row for each epoch: mean task loss, mean clustering loss, mean squared quantization error of the
         activations, share of them within a quarter of a step of a level.
+
+    Raises:
+        ValueError: a bottleneck without a grid, or the other way round.
     """
+    if (bottleneck is None) != (grid is None):
+        raise ValueError("a bottleneck needs a grid of levels, and a grid a bottleneck")
     groups = _parameter_groups(tail, bottleneck, settings)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

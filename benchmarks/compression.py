@@ -2,7 +2,7 @@
 
     python benchmarks/compression.py                 # every run of the plan that is not there yet
     python benchmarks/compression.py --plan stem     # one group of it; --list shows them
-    python benchmarks/compression.py --table         # the table from what there is, without running anything
+    python benchmarks/compression.py --table         # table and plot from what there is, without running anything
 
 ResNet-50 on 50 classes of TinyImageNet, weights and pictures as in studies/resnet50_tinyimagenet50.yaml. Each run
 fine-tunes one bottleneck (and the tail behind it) and sends each of the 1,250 search-validation pictures through real
@@ -19,37 +19,34 @@ appended to benchmarks/results/compression.jsonl as they come.
 """
 
 import argparse
-import copy
 import itertools
 import json
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from evaluators.candidates import Candidates
-from evaluators.edge.picture import from_jpeg, to_jpeg
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.settings import FinetuneSettings
-from evaluators.tasks.data import Pictures
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.features import FeatureBank
+from evaluators.tasks.references import finetuned_uncut, on_jpeg
 from evaluators.tasks.scoring import paired_drop_pp
-from evaluators.tasks.training import Lesson, finetune
 from search.spec import load_spec
 from spaces.config import SplitConfig
-from spaces.partition import OUTPUT
 
 STUDY = "resnet50_tinyimagenet50"
 RESULTS = Path(__file__).parent / "results" / "compression.jsonl"
+KEPT = Path("runs") / "benchmarks" / "splits"  # trained candidates, some 90 MB each; benchmarks/coders.py reads them
 QUALITIES = (5, 10, 25, 50, 75, 95)
-STRENGTH = 100.0
-BUDGETS = {"quick": FinetuneSettings(images=4000, epochs=1), "full": FinetuneSettings(images=20000, epochs=2)}
+STRENGTHS = {"tcl": 100.0, "tcl+qat": 30.0}
+BUDGETS = {"quick": FinetuneSettings(images=4000, epochs=1), "full": FinetuneSettings(images=10000, epochs=2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,33 +65,38 @@ class Run:
         """How the candidate is trained."""
         settings = BUDGETS[self.budget]
         if self.method == "none":
-            return replace(settings, epochs=0)
+            return replace(settings, epochs=0, warm_start=0)
         return replace(settings, quantization="straight-through" if "qat" in self.method else "post-training")
 
 
-def methods(partition: str, ae_ratio: float, bits: int, **more: object) -> Iterator[Run]:
-    """All five of one configuration."""
-    for method in ("none", "plain", "tcl", "qat", "tcl+qat"):
-        strength = STRENGTH if "tcl" in method else 0.0
-        yield Run(partition=partition, ae_ratio=ae_ratio, bits=bits, method=method, tcl=strength, **more)  # type: ignore[arg-type]
+DEEPER = (("layer2.3", 0.125), ("layer3.5", 0.0625))
+METHODS = ("none", "plain", "tcl", "qat", "tcl+qat")
 
 
+def methods(partition: str, ae_ratio: float, bits: int, among: Sequence[str] = METHODS, **more: Any) -> Iterator[Run]:
+    """All five of one configuration, or some of them."""
+    for method in among:
+        strength = STRENGTHS.get(method, 0.0)
+        yield Run(partition=partition, ae_ratio=ae_ratio, bits=bits, method=method, tcl=strength, **more)
+
+
+# In the order of what they decide, so that a stop costs the least.
 PLANS: dict[str, list[Run]] = {
-    # The points that decide: three seeds.
-    "stem": [
+    "stem": [run for ratio in (0.25, 1.0) for run in methods("stem", ratio, 1)],
+    "bits": [run for bits in (2, 3) for run in methods("stem", 0.25, bits)],
+    "coders": [run for cut, ratio in DEEPER for bits in (1, 2, 3) for run in methods(cut, ratio, bits, ("tcl+qat",))],
+    "deeper": [run for bits in (1, 2) for run in methods("layer3.5", 0.0625, bits)],
+    "seeds": [
         run
-        for seed, ratio in itertools.product(range(3), (1.0, 0.25))
-        for run in methods("stem", ratio, 1, seed=seed)
-        if run.method != "none" or seed == 0
+        for seed, among in itertools.product((1, 2), (("tcl+qat", "qat", "tcl"), ("plain",)))
+        for run in methods("stem", 0.25, 1, among, seed=seed)
     ],
-    "bits": [run for bits, ratio in itertools.product((2, 3), (0.25, 1.0)) for run in methods("stem", ratio, bits)],
-    "deeper": [
-        run
-        for partition, ratio in (("layer1.2", 0.125), ("layer2.3", 0.125), ("layer3.5", 0.0625))
-        for bits in (1, 2)
-        for run in methods(partition, ratio, bits)
+    "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl+qat", "qat", "tcl"), seed=seed)],
+    "strengths": [
+        Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)
+        for method, tcl in (("tcl", 30.0), ("tcl", 10.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))
     ],
-    "full": [run for run in methods("stem", 0.25, 1, budget="full") if run.method in ("plain", "qat", "tcl+qat")],
+    "full": [run for run in methods("stem", 0.25, 1, METHODS[3:], budget="full")],
 }
 
 
@@ -106,7 +108,6 @@ class Bench:
         self.dataset = open_dataset(spec.data)
         self.split = SplitModel(build(spec.model).network.to(memory_format=torch.channels_last), spec.data.image_size)
         self._banks: dict[tuple[int, int], FeatureBank] = {}
-        self._finetuned: dict[tuple[str, int, str], np.ndarray] = {}
         self.labels = self.dataset.validation().labels.numpy()
 
     def bank(self, images: int, seed: int) -> FeatureBank:
@@ -121,9 +122,9 @@ class Bench:
         settings = run.settings()
         bank = self.bank(settings.images, run.seed)
         config = SplitConfig(partition=run.partition, ae_ratio=run.ae_ratio, bits=run.bits, tcl=run.tcl, lzma=True)
-        with tempfile.TemporaryDirectory() as folder:
-            candidate = Candidates(Path(folder), self.split, bank, settings, run.seed).get(config)
-        features = bank.features(run.partition, "validation")
+        folder = KEPT / f"{run.budget}-{settings.quantization}-{settings.epochs}-{run.seed}"
+        candidate = Candidates(folder, self.split, bank, settings, run.seed).get(config)
+        features = candidate.features(bank, run.partition, "validation")
         scores = {lzma: candidate.score(replace(config, lzma=lzma), features) for lzma in (False, True)}
         smallest = min(scores.values(), key=lambda score: score.payload_bytes)
         right = smallest.predictions == self.labels
@@ -146,37 +147,19 @@ class Bench:
 
     def finetuned(self, partition: str, seed: int, budget: str) -> np.ndarray:
         """Whether the uncut model is right after the fine-tuning that candidates at this point get."""
-        key = (partition, seed, budget)
-        if key not in self._finetuned:
+        path = KEPT / f"finetuned-{partition}-{seed}-{budget}.npy"
+        if not path.exists():
             settings = BUDGETS[budget]
             bank = self.bank(settings.images, seed)
-            tail = copy.deepcopy(self.split.tail(partition))
-            features, train = bank.features(partition, "train"), bank.train
-            finetune(
-                tail,
-                None,
-                Lesson(features=features, labels=train.labels, teacher=bank.scores("train")),
-                settings,
-                seed=seed,
-            )
-            with torch.no_grad():
-                batches = zip(*(tensor.split(125) for tensor in bank.features(partition, "validation")))
-                scores = torch.cat([tail(*(tensor.clone() for tensor in batch)) for batch in batches])
-            self._finetuned[key] = scores.argmax(1).numpy() == self.labels
-        return self._finetuned[key]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, finetuned_uncut(self.split, bank, partition, settings, seed) == self.labels)
+        return np.load(path)
 
     def jpeg(self, quality: int) -> dict:
         """The uncut model on JPEG pictures."""
-        pixels = self.dataset.validation().pixels
-        files = [to_jpeg(picture, quality) for picture in pixels]
-        decoded = Pictures([from_jpeg(data) for data in files], torch.from_numpy(self.labels))
-        found = self.bank(4000, 0).through_head(OUTPUT, decoded)[0].argmax(1).numpy() == self.labels
-        return {
-            "method": "jpeg",
-            "quality": quality,
-            "accuracy": float(found.mean()),
-            "bytes": float(np.mean([len(data) for data in files])),
-        }
+        found, size = on_jpeg(self.bank(4000, 0), quality)
+        accuracy = float((found == self.labels).mean())
+        return {"method": "jpeg", "quality": quality, "accuracy": accuracy, "bytes": size}
 
 
 def key_of(row: dict) -> str:
@@ -215,7 +198,50 @@ def main() -> None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print({name: value for name, value in row.items() if name != "training"}, flush=True)
-    print(table(list(kept().values())))
+    rows = list(kept().values())
+    print(table(rows))
+    plot(rows, RESULTS.with_suffix(".png"))
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Accuracy against bytes: one panel for each cut, a line for each method, JPEG in all of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    runs = [row for row in rows if row["method"] != "jpeg" and row["budget"] == "quick"]
+    runs = [row for row in runs if row["tcl"] in (0.0, STRENGTHS.get(row["method"]))]
+    jpeg = sorted((row["bytes"], 100 * row["accuracy"]) for row in rows if row["method"] == "jpeg")
+    cuts = sorted({(row["partition"], row["ae_ratio"]) for row in runs}, key=lambda cut: (cut[0] != "stem", *cut))
+    figure, panels = pyplot.subplots(1, len(cuts), figsize=(4.2 * len(cuts), 4.2), sharey=True, squeeze=False)
+    for panel, (cut, ratio) in zip(panels[0], cuts):
+        panel.plot(*zip(*jpeg), color="0.6", marker="x", label="JPEG, uncut model")
+        uncut = [row for row in runs if (row["partition"], row["ae_ratio"]) == (cut, ratio)]
+        panel.axhline(100 * uncut[0]["uncut"], color="0.3", linestyle=":", label="uncut, as given")
+        panel.axhline(
+            100 * np.mean([row["uncut_finetuned"] for row in uncut]), color="0.3", ls="--", label="uncut, fine-tuned"
+        )
+        for method in METHODS:
+            found: dict[int, list[dict]] = {}
+            for row in uncut:
+                if row["method"] == method:
+                    found.setdefault(row["bits"], []).append(row)
+            means = sorted(
+                tuple(float(np.mean([row[name] for row in same])) for name in ("lzma_bytes", "accuracy"))
+                for same in found.values()
+            )
+            if means:
+                panel.plot([size for size, _ in means], [100 * share for _, share in means], marker="o", label=method)
+        panel.set_title(f"{cut}, AE {ratio:g}")
+        panel.set_xscale("log")
+        panel.set_xlabel("mean payload bytes, with LZMA")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("top-1, % of 1,250 search-validation pictures")
+    panels[0][-1].legend(fontsize="small", loc="lower right")
+    figure.suptitle("ResNet-50, 50 classes of TinyImageNet: 1, 2 (and 3) bits")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def table(rows: list[dict]) -> str:

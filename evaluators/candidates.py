@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,40 @@ from torch import nn
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid
-from evaluators.edge import wire
+from evaluators.edge import context, wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import FinetuneSettings
-from evaluators.tasks.features import FeatureBank
+from evaluators.tasks.features import FeatureBank, Role
 from evaluators.tasks.scoring import Score, score_split
-from evaluators.tasks.training import Lesson, compute_device, finetune
+from evaluators.tasks.training import compute_device, finetune
 from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
 
-_FORMAT = 2  # 1 held one tensor
-_START_PICTURES = 512
+_FORMAT = 3  # 1 held one tensor, 2 a decoder without a branch
 _CALIBRATION_PICTURES = 1000
+_CONTEXT_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A trained bottleneck with the tail behind it and its quantization levels; between uses on the CPU."""
+    """A trained bottleneck with the tail behind it and its quantization levels; between uses on the CPU.
+
+    ``head`` is there only where it learned too; ``tables`` are those of a context model, where the configuration asks
+    for one.
+    """
 
     bottleneck: Bottleneck
     tail: nn.Module
     levels: tuple[wire.TensorLevels, ...]
     history: list[dict[str, Any]]
+    head: nn.Module | None = None
+    tables: tuple[np.ndarray, ...] = ()
+
+    def features(self, bank: FeatureBank, partition: str, role: Role) -> Tensors:
+        """What this candidate's head makes of pictures, (N, ...) for each tensor."""
+        if self.head is None:
+            return bank.features(partition, role)
+        return bank.through(self.head, bank.train if role == "train" else bank.validation)
 
     def score(self, config: SplitConfig, features: Tensors) -> Score:
         """Send every picture's features, each tensor (N, ...), through bytes and classify what arrives."""
@@ -50,13 +63,14 @@ class Candidate:
 
     def wire_format(self, config: SplitConfig) -> wire.WireFormat:
         """What both ends agree on."""
-        return wire.WireFormat(bits=config.bits, tensors=self.levels, lzma=config.lzma)
+        tables = self.tables if config.lossless == "context" else ()
+        return wire.WireFormat(bits=config.bits, tensors=self.levels, coder=config.lossless, tables=tables)
 
 
 class Candidates:
     """Trains a candidate the first time it is asked for and loads it from ``folder`` afterwards.
 
-    Configurations that differ only in LZMA share one training.
+    Configurations that differ only in their lossless coder share one training.
     """
 
     def __init__(
@@ -66,49 +80,88 @@ class Candidates:
         self._settings, self._seed = settings, seed
 
     def get(self, config: SplitConfig) -> Candidate:
-        """The trained candidate. Raises InfeasibleSplit when its AE ratio leaves no channel."""
+        """The trained candidate.
+
+        Raises:
+            InfeasibleSplit: its AE ratio leaves no channel, or its coder is not made for its bit-width.
+        """
+        if config.lossless == "context" and config.bits > context.MOST_BITS:
+            raise InfeasibleSplit(f"context models are made for 1 to {context.MOST_BITS} bits, not for {config.bits}")
+        candidate = self._trained(config)
+        if config.lossless != "context":
+            return candidate
+        return replace(candidate, tables=self._tables(config, candidate))
+
+    def _trained(self, config: SplitConfig) -> Candidate:
         features = self._bank.features(config.partition, "train")
         shapes = [tuple(tensor.shape[1:]) for tensor in features]
-        bottleneck = Bottleneck(shapes, self._split.channel_axes(config.partition), config.ae_ratio)
+        bottleneck = Bottleneck(shapes, self._split.channel_axes(config.partition), config.ae_ratio, config.bits)
         # A copy: the tail shares its modules with the uncut model, which must not change.
         tail = copy.deepcopy(self._split.tail(config.partition))
+        head = copy.deepcopy(self._split.head(config.partition)) if self._settings.scope == "all" else None
         place = self._folder / config.training_key
         if (place / "split.json").exists():
             record = json.loads((place / "split.json").read_text())
             if record["format"] == _FORMAT:
-                return self._load(place, record, bottleneck, tail)
-        candidate = self._train(config, bottleneck, tail, features)
+                return self._load(place, record, bottleneck, tail, head)
+        candidate = self._train(config, bottleneck, tail, head)
         self._save(place, candidate)
         return candidate
 
-    def _train(self, config: SplitConfig, bottleneck: Bottleneck, tail: nn.Module, features: Tensors) -> Candidate:
-        bottleneck.start_from([tensor[:_START_PICTURES] for tensor in features])
+    def _train(self, config: SplitConfig, bottleneck: Bottleneck, tail: nn.Module, head: nn.Module | None) -> Candidate:
         device = compute_device()
-        lesson = Lesson(features=features, labels=self._bank.train.labels, teacher=self._bank.scores("train"))
         grid = LevelGrid(config.bits)
         history = finetune(
             tail.to(device),
             bottleneck.to(device),
-            lesson,
+            self._bank.lesson(config.partition, head is not None),
             self._settings,
+            head=head and head.to(device),
             grid=grid,
             tcl=config.tcl,
             seed=self._seed,
         )
-        bottleneck.cpu()
-        with torch.no_grad():
-            activations = bottleneck.encoder(*(tensor[:_CALIBRATION_PICTURES] for tensor in features))
+        trained = Candidate(
+            bottleneck=bottleneck.cpu(), tail=tail.cpu(), levels=(), history=history, head=head and head.cpu()
+        )
+        activations = self._activations(config, trained)
         if self._settings.quantization == "straight-through":  # the tail knows these levels and no others
             levels = tuple(grid.levels(tuple(tensor.shape[1:])) for tensor in activations)
         else:
             levels = tuple(calibrate(tensor, config.bits) for tensor in activations)
-        return Candidate(bottleneck=bottleneck, tail=tail.cpu(), levels=levels, history=history)
+        return replace(trained, levels=levels)
+
+    def _activations(self, config: SplitConfig, candidate: Candidate) -> Tensors:
+        """Of the training pictures that levels and context tables are made for."""
+        features = candidate.features(self._bank, config.partition, "train")
+        with torch.no_grad():
+            found: Tensors = candidate.bottleneck.encoder(*(tensor[:_CALIBRATION_PICTURES] for tensor in features))
+        return found
+
+    def _tables(self, config: SplitConfig, candidate: Candidate) -> tuple[np.ndarray, ...]:
+        """Context tables, counted once on pictures that the levels were calibrated on."""
+        path = self._folder / config.training_key / f"context-{_CONTEXT_FORMAT}.safetensors"
+        if not path.exists():
+            activations = self._activations(config, candidate)
+            counted = {
+                str(number): torch.from_numpy(
+                    context.learn(wire.quantize(tensor.numpy(), levels, config.bits), config.bits)
+                )
+                for number, (tensor, levels) in enumerate(zip(activations, candidate.levels, strict=True))
+            }
+            partial = path.with_suffix(".part")
+            save_file(counted, partial)
+            os.replace(partial, path)
+        stored = load_file(path)
+        return tuple(stored[str(number)].numpy() for number in range(len(candidate.levels)))
 
     def _save(self, place: Path, candidate: Candidate) -> None:
         place.mkdir(parents=True, exist_ok=True)
         tensors = {f"bottleneck.{name}": value for name, value in candidate.bottleneck.state_dict().items()}
-        if self._settings.scope == "tail":
+        if self._settings.scope != "bottleneck":
             tensors |= {f"tail.{name}": value for name, value in candidate.tail.state_dict().items()}
+        if candidate.head is not None:
+            tensors |= {f"head.{name}": value for name, value in candidate.head.state_dict().items()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, place / "weights.safetensors")
         levels = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in candidate.levels]
         record = {"format": _FORMAT, "levels": levels, "history": candidate.history}
@@ -118,14 +171,16 @@ class Candidates:
         os.replace(partial, place / "split.json")
 
     @staticmethod
-    def _load(place: Path, record: dict[str, Any], bottleneck: Bottleneck, tail: nn.Module) -> Candidate:
+    def _load(
+        place: Path, record: dict[str, Any], bottleneck: Bottleneck, tail: nn.Module, head: nn.Module | None
+    ) -> Candidate:
         tensors = load_file(place / "weights.safetensors")
-        for prefix, module in (("bottleneck.", bottleneck), ("tail.", tail)):
+        for prefix, module in (("bottleneck.", bottleneck), ("tail.", tail), ("head.", head)):
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if own:
+            if own and module is not None:
                 module.load_state_dict(own)
         levels = tuple(
             wire.TensorLevels(tuple(t["shape"]), np.array(t["low"], np.float32), np.array(t["high"], np.float32))
             for t in record["levels"]
         )
-        return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"])
+        return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"], head=head)

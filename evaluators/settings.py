@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 PRETRAINED = "pretrained"
 
-Scope = Literal["bottleneck", "tail"]
+Scope = Literal["bottleneck", "tail", "all"]
 Quantization = Literal["post-training", "straight-through"]
 Ramp = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "sgd"]
@@ -58,15 +58,17 @@ class DataSettings:
 class FinetuneSettings:
     """Quick training of one candidate.
 
-    ``images`` and ``epochs`` set the budget; ``scope`` what is trained: ``bottleneck`` (encoder and decoder) or
-    ``tail`` (those and everything after the cut). The head stays as it is. ``quantization`` comes after training, or
-    takes part in it (straight-through). ``ramp`` is how TCL rises over training.
+    ``images`` and ``epochs`` set the budget, after ``warm_start`` steps in which the bottleneck alone learns to rebuild
+    the features. ``scope`` says what is trained: ``bottleneck`` (encoder and decoder), ``tail`` (those and everything
+    after the cut) or ``all`` (the head too, which then has to run for every picture of every epoch). ``quantization``
+    comes after training, or takes part in it (straight-through). ``ramp`` is how TCL rises over training.
     """
 
     images: int = 4000
     epochs: int = 1
+    warm_start: int = 400
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     tail_learning_rate: float = 3e-5
     scope: Scope = "tail"
     quantization: Quantization = "post-training"

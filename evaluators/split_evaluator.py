@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import platform
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from evaluators.base import Evaluator, Progress
 from evaluators.candidates import Candidates
 from evaluators.edge import halves
 from evaluators.edge.measure import machine as this_machine
-from evaluators.edge.picture import from_jpeg, to_jpeg
 from evaluators.latency.machines import LocalRunner, Runner
 from evaluators.latency.profiles import LinkProfile, MachineProfile
 from evaluators.latency.reference import machine_for
@@ -33,11 +31,11 @@ from evaluators.models.onnx_export import save_module
 from evaluators.result import Evaluation, LatencyParts
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.tasks.baseline import baseline_path, baseline_record, train_or_load
-from evaluators.tasks.data import Pictures
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.features import FeatureBank
+from evaluators.tasks.references import finetuned_uncut, on_jpeg
 from evaluators.tasks.scoring import paired_drop_pp
-from evaluators.tasks.training import Lesson, compute_device, finetune
+from evaluators.tasks.training import compute_device
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
@@ -151,7 +149,7 @@ class SplitEvaluator(Evaluator):
     def evaluate(self, config: SplitConfig) -> Evaluation:
         """Train (or load), encode to bytes and back, measure, compose."""
         candidate = self._candidates.get(config)
-        features = self._bank.features(config.partition, "validation")
+        features = candidate.features(self._bank, config.partition, "validation")
         score = candidate.score(config, features)
         elements = sum(tensor[0].numel() for tensor in features)
         latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes)
@@ -183,12 +181,16 @@ class SplitEvaluator(Evaluator):
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
         """Write both halves, then run every search-validation picture through them as a user would."""
         candidate = self._candidates.get(config)
-        features = self._bank.features(config.partition, "validation")
+        features = candidate.features(self._bank, config.partition, "validation")
         form = candidate.wire_format(config)
         device, server = directory / "device", directory / "server"
         bottleneck = candidate.bottleneck.eval()
         self._stopwatch.write_device(device, {"wire": form.to_dict(), "threads": self._threads(self._settings.device)})
-        self._stopwatch.network.save_part(INPUT, config.partition, device / "head.onnx")
+        if candidate.head is None:
+            self._stopwatch.network.save_part(INPUT, config.partition, device / "head.onnx")
+        else:
+            size = self._settings.data.image_size
+            save_module(candidate.head, [torch.zeros(1, 3, size, size)], device / "head.onnx", len(features))
         sample = [tensor[:1] for tensor in features]
         save_module(bottleneck.encoder, sample, device / "encoder.onnx", len(sample))
 
@@ -292,24 +294,10 @@ class SplitEvaluator(Evaluator):
     def _finetuned_predictions(self) -> np.ndarray:
         """Of the uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
         first = next(point.name for point in self._split.points if not point.is_end)
-        tail = copy.deepcopy(self._split.tail(first)).to(compute_device())
-        train = self._bank.train
-        lesson = Lesson(
-            features=self._bank.features(first, "train"), labels=train.labels, teacher=self._bank.scores("train")
-        )
-        finetune(tail, None, lesson, self._settings.finetune, seed=self._settings.seed)
-        with torch.no_grad():
-            device, features = compute_device(), self._bank.features(first, "validation")
-            batches = zip(*(tensor.split(100) for tensor in features))
-            # Copies: a tail may work in place, and the bank keeps these.
-            scores = [tail(*(tensor.to(device, copy=True) for tensor in batch)) for batch in batches]
-            return torch.cat(scores).argmax(1).cpu().numpy()
+        return finetuned_uncut(self._split, self._bank, first, self._settings.finetune, self._settings.seed)
 
     def _jpeg(self, quality: int) -> Evaluation:
-        files = [to_jpeg(pixels, quality) for pixels in self._bank.validation.pixels]
-        decoded = Pictures([from_jpeg(data) for data in files], self._bank.validation.labels)
-        predictions = self._bank.through_head(OUTPUT, decoded)[0].argmax(1).numpy()
-        size = float(np.mean([len(data) for data in files]))
+        predictions, size = on_jpeg(self._bank, quality)
         latency = self._stopwatch.server_only(size, quality)
         return self._evaluation(f"server-only, JPEG {quality}", predictions, size, latency)
 

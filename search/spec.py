@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import studies
+from evaluators.edge.coders import CODERS
 from evaluators.latency.profiles import LinkProfile, MachineProfile, load_link, load_machine
 from evaluators.result import Evaluation
 from evaluators.settings import (
@@ -175,9 +176,13 @@ def _check_space(space: dict[str, Any]) -> None:
     ):
         raise SpecError("space.partition", wanted, "auto, all, a name, a glob, or a list of names and globs is needed")
     try:
-        SearchSpace.from_dict(space, _PLACEHOLDER)
+        coders = SearchSpace.from_dict(space, _PLACEHOLDER).coders
     except SpecError as error:
         raise error.inside("space") from None
+    for name in coders:
+        if not CODERS[name].available:
+            package = CODERS[name].library
+            raise SpecError("space.coder", name, f"it needs the package {package}: pip install 'splitsearch[coders]'")
 
 
 def _model(section: _Section, path: Path) -> ModelSettings:
@@ -216,6 +221,7 @@ def _finetune(section: _Section) -> FinetuneSettings:
     settings = FinetuneSettings(
         images=section.whole("images", default.images),
         epochs=section.whole("epochs", default.epochs),
+        warm_start=section.whole("warm_start", default.warm_start, minimum=0),
         batch_size=section.whole("batch_size", default.batch_size),
         learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
         tail_learning_rate=section.number("tail_learning_rate", default.tail_learning_rate, above=0) or 0.0,

@@ -88,7 +88,9 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
 
 def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
     """One row a point; the columns are the keys of ``front --json``, inner ones flattened."""
-    config_keys = ("partition", "ae_ratio", "bits", "tcl", "lzma")
+    config_keys = ["partition", "ae_ratio", "bits", "tcl", "lzma"]
+    configs = [point.evaluation.config for point in front]
+    config_keys += ["coder"] if any(config and config.coder for config in configs) else []
     columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
     columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
     text = io.StringIO()

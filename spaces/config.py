@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spaces.errors import SpecError
+from spaces.errors import SpecError, nearest
+
+OTHER_CODERS = ("zstd", "brotli", "context")
+"""Lossless coders besides LZMA; each needs a library of its own."""
+CODERS = ("packed", "lzma", *OTHER_CODERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,8 @@ class SplitConfig:
         bits: bit-width of one transmitted value, 1 to 8.
         tcl: strength of the time-dependent clustering loss; 0 is off.
         lzma: whether LZMA runs over the packed values.
+        coder: another lossless coder in its place, one of ``OTHER_CODERS``; None, and not in :meth:`to_dict`, where
+            LZMA is the only question.
 
     Raises:
         SpecError: a value outside these bounds.
@@ -29,16 +36,27 @@ class SplitConfig:
     bits: int
     tcl: float = 0.0
     lzma: bool = False
+    coder: str | None = None
 
     def __post_init__(self) -> None:
         check_ae_ratio(self.ae_ratio)
         check_bits(self.bits)
         check_tcl(self.tcl)
         check_lzma(self.lzma)
+        if self.coder is not None:
+            check_coder(self.coder, OTHER_CODERS)
+            if self.lzma:
+                raise SpecError("coder", self.coder, "one lossless coder at a time: leave out lzma or coder")
+
+    @property
+    def lossless(self) -> str:
+        """Name of the lossless coder; ``packed`` where there is none."""
+        return self.coder or ("lzma" if self.lzma else "packed")
 
     @property
     def training_key(self) -> str:
-        """Equal for two configurations exactly when they need the same training; LZMA changes nothing there."""
+        """Equal for two configurations exactly when they need the same training; lossless coders change
+        nothing there."""
         return f"{self.partition}_r{self.ae_ratio:g}_b{self.bits}_t{float(self.tcl)!r}"
 
     @property
@@ -46,17 +64,23 @@ class SplitConfig:
         """For people: ``layer3.1, AE 0.25, 2 bit, TCL 31, LZMA``."""
         parts = [self.partition, f"AE {self.ae_ratio:g}", f"{self.bits} bit"]
         parts += [f"TCL {self.tcl:.3g}"] if self.tcl else []
-        parts += ["LZMA"] if self.lzma else []
+        parts += ["LZMA"] if self.lzma else [self.coder] if self.coder else []
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Keys as in the study file and in ``front --json``."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "coder" or value is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SplitConfig:
         """The inverse of :meth:`to_dict`."""
         return cls(**data)
+
+
+def check_coder(value: object, known: Sequence[str]) -> None:
+    """Raise SpecError unless the value is one of the known coders."""
+    if value not in known:
+        raise SpecError("coder", value, nearest(str(value), known))
 
 
 def is_number(value: object) -> bool:

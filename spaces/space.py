@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from spaces.config import SplitConfig, check_ae_ratio, check_bits, check_lzma, check_tcl, is_number
+from spaces.config import CODERS, SplitConfig, check_ae_ratio, check_bits, check_coder, check_lzma, check_tcl, is_number
 from spaces.errors import SpecError, nearest
 
 
@@ -45,19 +47,27 @@ class SearchSpace:
 
     The space is flat: every trial draws every parameter, also the strength of a TCL that is off, because samplers
     such as NSGA-II fall back to random on conditional spaces.
+
+    ``coders`` are names of lossless coders, in place of ``lzma``: a study asks whether LZMA runs, or which coder does.
     """
 
     partitions: tuple[str, ...]
     ae_ratios: tuple[float, ...]
     bits: tuple[int, ...]
     tcl: TclRange | tuple[float, ...]
-    lzma: tuple[bool, ...]
+    lzma: tuple[bool, ...] = (False, True)
+    coders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checks = {"ae_ratio": (self.ae_ratios, check_ae_ratio), "bits": (self.bits, check_bits)}
+        checks: dict[str, tuple[Sequence[Any], Callable[[Any], None]]] = {
+            "ae_ratio": (self.ae_ratios, check_ae_ratio),
+            "bits": (self.bits, check_bits),
+        }
         checks["lzma"] = (self.lzma, check_lzma)
         if not isinstance(self.tcl, TclRange):
             checks["tcl"] = (self.tcl, check_tcl)
+        if self.coders:
+            checks["coder"] = (self.coders, functools.partial(check_coder, known=CODERS))
         for key, (values, check) in checks.items():
             if not values:
                 raise SpecError(key, "an empty list", "at least one value is needed")
@@ -75,8 +85,13 @@ class SearchSpace:
             ae_ratio=trial.suggest_categorical("ae_ratio", self.ae_ratios),
             bits=trial.suggest_categorical("bits", self.bits),
             tcl=self._suggest_tcl(trial),
-            lzma=trial.suggest_categorical("lzma", self.lzma),
+            **self._suggest_coder(trial),
         )
+
+    def _suggest_coder(self, trial: Trial) -> dict[str, Any]:
+        if not self.coders:
+            return {"lzma": trial.suggest_categorical("lzma", self.lzma)}
+        return _coded(trial.suggest_categorical("coder", self.coders))
 
     def _suggest_tcl(self, trial: Trial) -> float:
         if not isinstance(self.tcl, TclRange):
@@ -90,16 +105,17 @@ class SearchSpace:
         """Number of configurations; None when TCL strength is continuous."""
         if isinstance(self.tcl, TclRange):
             return None
-        lengths = (len(values) for values in (self.partitions, self.ae_ratios, self.bits, self.tcl, self.lzma))
-        return _product(lengths)
+        coders = self.coders or self.lzma
+        return math.prod(len(values) for values in (self.partitions, self.ae_ratios, self.bits, self.tcl, coders))
 
     def grid(self) -> Iterator[SplitConfig]:
         """Every configuration. Raises ValueError when there are infinitely many."""
         if isinstance(self.tcl, TclRange):
             raise ValueError("a continuous TCL strength has no grid; give tcl as a list")
-        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, self.lzma)
-        for partition, ae_ratio, bits, tcl, lzma in itertools.product(*axes):
-            yield SplitConfig(partition=partition, ae_ratio=ae_ratio, bits=bits, tcl=float(tcl), lzma=lzma)
+        coders = [_coded(coder) for coder in self.coders] or [{"lzma": lzma} for lzma in self.lzma]
+        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, coders)
+        for partition, ae_ratio, bits, tcl, coder in itertools.product(*axes):
+            yield SplitConfig(partition=partition, ae_ratio=ae_ratio, bits=bits, tcl=float(tcl), **coder)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], partitions: Sequence[str]) -> SearchSpace:
@@ -108,24 +124,27 @@ class SearchSpace:
         Raises:
             SpecError: an unknown key or a value that is not allowed.
         """
-        known = {"partition", "ae_ratio", "bits", "tcl", "lzma"}
+        known = {"partition", "ae_ratio", "bits", "tcl", "lzma", "coder"}
         for key in data:
             if key not in known:
                 raise SpecError(str(key), data[key], f"no such key; {nearest(str(key), known)}")
+        if "coder" in data and "lzma" in data:
+            raise SpecError("coder", data["coder"], "give lzma or coder, not both; coder knows lzma too")
+        if data.get("coder", CODERS) == []:
+            raise SpecError("coder", "an empty list", "at least one value is needed")
         return cls(
             partitions=tuple(partitions),
             ae_ratios=_values(data.get("ae_ratio", [0.0625, 0.125, 0.25, 0.5, 1.0])),
             bits=_values(data.get("bits", [1, 2, 3, 4, 8])),
             tcl=_tcl(data.get("tcl", 0.0)),
             lzma=_values(data.get("lzma", [False, True])),
+            coders=_values(data.get("coder", [])),
         )
 
 
-def _product(lengths: Iterator[int]) -> int:
-    size = 1
-    for length in lengths:
-        size *= length
-    return size
+def _coded(coder: str) -> dict[str, Any]:
+    """The part of a configuration that a coder's name decides."""
+    return {"lzma": coder == "lzma", "coder": None if coder in ("packed", "lzma") else coder}
 
 
 def _values(value: Any) -> tuple[Any, ...]:

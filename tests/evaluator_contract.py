@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evaluators.result import LatencyParts, Source
+from spaces.config import OTHER_CODERS
 from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT
 
@@ -45,6 +46,13 @@ class EvaluatorContract:
         assert plain.latency.compress_ms == plain.latency.decompress_ms == 0
         assert packed.latency.compress_ms > 0 and packed.latency.decompress_ms > 0
         assert plain.payload_bytes != packed.payload_bytes
+
+    @pytest.mark.parametrize("coder", OTHER_CODERS)
+    def test_other_coders_change_bytes_and_time_but_not_accuracy(self, evaluator, config, coder):
+        plain, coded = (evaluator.evaluate(replace(config, lzma=False, coder=name)) for name in (None, coder))
+        assert plain.accuracy == coded.accuracy and plain.payload_bytes != coded.payload_bytes
+        assert coded.latency.compress_ms > 0 and coded.latency.decompress_ms > 0
+        assert plain.latency.pack_ms == coded.latency.pack_ms
 
     def test_bits_and_ratio_set_the_payload(self, evaluator, config):
         few = evaluator.evaluate(replace(config, bits=1, lzma=False)).payload_bytes

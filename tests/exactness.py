@@ -58,7 +58,7 @@ def assert_onnx_agrees(model, image_size, folder):
             network.save_part(INPUT, point.name, folder / "head.onnx")
             network.save_part(point.name, OUTPUT, folder / "tail.onnx")
             tensors = split.head(point.name)(picture.clone())
-            bottleneck = Bottleneck(point.shapes, split.channel_axes(point.name), 0.5).eval()
+            bottleneck = Bottleneck(point.shapes, split.channel_axes(point.name), 0.5, 1).eval()
             for parameter in bottleneck.parameters():
                 torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(2))
             save_module(bottleneck.encoder, tensors, folder / "encoder.onnx", len(tensors))

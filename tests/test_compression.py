@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from evaluators.compression.bottleneck import Bottleneck, kept_channels
+from evaluators.compression.bottleneck import Bottleneck, SoftStaircase, kept_channels
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
+from evaluators.compression.warm_start import importance, warm_start
 from evaluators.edge import wire
+from evaluators.settings import FinetuneSettings
 from spaces.errors import InfeasibleSplit
 
 
@@ -20,7 +22,7 @@ def correlated(channels=12, rank=4, count=40):
 
 def test_start_keeps_what_principal_components_keep():
     features = correlated()
-    bottleneck = Bottleneck([(12, 6, 6)], [1], 4 / 12)
+    bottleneck = Bottleneck([(12, 6, 6)], [1], 4 / 12, 1)
     bottleneck.start_from([features])
     with torch.no_grad():
         (activations,), (rebuilt,) = bottleneck(features)
@@ -28,7 +30,7 @@ def test_start_keeps_what_principal_components_keep():
     # Four components carry all of it; what is lost is tanh's bend.
     lost = ((rebuilt - features) ** 2).mean() / features.var()
     assert lost < 0.1
-    poorer = Bottleneck([(12, 6, 6)], [1], 1 / 12)
+    poorer = Bottleneck([(12, 6, 6)], [1], 1 / 12, 1)
     poorer.start_from([features])
     with torch.no_grad():
         assert ((poorer(features)[1][0] - features) ** 2).mean() > ((rebuilt - features) ** 2).mean()
@@ -37,7 +39,7 @@ def test_start_keeps_what_principal_components_keep():
 def test_start_works_for_vectors_and_dead_channels():
     features = torch.randn(100, 8)
     features[:, 3] = 0.0
-    bottleneck = Bottleneck([(8,)], [1], 1.0)
+    bottleneck = Bottleneck([(8,)], [1], 1.0, 1)
     bottleneck.start_from([features])
     (activations,), (rebuilt,) = bottleneck(features)
     assert torch.isfinite(activations).all() and torch.isfinite(rebuilt).all()
@@ -46,7 +48,7 @@ def test_start_works_for_vectors_and_dead_channels():
 def test_tensors_of_any_layout_get_a_bottleneck_each():
     shapes, axes = [(12, 6, 6), (10, 8), (5, 5, 4), (16,)], [1, -1, -1, 1]
     features = [torch.randn(40, *shape) for shape in shapes]
-    bottleneck = Bottleneck(shapes, axes, 0.5)
+    bottleneck = Bottleneck(shapes, axes, 0.5, 1)
     bottleneck.start_from(features)
     with torch.no_grad():
         activations, rebuilt = bottleneck(*features)
@@ -59,10 +61,89 @@ def test_tensors_of_any_layout_get_a_bottleneck_each():
 
 def test_a_tensor_that_never_changes_is_no_obstacle():
     features = torch.full((20, 6, 4, 4), 3.0)
-    bottleneck = Bottleneck([(6, 4, 4)], [1], 0.5)
+    bottleneck = Bottleneck([(6, 4, 4)], [1], 0.5, 1)
     bottleneck.start_from([features])
     with torch.no_grad():
         assert torch.allclose(bottleneck(features)[1][0], features, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_staircase_flattens_at_levels_and_moves_none_of_them(bits):
+    z = torch.linspace(-1, 1, 4001)[None, None]
+    grid = LevelGrid(bits)
+    before = None
+    for sharpness in (0.0, 2.0, 4.0):
+        staircase = SoftStaircase(1, bits)
+        with torch.no_grad():
+            staircase.sharpness.fill_(sharpness)
+            found = staircase(z)
+        assert found.min() == pytest.approx(-1) and found.max() == pytest.approx(1)
+        assert (found.diff() >= -1e-6).all()
+        away = (z - grid.snap(z)).abs() < 0.499 * grid.step  # half-way points are a matter of the last digit
+        assert torch.allclose(grid.snap(found)[away], grid.snap(z)[away], atol=1e-5)
+        settled = float(settled_share(found, grid))
+        assert before is None or settled > before
+        before = settled
+    assert before > 0.95
+
+
+def test_staircase_is_its_formula():
+    y = torch.tensor([0.1, 0.5, 0.9, 1.3, 2.99])  # in steps, of 3 there are at two bits
+    staircase = SoftStaircase(1, 2)
+    with torch.no_grad():
+        staircase.sharpness.fill_(np.log(5.0))
+        found = (staircase((y * 2 / 3 - 1)[None, None]) + 1) * 3 / 2
+    expected = [np.floor(v) + 0.5 + np.tanh(5 * (v - np.floor(v) - 0.5)) / (2 * np.tanh(2.5)) for v in y.numpy()]
+    assert np.allclose(found.numpy().ravel(), expected, atol=1e-5)
+
+
+def test_clustering_sharpens_and_leaves_weights_alone():
+    features = correlated()
+    bottleneck = Bottleneck([(12, 6, 6)], [1], 4 / 12, 2)
+    bottleneck.start_from([features])
+    (activations,), (settling,) = bottleneck.activations(features)
+    assert torch.equal(activations, settling)
+    clustering_loss(settling, LevelGrid(2)).backward()
+    encoder = bottleneck.encoders[0]
+    assert encoder.layer.weight.grad is None and (encoder.staircase.sharpness.grad < 0).all()  # downhill is sharper
+
+
+def test_start_minds_what_matters():
+    features = correlated(channels=6, rank=6)
+    ignored = torch.diag(torch.tensor([1, 1, 1, 1e-4, 1e-4, 1e-4]))
+    errors = []
+    for weights in (None, [ignored]):
+        bottleneck = Bottleneck([(6, 6, 6)], [1], 0.5, 8)
+        bottleneck.start_from([features], weights)
+        with torch.no_grad():
+            errors.append(((bottleneck(features)[1][0] - features) ** 2).mean((0, 2, 3)))
+    assert errors[1][:3].sum() < 0.5 * errors[0][:3].sum() and errors[1][3:].sum() > errors[0][3:].sum()
+
+
+def test_importance_is_the_second_moment_of_gradients():
+    gradient = torch.randn(7, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    rows = gradient.movedim(1, -1).reshape(-1, 3).double()
+    expected = rows.T @ rows / (rows**2).sum() * 3 + 0.1 * torch.eye(3, dtype=torch.float64)
+    assert torch.allclose(importance([gradient], [1])[0], expected)
+    assert torch.allclose(importance([gradient.movedim(1, -1)], [-1])[0], expected)
+
+
+@pytest.mark.parametrize("quantization", ["post-training", "straight-through"])
+def test_warm_start_learns_to_rebuild(quantization):
+    features = correlated()
+    rebuilt = []
+    for steps in (1, 150):
+        bottleneck = Bottleneck([(12, 6, 6)], [1], 6 / 12, 1)
+        bottleneck.start_from([features])
+        settings = FinetuneSettings(warm_start=steps, quantization=quantization)
+        grid = LevelGrid(1)
+        row = warm_start(bottleneck, (features,), [torch.eye(12)], settings, grid=grid, total_steps=steps)
+        with torch.no_grad():
+            sent = bottleneck.encoder(features)[0]
+            sent = grid.snap(sent) if quantization == "straight-through" else sent
+            rebuilt.append(float(((bottleneck.decoder(sent)[0] - features) ** 2).mean()))
+        assert row["epoch"] == 0 and row["rebuilding_loss"] > 0
+    assert rebuilt[1] < 0.7 * rebuilt[0]
 
 
 def test_kept_channels():

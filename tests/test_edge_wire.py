@@ -1,5 +1,8 @@
 """The payload: packing against a plain loop, round trips, and every way a payload can be wrong."""
 
+import dataclasses
+import json
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -7,14 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators.edge import wire
+from evaluators.edge import context, wire
+from evaluators.edge.coders import CODERS
 
 BITS = range(1, 9)
+PAIRS = [(bits, coder) for bits in BITS for coder in CODERS if coder != "context" or bits <= context.MOST_BITS]
 
 
-def make_format(bits=2, lzma=False, shape=(3, 4, 5)):
+def make_format(bits=2, coder="packed", shape=(3, 4, 5)):
     low = np.linspace(-1, -0.5, shape[0], dtype=np.float32)
-    return wire.WireFormat(bits=bits, tensors=(wire.TensorLevels(shape, low, -low),), lzma=lzma)
+    levels = wire.TensorLevels(shape, low, -low)
+    tables = ()
+    if coder == "context":
+        tables = (context.learn(wire.quantize(values((20, *shape)), levels, bits), bits),)
+    return wire.WireFormat(bits=bits, tensors=(levels,), coder=coder, tables=tables)
 
 
 def values(shape=(3, 4, 5), seed=0):
@@ -56,16 +65,15 @@ def test_quantize_works_on_batches():
     assert np.array_equal(whole[2], wire.quantize(batch[2], form.tensors[0], 3))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("lzma", [False, True])
-def test_round_trip(bits, lzma):
-    form = make_format(bits, lzma)
+@pytest.mark.parametrize(("bits", "coder"), PAIRS)
+def test_round_trip(bits, coder):
+    form = make_format(bits, coder)
     payload = wire.encode([values()], form)
     (received,) = wire.decode(payload, form)
     step = (form.tensors[0].high - form.tensors[0].low) / (2**bits - 1)
     clipped = np.clip(values(), form.tensors[0].low[:, None, None], form.tensors[0].high[:, None, None])
     assert np.all(np.abs(received - clipped) <= step[:, None, None] / 2 + 1e-6)
-    if not lzma:
+    if coder == "packed":
         assert len(payload) == wire.HEADER_BYTES + form.packed_bytes
 
 
@@ -79,9 +87,28 @@ def test_several_tensors_in_one_payload():
 
 def test_header_is_ten_bytes_and_format_survives_json():
     assert wire.HEADER_BYTES == 10 <= 16
-    form = make_format(4, True)
-    again = wire.WireFormat.from_dict(form.to_dict())
-    assert again.fingerprint == form.fingerprint and again.to_dict() == form.to_dict()
+    for coder in CODERS:
+        form = make_format(4, coder)
+        again = wire.WireFormat.from_dict(json.loads(json.dumps(form.to_dict())))
+        assert again.fingerprint == form.fingerprint and again.to_dict() == form.to_dict()
+        payload = wire.encode([values()], form)
+        assert np.array_equal(wire.decode(payload, again)[0], wire.decode(payload, form)[0])
+
+
+def test_formats_that_cannot_be():
+    levels = make_format().tensors
+    with pytest.raises(ValueError, match="known: packed, lzma"):
+        wire.WireFormat(bits=2, tensors=levels, coder="zip")
+    with pytest.raises(ValueError, match="tables"):
+        wire.WireFormat(bits=2, tensors=levels, coder="context")
+    with pytest.raises(ValueError, match="1 to 4 bits; 5 given"):
+        context.learn(np.zeros((1, 2, 3, 3), np.uint8), 5)
+
+
+def test_a_coder_without_its_library_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(CODERS, "zstd", dataclasses.replace(CODERS["zstd"], available=False))
+    with pytest.raises(ValueError, match="pip install zstandard"):
+        make_format(2, "zstd")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -92,16 +119,16 @@ def test_not_finite_is_refused(bad):
         wire.encode([broken], make_format())
 
 
-@pytest.mark.parametrize("lzma", [False, True])
-def test_wrong_payloads_are_told_apart(lzma):
-    form = make_format(2, lzma)
+@pytest.mark.parametrize("coder", CODERS)
+def test_wrong_payloads_are_told_apart(coder):
+    form = make_format(2, coder)
     payload = wire.encode([values()], form)
     cases = {
         "too few": payload[:5],
         "version": bytes([9]) + payload[1:],
         "another configuration": payload[:2] + b"abcd" + payload[6:],
         "checksum": payload[:-1] + bytes([payload[-1] ^ 1]),
-        "coded as": payload[:1] + bytes([1 - payload[1]]) + payload[2:],
+        "coded as": payload[:1] + bytes([(payload[1] + 1) % len(CODERS)]) + payload[2:],
     }
     for reason, wrong in cases.items():
         with pytest.raises(wire.PayloadError, match=reason):
@@ -112,28 +139,46 @@ def reframed(form, body):
     return wire.frame(body, form)
 
 
-def test_lzma_bomb_stops_early():
-    form = make_format(2, True)
-    bomb = wire.compress(bytes(50_000_000))
+@pytest.mark.parametrize("coder", ["lzma", "zstd", "brotli"])
+def test_bombs_stop_early(coder):
+    form = make_format(2, coder)
+    bomb = wire.compress(bytes(50_000_000), form)
     assert len(bomb) < 20_000
+    tracemalloc.start()
     with pytest.raises(wire.PayloadError, match="more bytes"):
         wire.decode(reframed(form, bomb), form)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
-def test_short_and_broken_streams():
-    form = make_format(2, True)
+@pytest.mark.parametrize("coder", ["packed", "lzma", "zstd", "brotli"])
+def test_short_and_broken_streams(coder):
+    form = make_format(2, coder)
     with pytest.raises(wire.PayloadError, match="only 3"):
-        wire.decode(reframed(form, wire.compress(b"abc")), form)
+        wire.decode(reframed(form, wire.compress(b"abc", form)), form)
     with pytest.raises(wire.PayloadError):
         wire.decode(reframed(form, b"\xff" * 30), form)
-    with pytest.raises(wire.PayloadError, match="packs to"):
-        wire.decode(reframed(make_format(2), b"abc"), make_format(2))
+
+
+def test_broken_context_streams():
+    form = make_format(2, "context")
+    body = wire.unframe(wire.encode([values()], form), form)
+    for wrong, reason in ((body[:-1], "words"), (body + b"\x01\x02\x03\x04" * 3, "more than")):
+        with pytest.raises(wire.PayloadError, match=reason):
+            wire.decode(reframed(form, wrong), form)
+
+
+FORMATS = {pair: make_format(*pair) for pair in PAIRS}
 
 
 @settings(max_examples=10_000, deadline=None)
-@given(data=st.data(), bits=st.sampled_from([1, 2, 3, 8]), lzma=st.booleans(), fix_checksum=st.booleans())
-def test_mutated_payloads_never_crash(data, bits, lzma, fix_checksum):
-    form = make_format(bits, lzma)
+@given(
+    data=st.data(),
+    pair=st.sampled_from([pair for pair in PAIRS if pair[0] in (1, 2, 3, 8)]),
+    fix_checksum=st.booleans(),
+)
+def test_mutated_payloads_never_crash(data, pair, fix_checksum):
+    form = FORMATS[pair]
     payload = bytearray(wire.encode([values()], form))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))

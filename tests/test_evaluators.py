@@ -29,7 +29,7 @@ def digits_settings(**changes):
         "device": LOCAL,
         "server": LOCAL,
         "link": LinkProfile(rate_mb_per_s=1.0, rtt_ms=2.0),
-        "finetune": FinetuneSettings(images=400, epochs=2, scope="bottleneck"),
+        "finetune": FinetuneSettings(images=400, epochs=2, warm_start=40, scope="bottleneck"),
         "baseline": BaselineSettings(epochs=2),
     }
     return SplitSettings(**{**settings, **changes})
@@ -168,12 +168,18 @@ class Pyramid(nn.Module):
 
 
 @pytest.mark.slow
-def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scope", ["tail", "all"])
+def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope):
     """A network of the user's own, cut where two scales cross: trained, sent in one payload, timed and exported."""
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "net.py").write_text(PYRAMID)
     model = ModelSettings(name=f"python:{tmp_path / 'net.py'}:Pyramid", num_classes=10)
-    evaluator = SplitEvaluator(digits_settings(model=model, baseline=BaselineSettings(epochs=8)), tmp_path / "run")
+    settings = digits_settings(
+        model=model,
+        baseline=BaselineSettings(epochs=8),
+        finetune=FinetuneSettings(images=800, warm_start=100, scope=scope),
+    )
+    evaluator = SplitEvaluator(settings, tmp_path / "run")
     point = next(point for point in evaluator.partition_points() if point.name == "small")
     assert point.shapes == ((24, 8, 8), (32, 4, 4))
     evaluator.prepare(["small"], lambda _: None)
@@ -185,7 +191,7 @@ def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch):
     (tmp_path / "bundle").mkdir()
     evidence = evaluator.export(config, tmp_path / "bundle")
     assert evidence["agreement_with_trial"] == 1.0 and evidence["payload_bytes"] == found.payload_bytes
-    again = SplitEvaluator(digits_settings(model=model, baseline=BaselineSettings(epochs=8)), tmp_path / "run")
+    again = SplitEvaluator(settings, tmp_path / "run")
     again.prepare(["small"], lambda text: pytest.fail(text) if "training" in text else None)
     assert again.evaluate(config).accuracy == found.accuracy
 

@@ -55,6 +55,15 @@ def test_front_json_keeps_its_contract(done, capsys):
     assert all(p["config"] is None and p["trial"] is None for p in data["baselines"])
 
 
+def test_a_study_of_coders(write_study, study_dict, fake, capsys):
+    study_dict["space"] = {"partition": "all", "ae_ratio": 1.0, "bits": 2, "coder": ["packed", "zstd", "context"]}
+    path = write_study(study_dict)
+    out(capsys, "run", path, "--trials", "9")
+    front = json.loads(out(capsys, "front", path, "--json").out)["front"]
+    assert {point["config"]["coder"] for point in front} == {"context"}  # the fake one's smallest payload
+    assert ",lzma,coder,head_ms" in out(capsys, "front", path, "--csv").out
+
+
 def test_front_csv_and_table(done, capsys):
     assert out(capsys, "front", done, "--csv").out.startswith("kind,trial,name,accuracy")
     assert "all-on-device" in out(capsys, "front", done).out

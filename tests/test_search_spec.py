@@ -1,9 +1,11 @@
 """Study files: what is accepted, and one precise message for everything else."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from evaluators.edge.coders import CODERS
 from search.spec import find_study, load_spec
 from spaces.errors import SpecError
 
@@ -104,6 +106,13 @@ def test_code_of_ones_own_is_found_from_the_study(write_study, study_dict, tmp_p
     assert spec.data.name == "python:package.module:data" and spec.data.download
     change(study_dict, "model.weights", "pretrained")
     assert load_spec(write_study(study_dict)).model.weights == "pretrained"
+
+
+def test_a_coder_whose_library_is_missing_is_refused(write_study, study_dict, monkeypatch):
+    monkeypatch.setitem(CODERS, "brotli", dataclasses.replace(CODERS["brotli"], available=False))
+    study_dict["space"] = {"coder": ["lzma", "brotli"]}
+    with pytest.raises(SpecError, match=r"space.coder: 'brotli' given; it needs the package brotli: pip install"):
+        load_spec(write_study(study_dict))
 
 
 def test_digest_follows_everything_but_the_number_of_trials(write_study, study_dict):

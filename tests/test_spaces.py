@@ -35,8 +35,21 @@ def test_config_round_trip():
     assert SplitConfig.from_dict(config.to_dict()) == config
 
 
-def test_training_key_ignores_lzma_and_nothing_else():
+def test_another_coder_takes_the_place_of_lzma():
+    config = SplitConfig(**{**GOOD, "lzma": False, "coder": "context"})
+    assert config.lossless == "context" and config.label.endswith("context")
+    assert SplitConfig.from_dict(config.to_dict()) == config
+    assert "coder" not in SplitConfig(**GOOD).to_dict() and SplitConfig(**GOOD).lossless == "lzma"
+    assert SplitConfig(**{**GOOD, "lzma": False}).lossless == "packed"
+    with pytest.raises(SpecError, match="one lossless coder at a time"):
+        SplitConfig(**{**GOOD, "coder": "zstd"})
+    with pytest.raises(SpecError, match="did you mean 'zstd'"):
+        SplitConfig(**{**GOOD, "lzma": False, "coder": "zst"})
+
+
+def test_training_key_ignores_the_coder_and_nothing_else():
     config = SplitConfig(**GOOD)
+    assert SplitConfig(**{**GOOD, "lzma": False, "coder": "zstd"}).training_key == config.training_key
     assert SplitConfig(**{**GOOD, "lzma": False}).training_key == config.training_key
     for key, other in {"partition": "layer1", "ae_ratio": 0.5, "bits": 3, "tcl": 10.000001}.items():
         assert SplitConfig(**{**GOOD, key: other}).training_key != config.training_key
@@ -89,6 +102,16 @@ def test_space_size_and_grid_agree():
     assert space.size == len(grid) == len(set(grid)) == 16
 
 
+def test_a_space_of_coders():
+    data = {key: value for key, value in SPACE.items() if key != "lzma"} | {"coder": ["packed", "lzma", "context"]}
+    space = SearchSpace.from_dict(data, ["stem"])
+    grid = list(space.grid())
+    assert space.size == len(grid) == len(set(grid)) == 24
+    assert {config.lossless for config in grid} == {"packed", "lzma", "context"}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    assert {space.suggest(study.ask()).lossless for _ in range(40)} == {"packed", "lzma", "context"}
+
+
 def test_continuous_space_has_no_size():
     space = SearchSpace.from_dict({**SPACE, "tcl": {"low": 1.0, "high": 100.0}}, ["stem"])
     assert space.size is None
@@ -119,11 +142,18 @@ def test_suggest_covers_the_space_and_nothing_else():
         ({"tcl": {"low": 1.0, "high": 2.0, "of": True}}, "tcl.of"),
         ({"lzma": "yes"}, "lzma"),
         ({"bitz": [1]}, "did you mean 'bits'"),
+        ({"coder": ["zstd"]}, "give lzma or coder, not both"),
     ],
 )
 def test_space_refuses(change, key):
     with pytest.raises(SpecError, match=key):
         SearchSpace.from_dict({**SPACE, **change}, ["stem"])
+
+
+@pytest.mark.parametrize(("coder", "message"), [(["zip"], "known: "), ([], "empty list"), (["zstd", "zstd"], "once")])
+def test_space_refuses_coders(coder, message):
+    with pytest.raises(SpecError, match=message):
+        SearchSpace.from_dict({"coder": coder}, ["stem"])
 
 
 def test_tcl_range_on_a_linear_scale_may_start_at_zero():

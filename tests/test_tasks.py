@@ -1,6 +1,7 @@
 """Training, of candidates and of the uncut network, and scoring."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,9 +29,8 @@ def lesson(count=64):
 def train(tcl, seed=0, **settings):
     torch.manual_seed(0)
     tail = nn.Sequential(nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5)
-    bottleneck.start_from(lesson().features)
-    chosen = FinetuneSettings(batch_size=8, epochs=4, **settings)
+    bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5, 1)
+    chosen = FinetuneSettings(batch_size=8, epochs=4, **{"warm_start": 20} | settings)
     before = {name: value.clone() for name, value in tail.state_dict().items()}
     history = finetune(tail, bottleneck, lesson(), chosen, grid=LevelGrid(1), tcl=tcl, seed=seed)
     return history, bottleneck, before, tail.state_dict()
@@ -43,8 +43,8 @@ def test_training_is_deterministic_for_a_seed():
 
 
 def test_training_lowers_the_loss_and_tcl_settles_activations():
-    plain, clustered = train(0.0, learning_rate=0.02)[0], train(100.0, learning_rate=0.02)[0]
-    assert plain[-1]["task_loss"] < plain[0]["task_loss"]
+    plain, clustered = (train(tcl, learning_rate=0.02, warm_start=150)[0] for tcl in (0.0, 100.0))
+    assert plain[-1]["task_loss"] < plain[1]["task_loss"]
     assert clustered[-1]["clustering_loss"] < 0.8 * plain[-1]["clustering_loss"]
     assert clustered[-1]["settled"] > plain[-1]["settled"]
 
@@ -52,16 +52,17 @@ def test_training_lowers_the_loss_and_tcl_settles_activations():
 @pytest.mark.parametrize("quantization", ["post-training", "straight-through"])
 def test_only_straight_through_training_shows_levels_to_the_decoder(quantization):
     seen = []
-    bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5)
-    bottleneck.start_from(lesson().features)
-    before = bottleneck.encoder.parts[0].layer.weight.clone()
+    bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5, 1)
     bottleneck.decoder.register_forward_pre_hook(lambda module, tensors: seen.append(tensors[0].detach()))
     tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    settings = FinetuneSettings(batch_size=8, quantization=quantization)
-    (row,) = finetune(tail, bottleneck, lesson(), settings, grid=LevelGrid(1))
-    assert len(seen) == 8 and all((values.abs() == 1).all() for values in seen) == (quantization == "straight-through")
-    assert not torch.equal(bottleneck.encoder.parts[0].layer.weight, before)  # the encoder learns either way
-    assert row["quantization_error"] == pytest.approx(4 * row["clustering_loss"])
+    settings = FinetuneSettings(batch_size=8, quantization=quantization, warm_start=5)
+    warm, row = finetune(tail, bottleneck, lesson(), settings, grid=LevelGrid(1))
+    assert len(seen) == 5 + 8 and all((values.abs() == 1).all() for values in seen) == (
+        quantization == "straight-through"
+    )
+    assert [each["epoch"] for each in (warm, row)] == [0, 1]
+    for each in (warm, row):
+        assert each["quantization_error"] == pytest.approx(4 * each["clustering_loss"])
 
 
 def test_scope_and_batch_statistics():
@@ -70,6 +71,32 @@ def test_scope_and_batch_statistics():
     _, _, before, after = train(0.0, scope="tail", tail_learning_rate=0.01)
     assert not torch.equal(before["3.weight"], after["3.weight"])
     assert torch.equal(before["0.running_mean"], after["0.running_mean"])
+
+
+def test_scope_all_trains_the_head_on_pictures():
+    pictures = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 8, 1)
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, picture):
+            return (self.net(picture),)
+
+    head, tail = Head(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    settings = FinetuneSettings(batch_size=8, warm_start=5, scope="all", tail_learning_rate=0.01)
+    bottleneck, before = Bottleneck([(8, 4, 4)], [1], 0.5, 2), net.weight.clone()
+    with pytest.raises(ValueError, match="needs the head and the pictures"):
+        finetune(tail, bottleneck, lesson(), settings, head=head, grid=LevelGrid(2))
+    learn = replace(lesson(), features=(net(pictures).detach(),), inputs=pictures)
+    finetune(tail, bottleneck, learn, settings, head=head, grid=LevelGrid(2))
+    assert not torch.equal(net.weight, before)
+    before = net.weight.clone()
+    finetune(tail, bottleneck, learn, replace(settings, scope="tail"), head=head, grid=LevelGrid(2))
+    assert torch.equal(net.weight, before)
 
 
 def test_scoring_goes_through_bytes():

@@ -10,7 +10,8 @@ from typing import Callable
 
 import numpy as np
 
-from . import halves, measure, picture, wire
+from . import halves, measure, picture
+from .errors import PayloadError
 
 
 def device(folder: Path, arguments: list[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def _decode(folder: Path, options: argparse.Namespace) -> None:
     for path in options.payloads:
         try:
             scores = half.decode(path.read_bytes())
-        except wire.PayloadError as error:
+        except PayloadError as error:
             raise ValueError(f"{path}: {error}") from None
         best = int(np.argmax(scores))
         rows.append({"payload": str(path), "class": best, "scores": scores.tolist()})

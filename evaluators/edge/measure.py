@@ -5,8 +5,8 @@ Inside a timed stage: what has to happen for each picture. Outside: loading mode
     device   head        normalise the picture, run the head
              encode      run the encoder
              pack        quantize, pack, header and checksum
-             compress    LZMA, or JPEG for a server-only folder
-    server   decompress  LZMA, or JPEG
+             compress    the lossless coder, or JPEG for a server-only folder
+    server   decompress  the lossless coder, or JPEG
              unpack      check the header, unpack, dequantize; normalise the picture for a server-only folder
              decode      run the decoder
              tail        run the tail
@@ -95,8 +95,8 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
         packed = wires.pack_tensors(activations, wire)
         stages["encode"] = lambda: half.activations(features)
         stages["pack"] = lambda: wires.frame(wires.pack_tensors(activations, wire), wire)
-        if wire.lzma:
-            stages["compress"] = lambda: wires.compress(packed)
+        if wire.coder != "packed":
+            stages["compress"] = lambda: wires.compress(packed, wire)
     return stages
 
 
@@ -113,10 +113,10 @@ def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     activations = [tensor[None] for tensor in wires.decode(payload, wire)]
     features = half.run("decoder", activations)
     body = wires.unframe(payload, wire)
-    packed = wires.decompress(body, wire.packed_bytes) if wire.lzma else body
+    packed = wires.decompress(body, wire)
     stages: dict[str, Callable[[], object]] = {}
-    if wire.lzma:
-        stages["decompress"] = lambda: wires.decompress(body, wire.packed_bytes)
+    if wire.coder != "packed":
+        stages["decompress"] = lambda: wires.decompress(body, wire)
     stages["unpack"] = lambda: (wires.unframe(payload, wire), wires.unpack_tensors(packed, wire))
     stages["decode"] = lambda: half.run("decoder", activations)
     stages["tail"] = lambda: half.run("tail", features)

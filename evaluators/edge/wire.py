@@ -1,39 +1,35 @@
 """The payload: symbols of a quantized feature map, packed, optionally compressed, behind a ten-byte header.
 
     byte 0      version of this layout
-    byte 1      coder: 0 packed symbols, 1 the same through LZMA
+    byte 1      number of the coder, see coders.py
     bytes 2-5   fingerprint of the configuration that made it (levels, shapes, bit-width)
     bytes 6-9   CRC-32 of the body as sent
     bytes 10-   body
 
-Symbols go channel by channel, row by row, each as ``bits`` bits, most significant first, tensors one after the other;
-the last byte is filled with zeros. Their number follows from the configuration, so it is not sent.
+Symbols are packed channel by channel, row by row, each as ``bits`` bits, most significant first, tensors one after the
+other; the last byte is filled with zeros. Their number follows from the configuration, so it is not sent. A lossless
+coder may follow.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import json
-import lzma
 import struct
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
-WIRE_VERSION = 1
+from . import context
+from .coders import CODERS
+from .errors import PayloadError
+
+WIRE_VERSION = 2  # 1 knew no coder but LZMA
 _HEADER = struct.Struct("<BB4sI")
 HEADER_BYTES = _HEADER.size
-_PACKED, _LZMA = 0, 1
-
-# A raw stream: the .xz container costs 60 bytes, more than some of our payloads. lc=0 because packed symbols have no
-# "previous character". The dictionary is small because the encoder's tables are cleared for every payload.
-_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 16, "lc": 0, "lp": 0, "pb": 0}]
-
-
-class PayloadError(ValueError):
-    """A payload that cannot be what the device sent for this configuration; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +65,26 @@ class TensorLevels:
 
 @dataclass(frozen=True)
 class WireFormat:
-    """Everything both ends must agree on: bit-width, levels of each tensor, coder."""
+    """Everything both ends must agree on: bit-width, levels of each tensor, coder.
+
+    ``tables`` are those of a context model, one for each tensor, see :func:`evaluators.edge.context.learn`.
+    """
 
     bits: int
     tensors: tuple[TensorLevels, ...]
-    lzma: bool = False
+    coder: str = "packed"
+    tables: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits: {self.bits} given, 1 to 8 allowed")
+        if self.coder not in CODERS:
+            raise ValueError(f"coder: {self.coder!r} given; known: {', '.join(CODERS)}")
+        if not CODERS[self.coder].available:
+            package = CODERS[self.coder].library
+            raise ValueError(f"coder: {self.coder!r} needs the package {package}: pip install {package}")
+        if (self.coder == "context") != (len(self.tables) == len(self.tensors) > 0):
+            raise ValueError("tables: one for each tensor is needed for a context model, and none without")
 
     @property
     def elements(self) -> int:
@@ -95,12 +102,20 @@ class WireFormat:
         digest = hashlib.sha256(json.dumps([WIRE_VERSION, self.bits, [t.shape for t in self.tensors]]).encode())
         for tensor in self.tensors:
             digest.update(tensor.low.astype("<f4").tobytes() + tensor.high.astype("<f4").tobytes())
+        for table in self.tables:
+            digest.update(table.astype("<u2").tobytes())
         return digest.digest()[:4]
 
     def to_dict(self) -> dict:
         """As JSON-ready values; float32 numbers survive the round trip exactly."""
         tensors = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in self.tensors]
-        return {"version": WIRE_VERSION, "bits": self.bits, "lzma": self.lzma, "tensors": tensors}
+        tables = [
+            {"shape": list(table.shape), "uint16": base64.b64encode(table.astype("<u2").tobytes()).decode()}
+            for table in self.tables
+        ]
+        return {
+            "version": WIRE_VERSION, "bits": self.bits, "coder": self.coder, "tensors": tensors, "tables": tables
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: dict) -> WireFormat:
@@ -111,7 +126,11 @@ class WireFormat:
             TensorLevels(tuple(t["shape"]), np.array(t["low"], np.float32), np.array(t["high"], np.float32))
             for t in data["tensors"]
         )
-        return cls(bits=data["bits"], tensors=tensors, lzma=data["lzma"])
+        tables = tuple(
+            np.frombuffer(base64.b64decode(t["uint16"]), "<u2").reshape(t["shape"]).astype(np.uint16)
+            for t in data["tables"]
+        )
+        return cls(bits=data["bits"], tensors=tensors, coder=data["coder"], tables=tables)
 
 
 def quantize(values: np.ndarray, levels: TensorLevels, bits: int) -> np.ndarray:
@@ -181,32 +200,35 @@ def _integer(bits: int) -> np.dtype:
     return np.dtype(np.uint32 if bits <= 4 else np.uint64)
 
 
-def compress(packed: bytes) -> bytes:
-    """Packed symbols through raw LZMA2 with fixed filters."""
-    return lzma.compress(packed, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+def compress(packed: bytes, wire: WireFormat) -> bytes:
+    """Packed symbols through the configuration's coder."""
+    coder = CODERS[wire.coder]
+    if coder.compress is not None:
+        return coder.compress(packed)
+    return context.encode(_split(unpack(packed, wire.bits, wire.elements), wire), list(wire.tables))
 
 
-def decompress(body: bytes, expected_bytes: int) -> bytes:
-    """The inverse of :func:`compress`, never producing more than ``expected_bytes`` plus one.
+def decompress(body: bytes, wire: WireFormat) -> bytes:
+    """The inverse of :func:`compress`.
 
     Raises:
         PayloadError: the stream is broken, too short or too long.
     """
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
-    try:
-        packed = decoder.decompress(body, max_length=expected_bytes + 1)
-    except lzma.LZMAError as error:
-        raise PayloadError(f"the LZMA stream is broken: {error}") from None
-    if len(packed) != expected_bytes:
-        found = "more" if len(packed) > expected_bytes else f"only {len(packed)}"
-        raise PayloadError(f"the LZMA stream holds {found} bytes where the configuration asks for {expected_bytes}")
+    coder = CODERS[wire.coder]
+    if coder.decompress is None:
+        shapes = [levels.shape for levels in wire.tensors]
+        symbols = context.decode(body, shapes, list(wire.tables))
+        return pack(np.concatenate([tensor.ravel() for tensor in symbols]), wire.bits)
+    packed = coder.decompress(body, wire.packed_bytes)
+    if len(packed) != wire.packed_bytes:
+        found = "more" if len(packed) > wire.packed_bytes else f"only {len(packed)}"
+        raise PayloadError(f"the payload holds {found} bytes where the configuration asks for {wire.packed_bytes}")
     return packed
 
 
 def frame(body: bytes, wire: WireFormat) -> bytes:
     """The payload: header and body."""
-    coder = _LZMA if wire.lzma else _PACKED
-    return _HEADER.pack(WIRE_VERSION, coder, wire.fingerprint, zlib.crc32(body)) + body
+    return _HEADER.pack(WIRE_VERSION, CODERS[wire.coder].number, wire.fingerprint, zlib.crc32(body)) + body
 
 
 def unframe(payload: bytes, wire: WireFormat) -> bytes:
@@ -221,14 +243,13 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
     body = payload[HEADER_BYTES:]
     if version != WIRE_VERSION:
         raise PayloadError(f"payload of version {version}; this end knows version {WIRE_VERSION}")
-    if coder != (_LZMA if wire.lzma else _PACKED):
-        raise PayloadError(f"payload coded as {coder}; this configuration has lzma: {str(wire.lzma).lower()}")
+    if coder != CODERS[wire.coder].number:
+        named = next((name for name, known in CODERS.items() if known.number == coder), coder)
+        raise PayloadError(f"payload coded as {named}; this configuration has {wire.coder}")
     if fingerprint != wire.fingerprint:
         raise PayloadError("payload of another configuration; device and server must come from the same bundle")
     if zlib.crc32(body) != checksum:
         raise PayloadError("payload damaged on the way: its checksum does not match")
-    if not wire.lzma and len(body) != wire.packed_bytes:
-        raise PayloadError(f"payload body of {len(body)} bytes; this configuration packs to {wire.packed_bytes}")
     return body
 
 
@@ -241,8 +262,7 @@ def encode(tensors: list[np.ndarray], wire: WireFormat) -> bytes:
     Raises:
         PayloadError: NaN or infinite activations.
     """
-    packed = pack_tensors(tensors, wire)
-    return frame(compress(packed) if wire.lzma else packed, wire)
+    return frame(compress(pack_tensors(tensors, wire), wire), wire)
 
 
 def decode(payload: bytes, wire: WireFormat) -> list[np.ndarray]:
@@ -251,8 +271,7 @@ def decode(payload: bytes, wire: WireFormat) -> list[np.ndarray]:
     Raises:
         PayloadError: whatever is wrong with the payload.
     """
-    body = unframe(payload, wire)
-    return unpack_tensors(decompress(body, wire.packed_bytes) if wire.lzma else body, wire)
+    return unpack_tensors(decompress(unframe(payload, wire), wire), wire)
 
 
 def pack_tensors(tensors: list[np.ndarray], wire: WireFormat) -> bytes:
@@ -263,9 +282,11 @@ def pack_tensors(tensors: list[np.ndarray], wire: WireFormat) -> bytes:
 
 def unpack_tensors(packed: bytes, wire: WireFormat) -> list[np.ndarray]:
     """Unpack and dequantize, tensor after tensor."""
-    symbols = unpack(packed, wire.bits, wire.elements)
+    symbols = _split(unpack(packed, wire.bits, wire.elements), wire)
+    return [dequantize(part, levels, wire.bits) for part, levels in zip(symbols, wire.tensors)]
+
+
+def _split(symbols: np.ndarray, wire: WireFormat) -> list[np.ndarray]:
+    """A payload's symbols, flat, as one array for each tensor."""
     bounds = np.cumsum([levels.elements for levels in wire.tensors])[:-1]
-    return [
-        dequantize(part.reshape(levels.shape), levels, wire.bits)
-        for part, levels in zip(np.split(symbols, bounds), wire.tensors)
-    ]
+    return [part.reshape(levels.shape) for part, levels in zip(np.split(symbols, bounds), wire.tensors)]

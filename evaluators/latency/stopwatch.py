@@ -58,7 +58,7 @@ class Stopwatch:
             payload_bytes: mean length, for the link.
         """
         cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}"
-        packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/lzma"
+        packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/{config.lossless}"
         manifest = {"wire": candidate.wire_format(config).to_dict()}
         features = [torch.zeros(1, *shape) for shape in self._split.tap(cut).point.shapes]
         activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
@@ -75,7 +75,7 @@ class Stopwatch:
 
         device_keys = {"head": cut, "encode": squeezed, "pack": packed}
         server_keys = {"unpack": packed, "decode": squeezed, "tail": cut}
-        if config.lzma:
+        if config.lossless != "packed":
             device_keys["compress"] = server_keys["decompress"] = content
         times = _times(self.device, device_keys, write_device) | _times(self.server, server_keys, write_server)
         return _parts(times, self.link.latency_ms(payload_bytes))

@@ -7,11 +7,12 @@ from collections import OrderedDict
 from typing import Literal
 
 import torch
+from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
 from evaluators.models.cut import SplitModel
 from evaluators.tasks.data import Dataset, Pictures
-from evaluators.tasks.training import compute_device
+from evaluators.tasks.training import Lesson, compute_device
 from spaces.partition import OUTPUT
 
 Role = Literal["train", "validation"]
@@ -58,15 +59,25 @@ class FeatureBank:
 
     def through_head(self, partition: str, pictures: Pictures) -> Tensors:
         """Feature maps of any pictures; not kept."""
+        return self.through(self._split.head(partition), pictures)
+
+    def through(self, head: nn.Module, pictures: Pictures) -> Tensors:
+        """Feature maps of any pictures from any head, which is on the CPU before and afterwards; not kept."""
         device = compute_device()
-        head = self._split.head(partition).to(device)
+        head.to(device)
         parts = []
         with torch.no_grad():
             for start in range(0, len(pictures), _BATCH):
                 batch = pictures.inputs(self.dataset.picture, start, start + _BATCH).to(device)
                 parts.append([tensor.cpu() for tensor in head(batch.to(memory_format=torch.channels_last))])
-        head.cpu()  # it shares its modules with the uncut model, which others expect here
+        head.cpu()  # it may share its modules with the uncut model, which others expect here
         return tuple(torch.cat(tensors) for tensors in zip(*parts))
+
+    def lesson(self, partition: str, with_pictures: bool) -> Lesson:
+        """What candidates at a point learn from."""
+        inputs = self.train.inputs(self.dataset.picture) if with_pictures else None
+        features, labels = self.features(partition, "train"), self.train.labels
+        return Lesson(features=features, labels=labels, teacher=self.scores("train"), inputs=inputs)
 
     def _make_room(self, newest: tuple[str, Role]) -> None:
         # The uncut model's scores are small, and needed by every trial.

@@ -15,10 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
+from evaluators.compression.warm_start import SHARPNESS_RATE, importance, warm_cosine, warm_start
 from evaluators.settings import FinetuneSettings
 
 _GRADIENT_NORM = 5.0
 _TEMPERATURE = 2.0  # of the distillation
+_START_PICTURES = 512
+_IMPORTANCE_PICTURES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +29,14 @@ class Lesson:
     """What one fine-tuning learns from.
 
     ``features`` are the frozen head's outputs, (N, ...) for each tensor that crosses the cut, ``labels`` (N,) the
-    classes, ``teacher`` (N, classes) the uncut model's scores on the same pictures.
+    classes, ``teacher`` (N, classes) the uncut model's scores on the same pictures; ``inputs`` (N, 3, S, S) are the
+    pictures themselves, for a head that learns too.
     """
 
     features: Tensors
     labels: torch.Tensor
     teacher: torch.Tensor
+    inputs: torch.Tensor | None = None
 
 
 def compute_device() -> torch.device:
@@ -75,20 +80,24 @@ def finetune(
     lesson: Lesson,
     settings: FinetuneSettings,
     *,
+    head: nn.Module | None = None,
     grid: LevelGrid | None = None,
     tcl: float = 0.0,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Fine-tune a bottleneck and, if the scope says so, the tail behind it, in place.
+    """Start a bottleneck, then fine-tune it and, if the scope says so, the tail behind it, in place.
+
+    It starts in closed form, then learns to rebuild the features (:func:`warm_start`), then the task.
 
     The loss is half cross-entropy and half distillation from the uncut model, plus TCL. BatchNorm statistics stay as
     they are, so the levels do not move with the batch. Deterministic for a seed on a CPU.
 
     Args:
-        tail: everything after the cut; only trained in scope ``tail``, or when there is no bottleneck.
+        tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
         bottleneck: between features and tail; None fine-tunes the uncut model's tail.
         lesson: what to learn from.
         settings: epochs, batch size, learning rates, scope.
+        head: trained in scope ``all``, and needed there; otherwise ``lesson.features`` stand for it.
         grid: levels that TCL pulls the bottleneck's activations to, and that straight-through training rounds to;
             needed with a bottleneck.
         tcl: strength of TCL; 0 leaves it out altogether.
@@ -96,41 +105,63 @@ def finetune(
 
     Returns:
         One row for each epoch: mean task loss, mean clustering loss, mean squared quantization error of the
-        activations, share of them within a quarter of a step of a level.
+        activations, share of them within a quarter of a step of a level. Before them, numbered 0, one for the warm
+        start, see :func:`warm_start`.
 
     Raises:
-        ValueError: a bottleneck without a grid, or the other way round.
+        ValueError: a bottleneck without a grid, or the other way round; scope ``all`` without head or pictures.
     """
     if (bottleneck is None) != (grid is None):
         raise ValueError("a bottleneck needs a grid of levels, and a grid a bottleneck")
-    groups = _parameter_groups(tail, bottleneck, settings)
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if settings.scope != "all":
+        head = None
+    elif head is None or lesson.inputs is None:
+        raise ValueError("scope 'all' needs the head and the pictures")
     batches = math.ceil(len(lesson.labels) / settings.batch_size)
     total = batches * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, total))
+    history: list[dict[str, Any]] = []
+    tail.eval()
+    done, all_steps = 0, total
+    if bottleneck is not None and grid is not None:
+        weights = _importance(tail, bottleneck, lesson)
+        bottleneck.start_from([tensor[:_START_PICTURES] for tensor in lesson.features], weights, seed)
+        if settings.warm_start:
+            done, all_steps = settings.warm_start, settings.warm_start + total
+            history.append(
+                warm_start(
+                    bottleneck,
+                    lesson.features,
+                    weights,
+                    settings,
+                    grid=grid,
+                    tcl=tcl,
+                    total_steps=all_steps,
+                    seed=seed,
+                )
+            )
+    groups = _parameter_groups(head, tail, bottleneck, settings)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, max(total, 1)))
     generator = torch.Generator().manual_seed(seed)
     device = compute_device()
-    history: list[dict[str, Any]] = []
-    done = 0
-    tail.eval()
     for epoch in range(settings.epochs):
         sums = torch.zeros(3)
         for index in _batches(len(lesson.labels), settings.batch_size, generator):
             cluster = settled = torch.zeros(())
             with autocast(tail):
-                signal: Tensors = tuple(tensor[index].to(device) for tensor in lesson.features)
+                signal = _features(head, lesson, index, device)
                 if bottleneck is not None and grid is not None:
-                    activations = bottleneck.encoder(*signal)
+                    activations, settling = bottleneck.activations(*signal)
                     rounded = settings.quantization == "straight-through"
                     signal = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
                 scores = tail(*signal)
             loss = task = _task_loss(scores.float(), lesson.labels[index].to(device), lesson.teacher[index].to(device))
             if bottleneck is not None and grid is not None:
-                joined = torch.cat([tensor.flatten(1) for tensor in activations], 1)
+                joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
                 cluster, settled = clustering_loss(joined, grid), settled_share(joined, grid)
                 if tcl > 0:
-                    loss = task + tcl * ramp(done / max(total - 1, 1), settings.ramp) * cluster
+                    loss = task + tcl * ramp(done / max(all_steps - 1, 1), settings.ramp) * cluster
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
@@ -146,18 +177,48 @@ def finetune(
     return history
 
 
+def _features(head: nn.Module | None, lesson: Lesson, index: torch.Tensor, device: torch.device) -> Tensors:
+    if head is None or lesson.inputs is None:
+        return tuple(tensor[index].to(device) for tensor in lesson.features)
+    computed: Tensors = head(lesson.inputs[index].to(device).contiguous(memory_format=torch.channels_last))
+    return computed
+
+
 def _parameter_groups(
-    tail: nn.Module, bottleneck: Bottleneck | None, settings: FinetuneSettings
+    head: nn.Module | None, tail: nn.Module, bottleneck: Bottleneck | None, settings: FinetuneSettings
 ) -> list[dict[str, Any]]:
     groups = []
-    train_tail = settings.scope == "tail" or bottleneck is None
+    if head is not None:
+        head.eval()
+        for parameter in head.parameters():
+            parameter.requires_grad_(True)
+        groups.append({"params": list(head.parameters()), "lr": settings.tail_learning_rate})
+    train_tail = settings.scope != "bottleneck" or bottleneck is None
     for parameter in tail.parameters():
         parameter.requires_grad_(train_tail)
     if train_tail:
         groups.append({"params": list(tail.parameters()), "lr": settings.tail_learning_rate})
     if bottleneck is not None:
-        groups.append({"params": list(bottleneck.parameters()), "lr": settings.learning_rate})
+        sharpness = bottleneck.sharpness()
+        others = [parameter for name, parameter in bottleneck.named_parameters() if not name.endswith("sharpness")]
+        groups.append({"params": others, "lr": settings.learning_rate})
+        groups.append({"params": sharpness, "lr": SHARPNESS_RATE, "weight_decay": 0.0})
     return groups
+
+
+def _importance(tail: nn.Module, bottleneck: Bottleneck, lesson: Lesson) -> list[torch.Tensor]:
+    """Of each tensor's channels, from the uncut model's own loss."""
+    device = compute_device()
+    gradients: list[Tensors] = []
+    for start in range(0, min(_IMPORTANCE_PICTURES, len(lesson.labels)), 64):
+        part = slice(start, start + 64)
+        # Copies: a tail may work in place, and others need these.
+        signal = tuple(tensor[part].to(device, copy=True).requires_grad_() for tensor in lesson.features)
+        scores = tail(*(tensor * 1.0 for tensor in signal))
+        loss = _task_loss(scores, lesson.labels[part].to(device), lesson.teacher[part].to(device))
+        gradients.append(torch.autograd.grad(loss, signal))
+    axes = [-1 if encoder.moved else 1 for encoder in bottleneck.encoders]
+    return importance([torch.cat(parts).cpu() for parts in zip(*gradients)], axes)
 
 
 def _task_loss(scores: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -168,11 +229,6 @@ def _task_loss(scores: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor
         reduction="batchmean",
     )
     return 0.5 * hard + 0.5 * _TEMPERATURE**2 * soft
-
-
-def _warm_cosine(step: int, total: int) -> float:
-    warm = max(1, total // 20)
-    return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / total))
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -95,7 +95,9 @@ class Candidates:
     def _trained(self, config: SplitConfig) -> Candidate:
         features = self._bank.features(config.partition, "train")
         shapes = [tuple(tensor.shape[1:]) for tensor in features]
-        bottleneck = Bottleneck(shapes, self._split.channel_axes(config.partition), config.ae_ratio, config.bits)
+        bottleneck = Bottleneck(
+            shapes, self._split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
+        )
         # A copy: the tail shares its modules with the uncut model, which must not change.
         tail = copy.deepcopy(self._split.tail(config.partition))
         head = copy.deepcopy(self._split.head(config.partition)) if self._settings.scope == "all" else None

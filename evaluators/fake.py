@@ -47,9 +47,14 @@ class FakeEvaluator(Evaluator):
         shape, macs = _POINTS[config.partition]
         if round(shape[0] * config.ae_ratio) < 1:
             raise InfeasibleSplit(f"an AE ratio of {config.ae_ratio:g} leaves no channel of {shape[0]}")
-        values = round(shape[0] * config.ae_ratio) * shape[1] * shape[2]
+        values = round(shape[0] * config.ae_ratio) * shape[1] * shape[2] / config.stride**2
         payload = 10 + values * config.bits / 8 * _CODED[config.lossless]
-        lost = 0.2 / 2**config.bits + 0.05 * (1 - config.ae_ratio) - 0.02 * min(config.tcl, 100) / 100
+        lost = (
+            0.02 * (config.stride - 1)
+            + 0.2 / 2**config.bits
+            + 0.05 * (1 - config.ae_ratio)
+            - 0.02 * min(config.tcl, 100) / 100
+        )
         parts = LatencyParts(
             head_ms=macs / 10,
             encode_ms=config.ae_ratio,

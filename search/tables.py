@@ -90,7 +90,8 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
     """One row a point; the columns are the keys of ``front --json``, inner ones flattened."""
     config_keys = ["partition", "ae_ratio", "bits", "tcl", "lzma"]
     configs = [point.evaluation.config for point in front]
-    config_keys += ["coder"] if any(config and config.coder for config in configs) else []
+    further = {key for config in configs if config for key in config.to_dict()} - set(config_keys)
+    config_keys += sorted(further)  # coder and stride, where a study asks for them
     columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
     columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
     text = io.StringIO()

@@ -26,6 +26,7 @@ class SplitConfig:
         lzma: whether LZMA runs over the packed values.
         coder: another lossless coder in its place, one of ``OTHER_CODERS``; None, and not in :meth:`to_dict`, where
             LZMA is the only question.
+        stride: of the encoder along each spatial axis; in :meth:`to_dict` only where it is not 1.
 
     Raises:
         SpecError: a value outside these bounds.
@@ -37,12 +38,14 @@ class SplitConfig:
     tcl: float = 0.0
     lzma: bool = False
     coder: str | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
         check_ae_ratio(self.ae_ratio)
         check_bits(self.bits)
         check_tcl(self.tcl)
         check_lzma(self.lzma)
+        check_stride(self.stride)
         if self.coder is not None:
             check_coder(self.coder, OTHER_CODERS)
             if self.lzma:
@@ -57,19 +60,23 @@ class SplitConfig:
     def training_key(self) -> str:
         """Equal for two configurations exactly when they need the same training; lossless coders change
         nothing there."""
-        return f"{self.partition}_r{self.ae_ratio:g}_b{self.bits}_t{float(self.tcl)!r}"
+        stride = f"_s{self.stride}" if self.stride > 1 else ""
+        return f"{self.partition}_r{self.ae_ratio:g}{stride}_b{self.bits}_t{float(self.tcl)!r}"
 
     @property
     def label(self) -> str:
         """For people: ``layer3.1, AE 0.25, 2 bit, TCL 31, LZMA``."""
-        parts = [self.partition, f"AE {self.ae_ratio:g}", f"{self.bits} bit"]
+        parts = [self.partition, f"AE {self.ae_ratio:g}"]
+        parts += [f"stride {self.stride}"] if self.stride > 1 else []
+        parts += [f"{self.bits} bit"]
         parts += [f"TCL {self.tcl:.3g}"] if self.tcl else []
         parts += ["LZMA"] if self.lzma else [self.coder] if self.coder else []
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Keys as in the study file and in ``front --json``."""
-        return {name: value for name, value in asdict(self).items() if name != "coder" or value is not None}
+        unused = {"coder": None, "stride": 1}
+        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SplitConfig:
@@ -98,6 +105,12 @@ def check_bits(value: object) -> None:
     """Raise SpecError unless the value is a bit-width."""
     if not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8):
         raise SpecError("bits", value, "whole numbers from 1 to 8 are allowed")
+
+
+def check_stride(value: object) -> None:
+    """Raise SpecError unless the value is a stride."""
+    if not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8):
+        raise SpecError("stride", value, "whole numbers from 1 to 8 are allowed")
 
 
 def check_tcl(value: object) -> None:

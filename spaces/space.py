@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from spaces.config import CODERS, SplitConfig, check_ae_ratio, check_bits, check_coder, check_lzma, check_tcl, is_number
+from spaces.config import (
+    CODERS,
+    SplitConfig,
+    check_ae_ratio,
+    check_bits,
+    check_coder,
+    check_lzma,
+    check_stride,
+    check_tcl,
+    is_number,
+)
 from spaces.errors import SpecError, nearest
 
 
@@ -57,13 +67,14 @@ class SearchSpace:
     tcl: TclRange | tuple[float, ...]
     lzma: tuple[bool, ...] = (False, True)
     coders: tuple[str, ...] = ()
+    strides: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         checks: dict[str, tuple[Sequence[Any], Callable[[Any], None]]] = {
             "ae_ratio": (self.ae_ratios, check_ae_ratio),
             "bits": (self.bits, check_bits),
         }
-        checks["lzma"] = (self.lzma, check_lzma)
+        checks |= {"lzma": (self.lzma, check_lzma), "stride": (self.strides, check_stride)}
         if not isinstance(self.tcl, TclRange):
             checks["tcl"] = (self.tcl, check_tcl)
         if self.coders:
@@ -85,6 +96,7 @@ class SearchSpace:
             ae_ratio=trial.suggest_categorical("ae_ratio", self.ae_ratios),
             bits=trial.suggest_categorical("bits", self.bits),
             tcl=self._suggest_tcl(trial),
+            stride=trial.suggest_categorical("stride", self.strides) if self.strides != (1,) else 1,
             **self._suggest_coder(trial),
         )
 
@@ -105,17 +117,17 @@ class SearchSpace:
         """Number of configurations; None when TCL strength is continuous."""
         if isinstance(self.tcl, TclRange):
             return None
-        coders = self.coders or self.lzma
-        return math.prod(len(values) for values in (self.partitions, self.ae_ratios, self.bits, self.tcl, coders))
+        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, self.coders or self.lzma, self.strides)
+        return math.prod(len(values) for values in axes)
 
     def grid(self) -> Iterator[SplitConfig]:
         """Every configuration. Raises ValueError when there are infinitely many."""
         if isinstance(self.tcl, TclRange):
             raise ValueError("a continuous TCL strength has no grid; give tcl as a list")
         coders = [_coded(coder) for coder in self.coders] or [{"lzma": lzma} for lzma in self.lzma]
-        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, coders)
-        for partition, ae_ratio, bits, tcl, coder in itertools.product(*axes):
-            yield SplitConfig(partition=partition, ae_ratio=ae_ratio, bits=bits, tcl=float(tcl), **coder)
+        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, coders, self.strides)
+        for partition, ae_ratio, bits, tcl, coder, stride in itertools.product(*axes):
+            yield SplitConfig(partition=partition, ae_ratio=ae_ratio, bits=bits, tcl=float(tcl), stride=stride, **coder)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], partitions: Sequence[str]) -> SearchSpace:
@@ -124,7 +136,7 @@ class SearchSpace:
         Raises:
             SpecError: an unknown key or a value that is not allowed.
         """
-        known = {"partition", "ae_ratio", "bits", "tcl", "lzma", "coder"}
+        known = {"partition", "ae_ratio", "bits", "tcl", "lzma", "coder", "stride"}
         for key in data:
             if key not in known:
                 raise SpecError(str(key), data[key], f"no such key; {nearest(str(key), known)}")
@@ -139,6 +151,7 @@ class SearchSpace:
             tcl=_tcl(data.get("tcl", 0.0)),
             lzma=_values(data.get("lzma", [False, True])),
             coders=_values(data.get("coder", [])),
+            strides=_values(data.get("stride", 1)),
         )
 
 

@@ -146,6 +146,28 @@ def test_warm_start_learns_to_rebuild(quantization):
     assert rebuilt[1] < 0.7 * rebuilt[0]
 
 
+@pytest.mark.parametrize(("shape", "sent"), [((12, 6, 6), (6, 3, 3)), ((12, 6), (6, 3)), ((6, 4, 2, 2), (3, 2, 1, 1))])
+def test_a_stride_works_on_patches(shape, sent):
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(200, 2, *(side // 2 for side in shape[1:]), generator=generator)
+    for axis in range(2, factors.dim()):
+        factors = factors.repeat_interleave(2, axis)
+    features = torch.einsum("cr,nr...->nc...", torch.randn(shape[0], 2, generator=generator), factors) + 0.3
+    bottleneck = Bottleneck([shape], [1], 0.5, 8, stride=2)
+    bottleneck.start_from([features])
+    with torch.no_grad():
+        (activations,), (rebuilt,) = bottleneck(features)
+    assert activations.shape[1:] == sent and rebuilt.shape == features.shape
+    # Two numbers a patch make these features, so half the channels at a quarter of the places hold them.
+    assert ((rebuilt - features) ** 2).mean() < 0.1 * features.var()
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 7, 8), 1), ((9,), 1), ((10, 8), -1)])
+def test_a_stride_that_does_not_fit_is_infeasible(shape, axis):
+    with pytest.raises(InfeasibleSplit, match="a stride of 2 needs spatial axes that it divides"):
+        Bottleneck([shape], [axis], 0.5, 1, stride=2)
+
+
 def test_kept_channels():
     assert kept_channels(64, 0.25) == 16
     with pytest.raises(InfeasibleSplit, match="leaves no channel of 3"):

@@ -168,8 +168,8 @@ class Pyramid(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["tail", "all"])
-def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope):
+@pytest.mark.parametrize(("scope", "stride"), [("tail", 1), ("all", 2)])
+def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope, stride):
     """A network of the user's own, cut where two scales cross: trained, sent in one payload, timed and exported."""
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "net.py").write_text(PYRAMID)
@@ -183,9 +183,9 @@ def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope):
     point = next(point for point in evaluator.partition_points() if point.name == "small")
     assert point.shapes == ((24, 8, 8), (32, 4, 4))
     evaluator.prepare(["small"], lambda _: None)
-    config = SplitConfig(partition="small", ae_ratio=0.5, bits=4)
+    config = SplitConfig(partition="small", ae_ratio=0.5, bits=4, stride=stride)
     found = evaluator.evaluate(config)
-    assert found.payload_bytes == 10 + (12 * 64 + 16 * 16) / 2  # header, and both tensors at four bits
+    assert found.payload_bytes == 10 + (12 * 64 + 16 * 16) / stride**2 / 2  # header, and both tensors at four bits
     assert found.accuracy > 0.3 and found.accuracy_drop_pp < 15  # a tiny network, hardly trained
     assert found.latency.encode_ms > 0 and found.latency.tail_ms > 0
     (tmp_path / "bundle").mkdir()

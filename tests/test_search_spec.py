@@ -54,7 +54,7 @@ def test_a_good_file(write_study, study_dict):
         ("space.depth", 3, "space.depth: 3 given; no such key"),
         ("constraints.max_drop", 1, "constraints.max_drop: 1 given; no such key; known: max_accuracy_drop_pp"),
         ("constraints.max_latency_ms", "1s", "constraints.max_latency_ms: '1s' given; a number from 0"),
-        ("finetune.scope", "head", "finetune.scope: 'head' given; bottleneck and tail"),
+        ("finetune.scope", "head", "finetune.scope: 'head' given; bottleneck, tail and all"),
         ("finetune.quantization", "qat", "finetune.quantization: 'qat' given; post-training and straight-through"),
         ("finetune.ramp", "step", "finetune.ramp: 'step' given; cosine, linear and constant are allowed"),
         ("finetune.images", 0, "finetune.images: 0 given"),

@@ -47,6 +47,19 @@ def test_another_coder_takes_the_place_of_lzma():
         SplitConfig(**{**GOOD, "lzma": False, "coder": "zst"})
 
 
+def test_stride_is_named_only_where_there_is_one():
+    config = SplitConfig(**GOOD, stride=2)
+    assert SplitConfig.from_dict(config.to_dict()) == config and "stride 2" in config.label
+    assert config.training_key != SplitConfig(**GOOD).training_key and "stride" not in SplitConfig(**GOOD).to_dict()
+    with pytest.raises(SpecError, match="stride: 0 given; whole numbers from 1 to 8"):
+        SplitConfig(**GOOD, stride=0)
+    space = SearchSpace.from_dict({**SPACE, "stride": [1, 2]}, ["stem"])
+    grid = list(space.grid())
+    assert space.size == len(set(grid)) == 16 and {each.stride for each in grid} == {1, 2}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    assert {space.suggest(study.ask()).stride for _ in range(20)} == {1, 2}
+
+
 def test_training_key_ignores_the_coder_and_nothing_else():
     config = SplitConfig(**GOOD)
     assert SplitConfig(**{**GOOD, "lzma": False, "coder": "zstd"}).training_key == config.training_key

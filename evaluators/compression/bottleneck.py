@@ -4,7 +4,7 @@
 
 The encoder has to be cheap, so it is a 1x1 convolution, tanh, and a soft staircase (below). The decoder runs on the
 server and may cost more: a 1x1 convolution plus a branch of two 3x3 convolutions, which learns from the neighbours what
-a few bits could not say.
+a few bits could not say. With a stride, both work on patches of that side instead of single places.
 
 A bounded output is what lets activations settle on quantization levels at all, and the staircase lets them do so for
 any number of levels: a monotone map of features with one mode cannot split into clusters unless it is steep between
@@ -27,7 +27,7 @@ _RIDGE = 1e-3
 _BRANCH_CHANNELS = 128
 
 Tensors = tuple[torch.Tensor, ...]
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = nn.Linear | nn.modules.conv._ConvNd
 
 
 class Bottleneck(nn.Module):
@@ -38,13 +38,19 @@ class Bottleneck(nn.Module):
         channel_axes: axis of each tensor's channels, batch dimension included: 1 or -1.
         ae_ratio: bottleneck channels over feature channels, the same for all.
         bits: bit-width that the encoders' staircases are made for, 1 to 8.
+        stride: of the encoders along each spatial axis; z is (B, K, H / stride, W / stride).
 
     Raises:
-        InfeasibleSplit: the ratio leaves a tensor without a channel.
+        InfeasibleSplit: the ratio leaves a tensor without a channel, or the stride does not fit its spatial axes.
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, ...]], channel_axes: Sequence[int], ae_ratio: float, bits: int
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        channel_axes: Sequence[int],
+        ae_ratio: float,
+        bits: int,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.channels = [
@@ -55,11 +61,15 @@ class Bottleneck(nn.Module):
         for shape, axis, count, kept in zip(shapes, channel_axes, self.channels, self.kept):
             moved = axis == -1 and len(shape) > 1
             dimensions = 1 if moved else len(shape)
-            encoders.append(_Encoder(_map(count, kept, dimensions), SoftStaircase(kept, bits), moved))
+            if stride > 1:
+                _check_stride(stride, () if dimensions == 1 else shape[1:])
+            layer = _down(count, kept, dimensions, stride)
+            encoders.append(_Encoder(layer, SoftStaircase(kept, bits), moved))
             reach = 3 if dimensions > 1 and max(shape[1:]) > 1 else 1
             width = min(count, _BRANCH_CHANNELS)
-            inner, outer = _map(kept, width, dimensions, reach), _map(width, count, dimensions, reach)
-            decoders.append(_Decoder(_map(kept, count, dimensions), inner, outer, moved))
+            inner = _map(kept, width, dimensions, reach)
+            outer = _map(width, count, dimensions, reach) if stride == 1 else _up(width, count, dimensions, stride)
+            decoders.append(_Decoder(_up(kept, count, dimensions, stride), inner, outer, moved))
         self.encoder, self.decoder = _Each(encoders), _Each(decoders)
 
     def forward(self, *features: torch.Tensor) -> tuple[Tensors, Tensors]:
@@ -125,6 +135,10 @@ class _Encoder(nn.Module):
     def __init__(self, layer: Layer, staircase: SoftStaircase, moved: bool) -> None:
         super().__init__()
         self.layer, self.staircase, self.moved = layer, staircase, moved
+
+    @property
+    def stride(self) -> int:
+        return 1 if isinstance(self.layer, nn.Linear) else self.layer.stride[0]
 
     def bend(self, features: torch.Tensor) -> torch.Tensor:
         """Activations before the staircase."""
@@ -207,6 +221,28 @@ def _map(inputs: int, outputs: int, dimensions: int, reach: int = 1) -> Layer:
     return nn.utils.skip_init(convolution, inputs, outputs, reach, padding=reach // 2)  # type: ignore[return-value]
 
 
+def _check_stride(stride: int, sides: tuple[int, ...]) -> None:
+    if not sides or any(side % stride for side in sides):
+        found = "x".join(map(str, sides)) if sides else "no spatial axes"
+        raise InfeasibleSplit(f"a stride of {stride} needs spatial axes that it divides; here are {found}")
+
+
+def _down(inputs: int, outputs: int, dimensions: int, stride: int) -> Layer:
+    """From patches of side ``stride`` to places."""
+    if stride == 1:
+        return _map(inputs, outputs, dimensions)
+    convolution = {2: nn.Conv1d, 3: nn.Conv2d, 4: nn.Conv3d}[dimensions]
+    return nn.utils.skip_init(convolution, inputs, outputs, stride, stride=stride)  # type: ignore[return-value]
+
+
+def _up(inputs: int, outputs: int, dimensions: int, stride: int) -> Layer:
+    """From places to patches of side ``stride``."""
+    if stride == 1:
+        return _map(inputs, outputs, dimensions)
+    convolution = {2: nn.ConvTranspose1d, 3: nn.ConvTranspose2d, 4: nn.ConvTranspose3d}[dimensions]
+    return nn.utils.skip_init(convolution, inputs, outputs, stride, stride=stride)  # type: ignore[return-value]
+
+
 def _start(
     features: torch.Tensor,
     importance: torch.Tensor,
@@ -214,13 +250,15 @@ def _start(
     decoder: _Decoder,
     generator: torch.Generator,
 ) -> None:
-    """Closed form for one tensor."""
-    rows = channel_rows(features, encoder.moved).double()  # (N*H*W, C)
+    """Closed form for one tensor; the vectors are those of patches where there is a stride."""
+    stride = encoder.stride
+    rows = _patch_rows(features, encoder.moved, stride).double()  # (N*H*W, C), or with a stride (N*H*W / s^2, C*s^2)
     kept = encoder.layer.weight.shape[0]
     mean = rows.mean(0)
     centred = rows - mean
     covariance = centred.T @ centred / len(rows)
-    root = _square_root(importance)
+    places = rows.shape[1] // len(importance)
+    root = torch.kron(_square_root(importance), torch.eye(places, dtype=torch.float64))
     variances, vectors = torch.linalg.eigh(root @ covariance @ root)
     directions = vectors.flip(1)[:, :kept].T @ root  # (K, C), strongest first
     deviations = variances.flip(0)[:kept].clamp_min(1e-8 * variances.max().clamp_min(1e-12)).sqrt()
@@ -237,8 +275,12 @@ def _start(
     gram = centred_z.T @ centred_z / len(rows)
     cross = centred_z.T @ centred / len(rows)
     ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-9) * torch.eye(len(gram), dtype=gram.dtype)
-    back = torch.linalg.solve(gram + ridge, cross).T  # (C, K)
-    _assign(decoder.layer, back, mean - back @ offset)
+    back = torch.linalg.solve(gram + ridge, cross)  # (K, C)
+    bias = mean - offset @ back
+    if stride == 1:
+        _assign(decoder.layer, back.T, bias)
+    else:  # one bias a channel, so what differs inside a patch is lost, and learned again by the branch
+        _assign(decoder.layer, back, bias.reshape(len(importance), -1).mean(1))
     inner, outer = decoder.inner, decoder.outer
     drawn = torch.empty_like(inner.weight, device="cpu")  # where the generator is
     inner.weight.copy_(nn.init.kaiming_uniform_(drawn, nonlinearity="relu", generator=generator))
@@ -257,6 +299,17 @@ def _assign(layer: Layer, weight: torch.Tensor, bias: torch.Tensor) -> None:
     layer.weight.copy_(weight.reshape(layer.weight.shape))
     assert layer.bias is not None
     layer.bias.copy_(bias)
+
+
+def _patch_rows(features: torch.Tensor, channels_last: bool, stride: int) -> torch.Tensor:
+    """Like :func:`channel_rows`, for patches of side ``stride``: (N * H/s * W/s, C * s * s)."""
+    if stride == 1:
+        return channel_rows(features, channels_last)
+    sides = features.shape[2:]
+    split = features.reshape(*features.shape[:2], *(part for side in sides for part in (side // stride, stride)))
+    axes = range(len(sides))
+    order = [0, *(2 + 2 * axis for axis in axes), 1, *(3 + 2 * axis for axis in axes)]
+    return split.permute(order).flatten(0, len(sides)).flatten(1)
 
 
 def channel_rows(features: torch.Tensor, channels_last: bool) -> torch.Tensor:

@@ -57,7 +57,8 @@ class Stopwatch:
             payload: of one picture, to time the server with.
             payload_bytes: mean length, for the link.
         """
-        cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}"
+        stride = f"/s{config.stride}" if config.stride > 1 else ""
+        cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}{stride}"
         packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/{config.lossless}"
         manifest = {"wire": candidate.wire_format(config).to_dict()}
         features = [torch.zeros(1, *shape) for shape in self._split.tap(cut).point.shapes]

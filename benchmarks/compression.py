@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluators.candidates import Candidates
+from evaluators.candidates import Candidate, Candidates
+from evaluators.compression.calibrate import calibrate
+from evaluators.edge import wire
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.settings import FinetuneSettings
@@ -46,7 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "compression.jsonl"
 KEPT = Path("runs") / "benchmarks" / "splits"  # trained candidates, some 90 MB each; benchmarks/coders.py reads them
 QUALITIES = (5, 10, 25, 50, 75, 95)
 STRENGTHS = {"tcl": 100.0, "tcl+qat": 30.0}
-BUDGETS = {"quick": FinetuneSettings(images=4000, epochs=1), "full": FinetuneSettings(images=10000, epochs=2)}
+BUDGETS = {"quick": FinetuneSettings(images=4000, epochs=1), "longer": FinetuneSettings(images=4000, epochs=3)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +85,28 @@ def methods(partition: str, ae_ratio: float, bits: int, among: Sequence[str] = M
 # In the order of what they decide, so that a stop costs the least.
 PLANS: dict[str, list[Run]] = {
     "stem": [run for ratio in (0.25, 1.0) for run in methods("stem", ratio, 1)],
-    "bits": [run for bits in (2, 3) for run in methods("stem", 0.25, bits)],
+    "bits": [
+        run
+        for bits, among in ((2, METHODS), (3, ("none", "plain", "tcl", "tcl+qat")))
+        for run in methods("stem", 0.25, bits, among)
+    ],
     "coders": [run for cut, ratio in DEEPER for bits in (1, 2, 3) for run in methods(cut, ratio, bits, ("tcl+qat",))],
-    "deeper": [run for bits in (1, 2) for run in methods("layer3.5", 0.0625, bits)],
+    "longer": [
+        run
+        for ratio, method in ((1.0, "tcl"), (0.25, "qat"))
+        for run in methods("stem", ratio, 1, (method,), budget="longer")
+    ],
     "seeds": [
         run
-        for seed, among in itertools.product((1, 2), (("tcl+qat", "qat", "tcl"), ("plain",)))
+        for seed, among in itertools.product((1, 2), (("tcl", "qat", "tcl+qat"), ("plain",)))
         for run in methods("stem", 0.25, 1, among, seed=seed)
     ],
+    "deeper": [run for bits in (1, 2) for run in methods("layer3.5", 0.0625, bits)],
     "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl+qat", "qat", "tcl"), seed=seed)],
     "strengths": [
         Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)
         for method, tcl in (("tcl", 30.0), ("tcl", 10.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))
     ],
-    "full": [run for run in methods("stem", 0.25, 1, METHODS[3:], budget="full")],
 }
 
 
@@ -131,6 +141,11 @@ class Bench:
         uncut = bank.scores("validation").argmax(1).numpy() == self.labels
         finetuned = self.finetuned(run.partition, run.seed, run.budget)
         drop, interval = paired_drop_pp(finetuned, right)
+        more = {}
+        if settings.quantization == "post-training":
+            shared = self.one_set_of_levels(candidate, run)
+            alike = shared.score(config, features)
+            more = {"accuracy_per_tensor": float((alike.predictions == self.labels).mean())}
         return {
             **asdict(run),
             "accuracy": float(right.mean()),
@@ -141,9 +156,20 @@ class Bench:
             "packed_bytes": scores[False].payload_bytes,
             "lzma_bytes": scores[True].payload_bytes,
             "bits_per_element": 8 * smallest.payload_bytes / sum(tensor[0].numel() for tensor in features),
+            **more,
             "training": candidate.history,
             "seconds": round(time.perf_counter() - start, 1),
         }
+
+    def one_set_of_levels(self, candidate: Candidate, run: Run) -> Candidate:
+        """The same candidate with levels fitted to all channels together."""
+        bank = self.bank(BUDGETS[run.budget].images, run.seed)
+        with torch.no_grad():
+            (found,) = candidate.bottleneck.encoder(*(each[:1000] for each in bank.features(run.partition, "train")))
+        together = calibrate(found.reshape(len(found), 1, -1), run.bits)
+        ones = np.ones(found.shape[1], np.float32)
+        levels = wire.TensorLevels(tuple(found.shape[1:]), ones * together.low, ones * together.high)
+        return replace(candidate, levels=(levels,))
 
     def finetuned(self, partition: str, seed: int, budget: str) -> np.ndarray:
         """Whether the uncut model is right after the fine-tuning that candidates at this point get."""

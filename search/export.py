@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluators.base import Evaluator
 from evaluators.cache import file_digest, fresh_folder
+from evaluators.edge.coders import CODERS
 from search.front import Point
 from search.spec import StudySpec
 from spaces.errors import SplitsearchError
@@ -28,14 +29,14 @@ A split network made by splitsearch: `{label}`, trial {trial} of study `{study}`
 
 ## On the device
 
-Needs Python 3.9 or newer with `numpy`, `pillow` and `onnxruntime`; copy the folder `device/` there.
+Needs Python 3.9 or newer with {packages}; copy the folder `device/` there.
 
     python device encode picture.jpg --out payloads
     python device measure
 
 ## On the server
 
-The same three packages; copy the folder `server/` there.
+The same packages; copy the folder `server/` there.
 
     python server decode payloads/picture.payload
     python server measure
@@ -94,7 +95,10 @@ def check_target(target: Path) -> None:
 
 def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any]) -> str:
     found = point.evaluation
+    library = CODERS[found.config.lossless].library if found.config else ""
+    packages = [f"`{name}`" for name in ("numpy", "pillow", "onnxruntime", library) if name]
     return _README.format(
+        packages=", ".join(packages[:-1]) + f" and {packages[-1]}",
         name=spec.name,
         study=spec.name,
         label=found.name,

@@ -62,6 +62,8 @@ def test_a_study_of_coders(write_study, study_dict, fake, capsys):
     front = json.loads(out(capsys, "front", path, "--json").out)["front"]
     assert {point["config"]["coder"] for point in front} == {"context"}  # the fake one's smallest payload
     assert ",lzma,coder,head_ms" in out(capsys, "front", path, "--csv").out
+    out(capsys, "export", path, "-o", "bundle")
+    assert "`onnxruntime` and `constriction`" in Path("bundle/README.md").read_text()
 
 
 def test_front_csv_and_table(done, capsys):
@@ -117,6 +119,7 @@ def test_export_writes_a_bundle_with_its_evidence(done, capsys, tmp_path):
     for name, digest in bundle["sha256"].items():
         assert hashlib.sha256((tmp_path / "bundle" / name).read_bytes()).hexdigest() == digest
     assert {"README.md", "device/device.json", "server/server.json"} <= set(bundle["sha256"])
+    assert "`numpy`, `pillow` and `onnxruntime`;" in (tmp_path / "bundle" / "README.md").read_text()
     assert "exists already" in out(capsys, "export", done, "-o", tmp_path / "bundle", code=1).err
 
 

@@ -124,6 +124,10 @@ class Bottleneck(nn.Module):
         """One for each tensor."""
         return [part for part in self.decoder.parts if isinstance(part, _Decoder)]
 
+    def weights(self) -> list[nn.Parameter]:
+        """All parameters but the staircases'."""
+        return [parameter for name, parameter in self.named_parameters() if not name.endswith("sharpness")]
+
     def sharpness(self) -> list[nn.Parameter]:
         """The staircases' parameters, logarithmic, one tensor for each encoder."""
         return [encoder.staircase.sharpness for encoder in self.encoders]

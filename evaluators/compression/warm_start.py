@@ -23,6 +23,8 @@ _LEARNING_RATE = 1e-2
 SHARPNESS_RATE = 2e-2
 # Places a batch has about, over at least 8 and at most 64 pictures.
 _BATCH_PLACES = 8192
+_NORM_PICTURES = 256
+_GRADIENT_NORM = 5.0
 # All channels count at least this much, in units of the mean importance.
 _LEAST_IMPORTANCE = 0.1
 
@@ -73,62 +75,67 @@ def warm_start(
         A row like those of the fine-tuning's epochs, with ``rebuilding_loss`` for the task's; means over the last tenth
         of the steps.
     """
-    sharpness = bottleneck.sharpness()
-    others = [parameter for name, parameter in bottleneck.named_parameters() if not name.endswith("sharpness")]
+    steps, device = settings.warm_start, next(bottleneck.parameters()).device
+    weights, sharpness = bottleneck.weights(), bottleneck.sharpness()
     optimizer = torch.optim.Adam(
-        [{"params": others, "lr": _LEARNING_RATE}, {"params": sharpness, "lr": SHARPNESS_RATE}]
+        [{"params": weights, "lr": _LEARNING_RATE}, {"params": sharpness, "lr": SHARPNESS_RATE}]
     )
-    steps = settings.warm_start
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     generator = torch.Generator().manual_seed(seed)
-    device = others[0].device
-    moved = [encoder.moved for encoder in bottleneck.encoders]
-    weights = [torch.linalg.cholesky(matrix).float().to(device) for matrix in importances]
-    worst = [_weighted(tensor - tensor.mean(0), last, weight.cpu()) for tensor, last, weight in
-             zip((tensor[:256] for tensor in features), moved, weights)]  # fmt: skip
-    places = max(tensor[0].numel() // kept_channels for tensor, kept_channels in zip(features, bottleneck.channels))
+    rebuilding = _Rebuilding(bottleneck, [tensor[:_NORM_PICTURES] for tensor in features], importances)
+    places = max(tensor[0].numel() // count for tensor, count in zip(features, bottleneck.channels))
     batch = min(max(_BATCH_PLACES // places, 8), 64, len(features[0]))
-    sums, counted = torch.zeros(3), 0
+    last = torch.zeros(3)
     for step in range(steps):
         index = torch.randint(len(features[0]), (batch,), generator=generator)
         wanted = [tensor[index].to(device) for tensor in features]
         activations, settling = bottleneck.activations(*wanted)
         rounded = settings.quantization == "straight-through"
-        rebuilt = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
-        loss = sum(
-            (
-                _weighted(one - other, last, weight) / norm.to(device).clamp_min(1e-12)
-                for one, other, last, weight, norm in zip(rebuilt, wanted, moved, weights, worst)
-            ),
-            torch.zeros((), device=device),
-        ) / len(wanted)
+        loss = rebuilding(bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations)), wanted)
         joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
         cluster = clustering_loss(joined, grid)
         total = loss + tcl * ramp(step / max(total_steps - 1, 1), settings.ramp) * cluster if tcl > 0 else loss
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(others, 5.0)
+        nn.utils.clip_grad_norm_(weights, _GRADIENT_NORM)
         optimizer.step()
         schedule.step()
-        if step >= steps - max(1, steps // 10):
-            sums += torch.tensor([loss.item(), cluster.item(), settled_share(joined, grid).item()])
-            counted += 1
-    rebuilding, clustering, settled = (sums / max(counted, 1)).tolist()
+        counted = max(1, steps // 10)
+        if step >= steps - counted:
+            last += torch.tensor([loss.item(), cluster.item(), settled_share(joined, grid).item()]) / counted
+    loss_mean, cluster_mean, settled_mean = last.tolist()
     return {
         "epoch": 0,
-        "rebuilding_loss": rebuilding,
-        "clustering_loss": clustering,
-        "settled": settled,
-        "quantization_error": clustering * grid.step**2,
+        "rebuilding_loss": loss_mean,
+        "clustering_loss": cluster_mean,
+        "settled": settled_mean,
+        "quantization_error": cluster_mean * grid.step**2,
     }
+
+
+class _Rebuilding:
+    """Mean over tensors of the weighted squared error over that of always answering the mean."""
+
+    def __init__(
+        self, bottleneck: Bottleneck, features: Sequence[torch.Tensor], importances: Sequence[torch.Tensor]
+    ) -> None:
+        device = next(bottleneck.parameters()).device
+        self._channels_last = [encoder.moved for encoder in bottleneck.encoders]
+        self._factors = [torch.linalg.cholesky(matrix).float().to(device) for matrix in importances]
+        centred = [(tensor - tensor.mean(0)).to(device) for tensor in features]
+        self._norms = [norm.clamp_min(1e-12) for norm in self._errors(centred)]
+
+    def __call__(self, rebuilt: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+        errors = self._errors([one - other for one, other in zip(rebuilt, wanted, strict=True)])
+        return torch.stack([error / norm for error, norm in zip(errors, self._norms)]).mean()
+
+    def _errors(self, differences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Mean of e' M e over all places, M = factor factor'."""
+        parts = zip(differences, self._channels_last, self._factors)
+        return [((channel_rows(tensor, last) @ factor) ** 2).sum(1).mean() for tensor, last, factor in parts]
 
 
 def warm_cosine(step: int, total: int) -> float:
     """Share of the learning rate: up over the first twentieth, then down to nothing as a cosine."""
     warm = max(1, total // 20)
     return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / total))
-
-
-def _weighted(errors: torch.Tensor, channels_last: bool, weight: torch.Tensor) -> torch.Tensor:
-    """Mean of e' M e over all places, for M = weight weight'."""
-    return ((channel_rows(errors, channels_last) @ weight) ** 2).sum(1).mean()

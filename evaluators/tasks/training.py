@@ -199,10 +199,8 @@ def _parameter_groups(
     if train_tail:
         groups.append({"params": list(tail.parameters()), "lr": settings.tail_learning_rate})
     if bottleneck is not None:
-        sharpness = bottleneck.sharpness()
-        others = [parameter for name, parameter in bottleneck.named_parameters() if not name.endswith("sharpness")]
-        groups.append({"params": others, "lr": settings.learning_rate})
-        groups.append({"params": sharpness, "lr": SHARPNESS_RATE, "weight_decay": 0.0})
+        groups.append({"params": bottleneck.weights(), "lr": settings.learning_rate})
+        groups.append({"params": bottleneck.sharpness(), "lr": SHARPNESS_RATE, "weight_decay": 0.0})
     return groups
 
 

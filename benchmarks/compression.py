@@ -91,6 +91,7 @@ PLANS: dict[str, list[Run]] = {
         for run in methods("stem", 0.25, bits, among)
     ],
     "coders": [run for cut, ratio in DEEPER for bits in (1, 2, 3) for run in methods(cut, ratio, bits, ("tcl+qat",))],
+    "gentle": [Run(partition="stem", ae_ratio=0.25, bits=3, method="tcl", tcl=10.0)],
     "longer": [
         run
         for ratio, method in ((1.0, "tcl"), (0.25, "qat"))
@@ -234,7 +235,7 @@ def plot(rows: list[dict], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     runs = [row for row in rows if row["method"] != "jpeg" and row["budget"] == "quick"]
     runs = [row for row in runs if row["tcl"] in (0.0, STRENGTHS.get(row["method"]))]
@@ -248,7 +249,7 @@ def plot(rows: list[dict], path: Path) -> None:
         panel.axhline(
             100 * np.mean([row["uncut_finetuned"] for row in uncut]), color="0.3", ls="--", label="uncut, fine-tuned"
         )
-        for method in METHODS:
+        for colour, method in enumerate(METHODS):
             found: dict[int, list[dict]] = {}
             for row in uncut:
                 if row["method"] == method:
@@ -258,15 +259,18 @@ def plot(rows: list[dict], path: Path) -> None:
                 for same in found.values()
             )
             if means:
-                panel.plot([size for size, _ in means], [100 * share for _, share in means], marker="o", label=method)
+                sizes, shares = [size for size, _ in means], [100 * share for _, share in means]
+                panel.plot(sizes, shares, color=f"C{colour}", marker="o", label=method)
         panel.set_title(f"{cut}, AE {ratio:g}")
-        panel.set_xscale("log")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda size, _: f"{size:g}"))
         panel.set_xlabel("mean payload bytes, with LZMA")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("top-1, % of 1,250 search-validation pictures")
-    panels[0][-1].legend(fontsize="small", loc="lower right")
-    figure.suptitle("ResNet-50, 50 classes of TinyImageNet: 1, 2 (and 3) bits")
-    figure.tight_layout()
+    named = {label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels())}
+    figure.suptitle("ResNet-50, 50 classes of TinyImageNet: 1, 2 and 3 bits, from left to right on each line")
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(named.values(), named.keys(), loc="lower center", ncols=len(named), fontsize="small")
     figure.savefig(path, dpi=110)
 
 

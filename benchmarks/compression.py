@@ -32,6 +32,7 @@ import torch
 
 from evaluators.candidates import Candidate, Candidates
 from evaluators.compression.calibrate import calibrate
+from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
@@ -48,7 +49,11 @@ RESULTS = Path(__file__).parent / "results" / "compression.jsonl"
 KEPT = Path("runs") / "benchmarks" / "splits"  # trained candidates, some 90 MB each; benchmarks/coders.py reads them
 QUALITIES = (5, 10, 25, 50, 75, 95)
 STRENGTHS = {"tcl": 100.0, "tcl+qat": 30.0}
-BUDGETS = {"quick": FinetuneSettings(images=4000, epochs=1), "longer": FinetuneSettings(images=4000, epochs=3)}
+BUDGETS = {
+    "quick": FinetuneSettings(images=4000, epochs=1),
+    "longer": FinetuneSettings(images=4000, epochs=3, warm_start=1600),
+    "full": FinetuneSettings(images=24_980, epochs=3, warm_start=4000),  # every training picture
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +97,17 @@ PLANS: dict[str, list[Run]] = {
     ],
     "coders": [run for cut, ratio in DEEPER for bits in (1, 2, 3) for run in methods(cut, ratio, bits, ("tcl+qat",))],
     "gentle": [Run(partition="stem", ae_ratio=0.25, bits=3, method="tcl", tcl=10.0)],
-    "longer": [
-        run
-        for ratio, method in ((1.0, "tcl"), (0.25, "qat"))
-        for run in methods("stem", ratio, 1, (method,), budget="longer")
-    ],
     "seeds": [
         run
-        for seed, among in itertools.product((1, 2), (("tcl", "qat", "tcl+qat"), ("plain",)))
-        for run in methods("stem", 0.25, 1, among, seed=seed)
+        for bits, among in ((1, ("plain", "tcl", "qat", "tcl+qat")), (3, ("plain", "tcl")), (2, ("plain", "tcl")))
+        for seed in (1, 2)
+        for run in methods("stem", 0.25, bits, among, seed=seed)
     ],
-    "deeper": [run for bits in (1, 2) for run in methods("layer3.5", 0.0625, bits)],
-    "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl+qat", "qat", "tcl"), seed=seed)],
+    "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl",), seed=seed)],
+    "seeds-deep": [run for seed in (1, 2) for run in methods("layer3.5", 0.0625, 1, ("tcl+qat",), seed=seed)],
+    "full": [run for run in methods("stem", 0.25, 1, ("tcl+qat",), budget="full")],
+    "longer": [run for run in methods("stem", 1.0, 1, ("tcl+qat",), budget="longer")],
+    "deeper": [run for run in methods("layer3.5", 0.0625, 1)],
     "strengths": [
         Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)
         for method, tcl in (("tcl", 30.0), ("tcl", 10.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))
@@ -142,11 +146,8 @@ class Bench:
         uncut = bank.scores("validation").argmax(1).numpy() == self.labels
         finetuned = self.finetuned(run.partition, run.seed, run.budget)
         drop, interval = paired_drop_pp(finetuned, right)
-        more = {}
-        if settings.quantization == "post-training":
-            shared = self.one_set_of_levels(candidate, run)
-            alike = shared.score(config, features)
-            more = {"accuracy_per_tensor": float((alike.predictions == self.labels).mean())}
+        levels = {name: replace(candidate, levels=each) for name, each in self.rivals(candidate, run).items()}
+        found = {name: rival.score(config, features).predictions == self.labels for name, rival in levels.items()}
         return {
             **asdict(run),
             "accuracy": float(right.mean()),
@@ -157,20 +158,28 @@ class Bench:
             "packed_bytes": scores[False].payload_bytes,
             "lzma_bytes": scores[True].payload_bytes,
             "bits_per_element": 8 * smallest.payload_bytes / sum(tensor[0].numel() for tensor in features),
-            **more,
+            **{f"accuracy_{name}": float(each.mean()) for name, each in found.items()},
+            "precision": "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32",
             "training": candidate.history,
             "seconds": round(time.perf_counter() - start, 1),
         }
 
-    def one_set_of_levels(self, candidate: Candidate, run: Run) -> Candidate:
-        """The same candidate with levels fitted to all channels together."""
+    def rivals(self, candidate: Candidate, run: Run) -> dict[str, tuple[wire.TensorLevels]]:
+        """Levels that post-training quantization could also send: fitted to each channel, fitted to all channels
+        together, and those that training pulls to.
+        """
+        if run.settings().quantization == "straight-through":
+            return {}
         bank = self.bank(BUDGETS[run.budget].images, run.seed)
         with torch.no_grad():
             (found,) = candidate.bottleneck.encoder(*(each[:1000] for each in bank.features(run.partition, "train")))
         together = calibrate(found.reshape(len(found), 1, -1), run.bits)
-        ones = np.ones(found.shape[1], np.float32)
-        levels = wire.TensorLevels(tuple(found.shape[1:]), ones * together.low, ones * together.high)
-        return replace(candidate, levels=(levels,))
+        shape, ones = tuple(found.shape[1:]), np.ones(found.shape[1], np.float32)
+        return {
+            "per_channel": (calibrate(found, run.bits),),
+            "per_tensor": (wire.TensorLevels(shape, ones * together.low, ones * together.high),),
+            "grid": (LevelGrid(run.bits).levels(shape),),
+        }
 
     def finetuned(self, partition: str, seed: int, budget: str) -> np.ndarray:
         """Whether the uncut model is right after the fine-tuning that candidates at this point get."""

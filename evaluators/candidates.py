@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from evaluators.models.cut import SplitModel
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.features import FeatureBank, Role
 from evaluators.tasks.scoring import Score, score_split
-from evaluators.tasks.training import compute_device, finetune
+from evaluators.tasks.training import Lesson, compute_device, finetune, mean_loss
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
-_FORMAT = 3  # 1 held one tensor, 2 a decoder without a branch
+_FORMAT = 4  # 1 held one tensor, 2 a decoder without a branch, 3 never the grid's levels after post-training
 _CALIBRATION_PICTURES = 1000
 _CONTEXT_FORMAT = 1
 
@@ -126,12 +127,25 @@ class Candidates:
         trained = Candidate(
             bottleneck=bottleneck.cpu(), tail=tail.cpu(), levels=(), history=history, head=head and head.cpu()
         )
+        return replace(trained, levels=self._levels(config, trained, grid))
+
+    def _levels(self, config: SplitConfig, trained: Candidate, grid: LevelGrid) -> tuple[wire.TensorLevels, ...]:
+        """Those that are sent, frozen from here on.
+
+        After straight-through training the grid's, since the tail knows no others. Otherwise those fitted to the
+        activations, or, where TCL pulled to the grid's, of the two the ones with the lower loss on training pictures.
+        """
         activations = self._activations(config, trained)
-        if self._settings.quantization == "straight-through":  # the tail knows these levels and no others
-            levels = tuple(grid.levels(tuple(tensor.shape[1:])) for tensor in activations)
-        else:
-            levels = tuple(calibrate(tensor, config.bits) for tensor in activations)
-        return replace(trained, levels=levels)
+        grid_levels = tuple(grid.levels(tuple(tensor.shape[1:])) for tensor in activations)
+        if self._settings.quantization == "straight-through":
+            return grid_levels
+        fitted = tuple(calibrate(tensor, config.bits) for tensor in activations)
+        if not config.tcl:
+            return fitted
+        lesson = self._bank.lesson(config.partition, False)
+        return min(
+            fitted, grid_levels, key=lambda levels: _loss_with(trained, activations, levels, config.bits, lesson)
+        )
 
     def _activations(self, config: SplitConfig, candidate: Candidate) -> Tensors:
         """Of the training pictures that levels and context tables are made for."""
@@ -186,3 +200,16 @@ class Candidates:
             for t in record["levels"]
         )
         return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"], head=head)
+
+
+def _loss_with(
+    candidate: Candidate, activations: Tensors, levels: Sequence[wire.TensorLevels], bits: int, lesson: Lesson
+) -> float:
+    """Task loss of a candidate that sends these levels."""
+    sent = zip((tensor.numpy() for tensor in activations), levels, strict=True)
+    received = tuple(torch.from_numpy(wire.dequantize(wire.quantize(z, own, bits), own, bits)) for z, own in sent)
+    device = compute_device()
+    loss = mean_loss(candidate.tail.to(device), candidate.bottleneck.to(device).decoder, received, lesson)
+    candidate.tail.cpu()
+    candidate.bottleneck.cpu()
+    return loss

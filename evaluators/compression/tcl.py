@@ -38,7 +38,8 @@ class LevelGrid:
     """The ``2**bits`` evenly spaced levels on [-1, 1] that training pulls to.
 
     They span the whole range of the encoder's tanh, because that is where its values gather by themselves: levels
-    further inside would work against it. The levels that are sent are calibrated afterwards, on what training made.
+    further inside would work against it. Since they are where they are from the first step, nothing has to follow the
+    activations and freeze. What is sent is these levels or, if that is better, levels calibrated afterwards.
     """
 
     bits: int

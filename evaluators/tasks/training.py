@@ -22,6 +22,7 @@ _GRADIENT_NORM = 5.0
 _TEMPERATURE = 2.0  # of the distillation
 _START_PICTURES = 512
 _IMPORTANCE_PICTURES = 256
+_EVALUATION_BATCH = 125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,20 @@ def finetune(
             row["quantization_error"] = cluster_mean * grid.step**2
         history.append(row)
     return history
+
+
+@torch.no_grad()
+def mean_loss(tail: nn.Module, decoder: nn.Module, received: Tensors, lesson: Lesson) -> float:
+    """The task loss when the decoder gets ``received``, one tensor (N, K, ...) for each that crosses the cut, of the
+    first N pictures of the lesson.
+    """
+    device, losses = next(decoder.parameters()).device, []
+    for index in torch.arange(len(received[0])).split(_EVALUATION_BATCH):
+        with autocast(tail):
+            scores = tail(*decoder(*(tensor[index].to(device) for tensor in received)))
+        loss = _task_loss(scores.float(), lesson.labels[index].to(device), lesson.teacher[index].to(device))
+        losses.append(loss.item() * len(index))
+    return sum(losses) / len(received[0])
 
 
 def _features(head: nn.Module | None, lesson: Lesson, index: torch.Tensor, device: torch.device) -> Tensors:

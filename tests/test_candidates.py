@@ -1,0 +1,80 @@
+"""Trained splits: which levels they send."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evaluators.candidates import Candidates
+from evaluators.compression.calibrate import calibrate
+from evaluators.edge import wire
+from evaluators.models.cut import SplitModel
+from evaluators.settings import DataSettings, FinetuneSettings
+from evaluators.tasks.datasets import open_dataset
+from evaluators.tasks.features import FeatureBank
+from spaces.config import SplitConfig
+
+PICTURES = 200
+
+
+@pytest.fixture(scope="module")
+def split():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 10),
+    )  # fmt: skip
+    return SplitModel(network.eval(), 32)
+
+
+@pytest.fixture(scope="module")
+def bank(split):
+    return FeatureBank(split, open_dataset(DataSettings(name="digits", image_size=32)), PICTURES, seed=0)
+
+
+def trained(folder, split, bank, tcl, quantization="post-training"):
+    """A candidate of one bit, and the activations that its levels were chosen on."""
+    settings = FinetuneSettings(images=PICTURES, epochs=1, warm_start=30, quantization=quantization)
+    config = SplitConfig(partition=split.points[0].name, ae_ratio=0.5, bits=1, tcl=tcl)
+    candidate = Candidates(folder, split, bank, settings, seed=0).get(config)
+    with torch.no_grad():
+        activations = candidate.bottleneck.encoder(*bank.features(config.partition, "train"))[0]
+    return candidate, activations
+
+
+def evenly_spaced(activations):
+    ones = np.ones(activations.shape[1], np.float32)
+    return wire.TensorLevels(tuple(activations.shape[1:]), -ones, ones)
+
+
+def same(some, others):
+    return np.array_equal(some.low, others.low) and np.array_equal(some.high, others.high)
+
+
+def loss_with(candidate, activations, levels, bank, partition):
+    """Half cross-entropy, half distillation at temperature 2, computed in one go."""
+    z = activations.numpy()
+    received = torch.from_numpy(wire.dequantize(wire.quantize(z, levels, 1), levels, 1))
+    lesson = bank.lesson(partition, False)
+    with torch.no_grad():
+        scores = candidate.tail(*candidate.bottleneck.decoder(received))
+    shares, wanted = functional.log_softmax(scores / 2, 1), functional.softmax(lesson.teacher / 2, 1)
+    soft = (wanted * (wanted.log() - shares)).sum(1).mean() * 4
+    return float(functional.cross_entropy(scores, lesson.labels) + soft) / 2
+
+
+@pytest.mark.parametrize("tcl", [0.01, 3.0, 300.0])
+def test_with_tcl_a_candidate_sends_the_levels_of_lower_loss(tmp_path, split, bank, tcl):
+    candidate, activations = trained(tmp_path, split, bank, tcl)
+    rivals = [calibrate(activations, 1), evenly_spaced(activations)]
+    losses = [loss_with(candidate, activations, levels, bank, split.points[0].name) for levels in rivals]
+    assert abs(losses[0] - losses[1]) > 1e-3  # else nothing is chosen here
+    assert same(candidate.levels[0], rivals[int(np.argmin(losses))])
+
+
+def test_without_tcl_levels_are_fitted_and_straight_through_keeps_those_of_training(tmp_path, split, bank):
+    candidate, activations = trained(tmp_path / "plain", split, bank, 0.0)
+    assert same(candidate.levels[0], calibrate(activations, 1))
+    candidate, activations = trained(tmp_path / "straight", split, bank, 3.0, "straight-through")
+    assert same(candidate.levels[0], evenly_spaced(activations))

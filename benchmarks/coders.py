@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "coders.json"
 PICTURES = 300
 REPEATS = 200
 CUTS = (("stem", 0.25), ("layer2.3", 0.125), ("layer3.5", 0.0625))
-LAYOUTS = ("channels", "places", "bit planes")
+LAYOUTS = ("bit planes", "planes, channels last", "whole symbols", "whole, channels last")
 
 
 def main() -> None:
@@ -92,19 +92,24 @@ def order_0_bytes(symbols: np.ndarray, bits: int) -> float:
 
 
 def layouts(symbols: np.ndarray, bits: int) -> dict[str, float]:
-    """Mean LZMA bytes of symbols (N, K, H, W) packed channel by channel, place by place, or one bit plane at a time."""
+    """Mean LZMA bytes of symbols (N, K, H, W) as bit planes or whole, channel by channel or place by place."""
     levels = wire.TensorLevels((1,), np.zeros(1), np.ones(1))
     lzma = wire.WireFormat(bits=bits, tensors=(levels,), coder="lzma")
-    shifts = np.arange(bits - 1, -1, -1, dtype=np.uint8)
     packed: dict[str, Callable[[np.ndarray], bytes]] = {
-        "channels": lambda picture: wire.pack(picture, bits),
-        "places": lambda picture: wire.pack(np.moveaxis(picture, 0, -1), bits),
-        "bit planes": lambda picture: b"".join(wire.pack(picture >> shift & 1, 1) for shift in shifts),
+        "bit planes": lambda picture: wire.pack(picture, bits),
+        "planes, channels last": lambda picture: wire.pack(np.moveaxis(picture, 0, -1), bits),
+        "whole symbols": lambda picture: side_by_side(picture, bits),
+        "whole, channels last": lambda picture: side_by_side(np.moveaxis(picture, 0, -1), bits),
     }
     return {
         layout: float(np.mean([len(wire.compress(packed[layout](picture), lzma)) for picture in symbols]))
         for layout in LAYOUTS
     }
+
+
+def side_by_side(symbols: np.ndarray, bits: int) -> bytes:
+    """All bits of one symbol, then those of the next."""
+    return np.packbits(np.unpackbits(symbols.reshape(-1, 1), axis=1)[:, -bits:]).tobytes()
 
 
 def beside_the_head(bench: Bench) -> list[dict]:
@@ -153,7 +158,7 @@ def tables(result: dict) -> str:
         "| --- | ---: | ---: | ---: |" + " ---: |" * 5,
     ]
     times = ["| cut | AE | bits | " + " | ".join(CODERS[1:]) + " |", "| --- | ---: | ---: |" + " ---: |" * 4]
-    orders = ["| cut | AE | bits | " + " | ".join(LAYOUTS) + " |", "| --- | ---: | ---: |" + " ---: |" * 3]
+    orders = ["| cut | AE | bits | " + " | ".join(LAYOUTS) + " |", "| --- | ---: | ---: |" + " ---: |" * len(LAYOUTS)]
     for cut, ratio in CUTS:
         for bits in (1, 2, 3):
             found = {row["coder"]: row for row in rows if (row["cut"], row["bits"]) == (cut, bits)}

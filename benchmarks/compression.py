@@ -96,7 +96,6 @@ PLANS: dict[str, list[Run]] = {
         for run in methods("stem", 0.25, bits, among)
     ],
     "coders": [run for cut, ratio in DEEPER for bits in (1, 2, 3) for run in methods(cut, ratio, bits, ("tcl+qat",))],
-    "gentle": [Run(partition="stem", ae_ratio=0.25, bits=3, method="tcl", tcl=10.0)],
     "seeds": [
         run
         for bits, among in ((1, ("plain", "tcl", "qat", "tcl+qat")), (3, ("plain", "tcl")), (2, ("plain", "tcl")))

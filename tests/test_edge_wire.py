@@ -31,7 +31,7 @@ def values(shape=(3, 4, 5), seed=0):
 
 
 def pack_slowly(symbols, bits):
-    text = "".join(format(int(symbol), f"0{bits}b") for symbol in symbols)
+    text = "".join(str(int(symbol) >> place & 1) for place in range(bits - 1, -1, -1) for symbol in symbols)
     text += "0" * (-len(text) % 8)
     return bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
 

@@ -6,9 +6,10 @@
     bytes 6-9   CRC-32 of the body as sent
     bytes 10-   body
 
-Symbols are packed channel by channel, row by row, each as ``bits`` bits, most significant first, tensors one after the
-other; the last byte is filled with zeros. Their number follows from the configuration, so it is not sent. A lossless
-coder may follow.
+Symbols come channel by channel, row by row, tensors one after the other, and are packed as bit planes: the most
+significant bit of each, then the next; the last byte is filled with zeros. Their number follows from the configuration,
+so it is not sent. A lossless coder may follow. (LZMA makes as much of planes as of whole symbols side by side, and
+planes pack many times faster: benchmarks/results/README.md.)
 """
 
 from __future__ import annotations
@@ -162,42 +163,22 @@ def dequantize(symbols: np.ndarray, levels: TensorLevels, bits: int) -> np.ndarr
 
 
 def pack(symbols: np.ndarray, bits: int) -> bytes:
-    """Symbols as ``bits`` bits each, most significant bit first."""
+    """Symbols as bit planes: the most significant bit of all of them, then the next."""
     flat = np.ascontiguousarray(symbols, np.uint8).reshape(-1)
-    if bits == 8:
-        return flat.tobytes()
-    if bits == 1:
-        return np.packbits(flat).tobytes()
-    # Eight symbols fill as many bytes as a symbol has bits, so they pass through one integer.
-    eights = np.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
-    whole = _integer(bits)
-    joined = np.zeros(len(eights), whole)
-    for column in eights.T:
-        joined = joined << whole.type(bits) | column
-    in_bytes = joined.astype(whole.newbyteorder(">")).view(np.uint8).reshape(-1, whole.itemsize)[:, -bits:]
-    return in_bytes.tobytes()[: (len(flat) * bits + 7) // 8]
+    planes = np.empty((bits, flat.size), np.uint8)
+    for plane, place in zip(planes, reversed(range(bits))):
+        np.bitwise_and(flat, np.uint8(1 << place), out=plane)
+    return np.packbits(planes.reshape(-1)).tobytes()  # whatever is not 0 is a 1
 
 
 def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
     """The inverse of :func:`pack`: ``count`` symbols as a flat uint8 array."""
-    raw = np.frombuffer(data, np.uint8)
-    if bits == 8:
-        return raw[:count]
-    if bits == 1:
-        return np.unpackbits(raw, count=count)
-    whole = _integer(bits)
-    in_bytes = np.pad(raw, (0, -len(raw) % bits)).reshape(-1, bits)
-    in_bytes = np.pad(in_bytes, ((0, 0), (whole.itemsize - bits, 0)))
-    joined = in_bytes.view(whole.newbyteorder(">")).reshape(-1).astype(whole)
-    eights = np.empty((len(joined), 8), np.uint8)
-    for column in range(8):
-        eights[:, column] = joined >> whole.type(bits * (7 - column)) & whole.type(2**bits - 1)
-    return eights.reshape(-1)[:count]
-
-
-def _integer(bits: int) -> np.dtype:
-    """One that holds eight symbols."""
-    return np.dtype(np.uint32 if bits <= 4 else np.uint64)
+    planes = np.unpackbits(np.frombuffer(data, np.uint8), count=bits * count).reshape(bits, count)
+    symbols = planes[0]
+    for plane in planes[1:]:
+        symbols += symbols  # a shift by one, but faster
+        symbols |= plane
+    return symbols
 
 
 def compress(packed: bytes, wire: WireFormat) -> bytes:

@@ -51,8 +51,8 @@ QUALITIES = (5, 10, 25, 50, 75, 95)
 STRENGTHS = {"tcl": 100.0, "tcl+qat": 30.0}
 BUDGETS = {
     "quick": FinetuneSettings(images=4000, epochs=1),
-    "longer": FinetuneSettings(images=4000, epochs=3, warm_start=1600),
-    "full": FinetuneSettings(images=24_980, epochs=3, warm_start=4000),  # every training picture
+    "full": FinetuneSettings(images=24_980, epochs=1),  # every training picture
+    "full-3": FinetuneSettings(images=24_980, epochs=3, warm_start=4000),
 }
 
 
@@ -104,8 +104,11 @@ PLANS: dict[str, list[Run]] = {
     ],
     "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl",), seed=seed)],
     "seeds-deep": [run for seed in (1, 2) for run in methods("layer3.5", 0.0625, 1, ("tcl+qat",), seed=seed)],
-    "full": [run for run in methods("stem", 0.25, 1, ("tcl+qat",), budget="full")],
-    "longer": [run for run in methods("stem", 1.0, 1, ("tcl+qat",), budget="longer")],
+    "full": [
+        run
+        for budget, method in (("full", "qat"), ("full-3", "tcl+qat"), ("full", "tcl+qat"))
+        for run in methods("stem", 0.25, 1, (method,), budget=budget)
+    ],
     "deeper": [run for run in methods("layer3.5", 0.0625, 1)],
     "strengths": [
         Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)

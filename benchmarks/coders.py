@@ -23,7 +23,7 @@ from compression import BUDGETS, KEPT, STRENGTHS, Bench, Run
 
 from evaluators.candidates import Candidates
 from evaluators.edge import wire
-from evaluators.edge.measure import machine
+from evaluators.edge.circumstances import machine
 from evaluators.models.onnx_export import OnnxNetwork
 from spaces.config import CODERS, SplitConfig
 

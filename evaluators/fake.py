@@ -103,6 +103,7 @@ def _evaluation(
         payload_bytes=payload_bytes,
         latency=latency,
         sources=_MODELLED,
+        link_busy_ms=latency.link_ms,
         accuracy_drop_pp=100 * (UNCUT_ACCURACY - accuracy),
         drop_interval_pp=(100 * (UNCUT_ACCURACY - accuracy),) * 2,
     )

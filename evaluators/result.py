@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from spaces.config import SplitConfig
+
+MOST_SPREAD = 0.25  # of a timing that is not marked as doubtful
 
 
 class Source(StrEnum):
@@ -32,6 +34,45 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long one stage takes on one machine, from many runs.
+
+    Attributes:
+        p50_ms: the median; what latencies are made of.
+        p90_ms: the 90th percentile.
+        spread: interquartile range over median.
+        repeats: number of runs.
+        throttling: what slowed the machine down meanwhile, by name.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    spread: float
+    repeats: int
+    throttling: tuple[str, ...] = ()
+
+    @property
+    def doubt(self) -> str:
+        """Why not to trust it, empty if nothing speaks against it."""
+        if self.throttling:
+            return f"timed while slowed down ({', '.join(self.throttling)})"
+        return f"spread {self.spread:.0%}" if self.spread > MOST_SPREAD else ""
+
+    def scaled(self, factor: float) -> Timing:
+        """On a machine that takes ``factor`` times as long."""
+        return replace(self, p50_ms=self.p50_ms * factor, p90_ms=self.p90_ms * factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "throttling": list(self.throttling)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Timing:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "throttling": tuple(data["throttling"])})
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyParts:
     """One picture's way from camera to answer, in milliseconds, in order. A part that does not happen is 0."""
 
@@ -49,6 +90,16 @@ class LatencyParts:
     def total_ms(self) -> float:
         """Their sum: the latency."""
         return sum(asdict(self).values())
+
+    @property
+    def device_ms(self) -> float:
+        """What the device does."""
+        return self.head_ms + self.encode_ms + self.pack_ms + self.compress_ms
+
+    @property
+    def server_ms(self) -> float:
+        """What the server does."""
+        return self.decompress_ms + self.unpack_ms + self.decode_ms + self.tail_ms
 
     def to_dict(self) -> dict[str, float]:
         """As in ``front --json``."""
@@ -75,6 +126,8 @@ class Evaluation:
         payload_bytes: mean length of the real payloads, header included.
         latency: the parts; their sum is the latency objective.
         sources: where the latency parts come from.
+        link_busy_ms: how long the payload occupies the link; the rest of ``latency.link_ms`` is the way.
+        timings: of the stages behind the parts, ``head`` for ``head_ms``; none where they are not known.
         accuracy_drop_pp: accuracy of the uncut model, as given, minus this one, on the same pictures.
         drop_interval_pp: 95 % confidence interval of that paired difference.
         details: whatever else helps to understand the result, JSON-ready.
@@ -86,6 +139,8 @@ class Evaluation:
     payload_bytes: float
     latency: LatencyParts
     sources: Sources
+    link_busy_ms: float = 0.0
+    timings: Mapping[str, Timing] = field(default_factory=dict)
     accuracy_drop_pp: float = 0.0
     drop_interval_pp: tuple[float, float] = (0.0, 0.0)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +149,17 @@ class Evaluation:
     def latency_ms(self) -> float:
         """Sum of the parts."""
         return self.latency.total_ms
+
+    @property
+    def frames_per_s(self) -> float:
+        """Throughput when device, link and server work on consecutive pictures at the same time: the slowest rules."""
+        slowest_ms = max(self.latency.device_ms, self.link_busy_ms, self.latency.server_ms)
+        return 1000.0 / slowest_ms if slowest_ms > 0 else 0.0
+
+    @property
+    def doubts(self) -> list[str]:
+        """Timings not to be trusted, one sentence each."""
+        return [f"{stage}: {timing.doubt}" for stage, timing in self.timings.items() if timing.doubt]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -104,6 +170,8 @@ class Evaluation:
             "payload_bytes": self.payload_bytes,
             "latency": self.latency.to_dict(),
             "sources": self.sources.to_dict(),
+            "link_busy_ms": self.link_busy_ms,
+            "timings": {stage: timing.to_dict() for stage, timing in self.timings.items()},
             "accuracy_drop_pp": self.accuracy_drop_pp,
             "drop_interval_pp": list(self.drop_interval_pp),
             "details": dict(self.details),
@@ -120,6 +188,9 @@ class Evaluation:
             payload_bytes=data["payload_bytes"],
             latency=LatencyParts(**data["latency"]),
             sources=Sources(**{key: Source(value) for key, value in data["sources"].items()}),
+            # Studies of earlier versions know neither.
+            link_busy_ms=data.get("link_busy_ms", data["latency"]["link_ms"]),
+            timings={stage: Timing.from_dict(timing) for stage, timing in data.get("timings", {}).items()},
             accuracy_drop_pp=data["accuracy_drop_pp"],
             drop_interval_pp=(low, high),
             details=data["details"],

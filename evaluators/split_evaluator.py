@@ -19,16 +19,16 @@ from evaluators import folders
 from evaluators.base import Evaluator, Progress
 from evaluators.candidates import Candidates
 from evaluators.edge import halves
-from evaluators.edge.measure import machine as this_machine
+from evaluators.edge.circumstances import machine as this_machine
 from evaluators.latency.machines import LocalRunner, Runner
 from evaluators.latency.profiles import LinkProfile, MachineProfile
 from evaluators.latency.reference import machine_for
-from evaluators.latency.stopwatch import Stopwatch
+from evaluators.latency.stopwatch import Stopwatch, Timings
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.models.onnx_export import save_module
-from evaluators.result import Evaluation, LatencyParts
+from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.tasks.baseline import baseline_path, baseline_record, train_or_load
 from evaluators.tasks.datasets import open_dataset
@@ -119,7 +119,7 @@ class SplitEvaluator(Evaluator):
 
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
         """See :class:`Evaluator`."""
-        return [0.0 if point.name == INPUT else self._stopwatch.head_ms(point.name) for point in points]
+        return [0.0 if point.name == INPUT else self._stopwatch.head(point.name).p50_ms for point in points]
 
     @property
     def is_trained(self) -> bool:
@@ -132,8 +132,8 @@ class SplitEvaluator(Evaluator):
         self._give_weights(progress)
         for number, partition in enumerate(partitions, 1):
             progress(f"timing head and tail of {partition} ({number} of {len(partitions)})")
-            self._stopwatch.head_ms(partition)
-            self._stopwatch.tail_ms(partition)
+            self._stopwatch.head(partition)
+            self._stopwatch.tail(partition)
 
     def _needs_classification(self) -> None:
         if self._dataset.task != "classification":
@@ -152,7 +152,7 @@ class SplitEvaluator(Evaluator):
         features = candidate.features(self._bank, config.partition, "validation")
         score = candidate.score(config, features)
         elements = sum(tensor[0].numel() for tensor in features)
-        latency = self._stopwatch.split(config, candidate, score.sample, score.payload_bytes)
+        timings = self._stopwatch.split(config, candidate, score.sample)
         point = self._split.tap(config.partition).point
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.kept),
@@ -161,7 +161,7 @@ class SplitEvaluator(Evaluator):
             "bits_per_element": 8 * score.payload_bytes / elements,
             "training": candidate.history,
         }
-        return self._evaluation(config.label, score.predictions, score.payload_bytes, latency, config, details)
+        return self._evaluation(config.label, score.predictions, score.payload_bytes, timings, config, details)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
@@ -175,7 +175,7 @@ class SplitEvaluator(Evaluator):
         if trained:
             found.append(self._evaluation("all-on-device, fine-tuned", self._finetuned_predictions, 0.0, on_device))
         raw = float(np.mean([pixels.nbytes for pixels in self._bank.validation.pixels]))
-        found.append(self._evaluation("server-only, raw", uncut, raw, self._stopwatch.server_only(raw, None)))
+        found.append(self._evaluation("server-only, raw", uncut, raw, self._stopwatch.server_only(None)))
         return found + [self._jpeg(quality) for quality in JPEG_QUALITIES]
 
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
@@ -298,15 +298,15 @@ class SplitEvaluator(Evaluator):
 
     def _jpeg(self, quality: int) -> Evaluation:
         predictions, size = on_jpeg(self._bank, quality)
-        latency = self._stopwatch.server_only(size, quality)
-        return self._evaluation(f"server-only, JPEG {quality}", predictions, size, latency)
+        timings = self._stopwatch.server_only(quality)
+        return self._evaluation(f"server-only, JPEG {quality}", predictions, size, timings)
 
     def _evaluation(
         self,
         name: str,
         predictions: np.ndarray,
         payload_bytes: float,
-        latency: LatencyParts,
+        timings: Timings,
         config: SplitConfig | None = None,
         details: dict[str, Any] | None = None,
     ) -> Evaluation:
@@ -317,8 +317,10 @@ class SplitEvaluator(Evaluator):
             config=config,
             accuracy=float(right.mean()),
             payload_bytes=payload_bytes,
-            latency=latency,
+            latency=self._stopwatch.compose(timings, payload_bytes),
             sources=self._stopwatch.sources,
+            link_busy_ms=self._settings.link.busy_ms(payload_bytes),
+            timings=timings,
             accuracy_drop_pp=drop,
             drop_interval_pp=interval,
             details=details or {},

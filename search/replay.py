@@ -13,7 +13,7 @@ from evaluators.latency.machines import LocalRunner, Machine
 from evaluators.latency.profiles import LinkProfile, load_link, load_machine
 from evaluators.latency.reference import machine_for
 from evaluators.latency.table import StageTable
-from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation
+from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
 from search.front import Point, pareto_front
 from search.spec import Constraints, StudySpec
 from search.study import baseline_points, environment, trial_points
@@ -43,18 +43,24 @@ def replay(
     device_scale = device.factor / was["device"]["factor"] if device else 1.0
     server_scale = server.factor / was["server"]["factor"] if server else 1.0
 
+    scales = dict.fromkeys(DEVICE_PARTS, device_scale) | dict.fromkeys(SERVER_PARTS, server_scale)
+
     def anew(evaluation: Evaluation) -> Evaluation:
         parts = evaluation.latency.to_dict()
-        parts |= {name: parts[name] * device_scale for name in DEVICE_PARTS}
-        parts |= {name: parts[name] * server_scale for name in SERVER_PARTS}
+        parts |= {name: parts[name] * scale for name, scale in scales.items()}
+        busy_ms = evaluation.link_busy_ms
         if link is not None and evaluation.payload_bytes > 0:
             parts["link_ms"] = link.latency_ms(evaluation.payload_bytes)
+            busy_ms = link.busy_ms(evaluation.payload_bytes)
+        timings = {stage: timing.scaled(scales[f"{stage}_ms"]) for stage, timing in evaluation.timings.items()}
         sources = replace(
             evaluation.sources,
             device=device.source if device else evaluation.sources.device,
             server=server.source if server else evaluation.sources.server,
         )
-        return replace(evaluation, latency=type(evaluation.latency)(**parts), sources=sources)
+        return replace(
+            evaluation, latency=LatencyParts(**parts), sources=sources, link_busy_ms=busy_ms, timings=timings
+        )
 
     def again(point: Point) -> Point:
         evaluation = anew(point.evaluation)

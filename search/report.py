@@ -12,12 +12,11 @@ from typing import Any
 import optuna
 import plotly.io
 
-from evaluators.result import DEVICE_PARTS, SERVER_PARTS
 from search.front import Point, pareto_front, verdicts
 from search.plots import pareto_data, pareto_figure, parts_figure
 from search.spec import StudySpec
 from search.study import baseline_points, environment, finished_trials, trial_points
-from search.tables import hardware_line
+from search.tables import DOUBTFUL, hardware_line, latency_cell
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -68,6 +67,8 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
         "<h2>Where the time goes</h2>",
         _figure(parts_figure(front, baselines), "parts", False),
         "<h2>Front and baselines</h2>",
+        "<p class='note'>frames/s: when device, link and server work on consecutive pictures at the same time; the "
+        "slowest of the three rules.</p>",
         _table(front, baselines, knee),
         "<h2>Circumstances</h2>",
         f"<details><summary>machine, versions, hardware</summary><pre>{_json(circumstances)}</pre></details>",
@@ -88,10 +89,21 @@ def _figure(figure: Any, name: str, first: bool) -> str:
 
 
 def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None) -> str:
-    heads = ("trial", "what", "accuracy", "drop pp (95 %)", "bytes", "latency ms", "device", "link", "server")
+    heads = (
+        "trial",
+        "what",
+        "accuracy",
+        "drop pp (95 %)",
+        "bytes",
+        "latency ms",
+        "device",
+        "link",
+        "server",
+        "frames/s",
+    )
     rows = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
     for point in [*front, *baselines]:
-        found, parts = point.evaluation, point.evaluation.latency.to_dict()
+        found = point.evaluation
         kind = "baseline" if point.trial is None else "knee" if point.trial == knee else ""
         low, high = found.drop_interval_pp
         cells = (
@@ -100,13 +112,20 @@ def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None)
             f"{found.accuracy:.2%}",
             f"{found.accuracy_drop_pp:+.2f} ({low:+.2f} to {high:+.2f})",
             f"{found.payload_bytes:,.0f}",
-            f"{found.latency_ms:.2f}",
-            f"{sum(parts[name] for name in DEVICE_PARTS):.2f}",
-            f"{parts['link_ms']:.2f}",
-            f"{sum(parts[name] for name in SERVER_PARTS):.2f}",
+            latency_cell(found),
+            f"{found.latency.device_ms:.2f}",
+            f"{found.latency.link_ms:.2f}",
+            f"{found.latency.server_ms:.2f}",
+            f"{found.frames_per_s:.1f}",
         )
         rows.append(f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+    doubts = [
+        f"<li>{html.escape(point.name)}: {html.escape(', '.join(point.evaluation.doubts))}</li>"
+        for point in [*front, *baselines]
+        if point.evaluation.doubts
+    ]
+    said = f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(doubts)}</ul>" if doubts else ""
+    return f"<table>{''.join(rows)}</table>{said}"
 
 
 def _json(value: Any) -> str:

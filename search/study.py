@@ -173,6 +173,9 @@ def _record(trial: optuna.Trial, evaluation: Evaluation, limits: Constraints) ->
         trial.set_user_attr(part, round(ms, 4))
     for place, source in evaluation.sources.to_dict().items():
         trial.set_user_attr(f"source_{place}", source)
+    trial.set_user_attr("frames_per_s", round(evaluation.frames_per_s, 2))
+    if evaluation.doubts:
+        trial.set_user_attr("doubts", "; ".join(evaluation.doubts))
     excess = limits.excess(evaluation)
     broken = [f"{name} exceeded by {over:.3g}" for name, over in excess.items() if over > 0]
     _set_constraints(trial, {"runs": 0.0, **excess}, "; ".join(broken))

@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
-from evaluators.result import DEVICE_PARTS, SERVER_PARTS, LatencyParts
+from evaluators.result import MOST_SPREAD, Evaluation, LatencyParts
 from search.front import Point
 from spaces.partition import Choice
+
+DOUBTFUL = f"* a stage was timed while the machine was slowed down, or with a spread over {MOST_SPREAD:.0%}"
 
 
 def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Point | None, title: str) -> Table:
@@ -19,7 +21,7 @@ def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Poin
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
-    for heading in ("accuracy", "drop pp", "bytes", "latency ms", "device", "link", "server"):
+    for heading in ("accuracy", "drop pp", "bytes", "latency ms", "device", "link", "server", "frames/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in front:
         knee = point is chosen
@@ -29,20 +31,28 @@ def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Poin
     table.add_section()
     for point in baselines:
         table.add_row("", point.name, *_cells(point), style="cyan")
+    if any(point.evaluation.doubts for point in [*front, *baselines]):
+        table.caption = DOUBTFUL
+        table.caption_justify = "left"
     return table
+
+
+def latency_cell(found: Evaluation) -> str:
+    """Milliseconds, with a mark where a timing behind them is not to be trusted."""
+    return f"{found.latency_ms:.2f}{'*' if found.doubts else ''}"
 
 
 def _cells(point: Point) -> list[str]:
     found = point.evaluation
-    parts = found.latency.to_dict()
     return [
         f"{found.accuracy:.1%}",
         f"{found.accuracy_drop_pp:+.1f}",
         f"{found.payload_bytes:,.0f}",
-        f"{found.latency_ms:.2f}",
-        f"{sum(parts[name] for name in DEVICE_PARTS):.2f}",
-        f"{parts['link_ms']:.2f}",
-        f"{sum(parts[name] for name in SERVER_PARTS):.2f}",
+        latency_cell(found),
+        f"{found.latency.device_ms:.2f}",
+        f"{found.latency.link_ms:.2f}",
+        f"{found.latency.server_ms:.2f}",
+        f"{found.frames_per_s:.1f}",
     ]
 
 
@@ -87,13 +97,13 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
 
 
 def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
-    """One row a point; the columns are the keys of ``front --json``, inner ones flattened."""
+    """One row a point: the keys of ``front --json``, inner ones flattened, then throughput and doubts."""
     config_keys = ["partition", "ae_ratio", "bits", "tcl", "lzma"]
     configs = [point.evaluation.config for point in front]
     further = {key for config in configs if config for key in config.to_dict()} - set(config_keys)
     config_keys += sorted(further)  # coder and stride, where a study asks for them
     columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
-    columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
+    columns += [*LatencyParts.names(), "source_device", "source_server", "source_link", "frames_per_s", "doubts"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -102,5 +112,7 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
             row = point.to_dict()
             config, latency, sources = row.pop("config") or {}, row.pop("latency"), row.pop("sources")
             places = {f"source_{place}": source for place, source in sources.items()}
-            writer.writerow({"kind": kind, **row, **config, **latency, **places})
+            found = point.evaluation
+            further_cells = {"frames_per_s": found.frames_per_s, "doubts": "; ".join(found.doubts)}
+            writer.writerow({"kind": kind, **row, **config, **latency, **places, **further_cells})
     return text.getvalue()

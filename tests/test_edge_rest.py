@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluators.edge import measure, picture
+from evaluators.edge import circumstances, measure, picture
 
 FORMAT = picture.PictureFormat(8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
 
@@ -50,7 +50,7 @@ class Clock:
         return self.now
 
 
-def test_timing_reports_the_median_of_what_the_clock_says():
+def test_a_steady_stage_needs_few_runs():
     clock = Clock()
 
     def stage():
@@ -58,8 +58,60 @@ def test_timing_reports_the_median_of_what_the_clock_says():
 
     timed = measure.time_stages({"head": stage}, budget_s=0.9, clock=clock)["head"]
     assert timed["p50_ms"] == pytest.approx(10) and timed["p90_ms"] == pytest.approx(10)
-    assert timed["spread"] == pytest.approx(0, abs=1e-9)
-    assert timed["repeats"] == pytest.approx(90, abs=1)
+    assert timed["spread"] == pytest.approx(0, abs=1e-9) and timed["interval_ms"] == pytest.approx([10, 10])
+    assert timed["repeats"] == measure.LEAST_REPEATS
+
+
+def test_an_unsteady_stage_runs_until_its_median_is_known_or_the_budget_ends():
+    def run(budget_s):
+        clock, random = Clock(), np.random.default_rng(0)
+
+        def stage():
+            clock.now += random.uniform(0.006, 0.014)
+
+        return measure.time_stages({"head": stage}, budget_s=budget_s, clock=clock)["head"], clock
+
+    short, clock = run(1.0)
+    assert 1.0 <= clock.now - 0.5 <= 1.1  # half a second of warm-up
+    low, high = short["interval_ms"]
+    assert low < short["p50_ms"] < high and high - low > 0.04 * short["p50_ms"]
+    long, clock = run(1000.0)
+    assert clock.now < 500 and np.subtract(*long["interval_ms"][::-1]) <= 0.04 * long["p50_ms"]
+    assert long["p50_ms"] == pytest.approx(10, rel=0.03) and long["p90_ms"] == pytest.approx(13.2, rel=0.03)
+
+
+def test_a_medians_interval_holds_it_19_times_of_20():
+    random = np.random.default_rng(0)
+    found = [measure.statistics(random.normal(10, 1, 40).tolist())["interval_ms"] for _ in range(1000)]
+    assert 0.93 <= np.mean([low <= 10 <= high for low, high in found]) <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("word", "now", "since_boot"),
+    [
+        (0x0, [], []),
+        (0x50005, ["under-voltage", "throttled"], ["under-voltage", "throttled"]),
+        (0x80000, [], ["soft temperature limit"]),
+    ],
+)
+def test_a_raspberry_pi_says_what_slows_it_down(tmp_path, monkeypatch, word, now, since_boot):
+    tool = tmp_path / "vcgencmd"
+    tool.write_text(f'#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled={word:#x}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = circumstances.state()
+    assert found["throttling"] == now and found["throttling_since_boot"] == since_boot
+
+
+def test_throttling_counts_only_if_it_happened_in_between():
+    calm = {"throttling": [], "throttling_since_boot": ["throttled"], "throttle_count": 3.0}
+    assert circumstances.throttling_between(calm, calm) == []
+    for change, found in (
+        ({"throttling": ["under-voltage"]}, ["under-voltage"]),
+        ({"throttling_since_boot": ["throttled", "frequency capped"]}, ["frequency capped"]),
+        ({"throttle_count": 4.0}, ["throttled"]),
+    ):
+        assert circumstances.throttling_between(calm, {**calm, **change}) == found
 
 
 def test_stages_run_in_turn_and_no_less_than_ten_times():

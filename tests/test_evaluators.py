@@ -118,19 +118,19 @@ class TestSplitEvaluator(EvaluatorContract):
         from evaluators.latency.profiles import load_machine
         from evaluators.latency.reference import machine_for
         from evaluators.latency.table import StageTable
+        from evaluators.result import Timing
 
         class Runner:
             def measure(self, folder, stages):
                 assert (folder / "head.onnx").exists()
-                return {stage: 26.283 for stage in stages}
+                return {stage: Timing(p50_ms=26.283, p90_ms=30.0, spread=0.1, repeats=20) for stage in stages}
 
         profile = load_machine("raspberry_pi_4b", "device")
         machine = machine_for(profile, Runner(), StageTable(tmp_path / "table.json"))
         assert isinstance(machine, Machine) and machine.factor == pytest.approx(10.0)
         assert machine.source == "modelled"
-        assert machine.stages_ms({"head": "stem"}, lambda: folder_with_head(tmp_path)) == {
-            "head": pytest.approx(262.83)
-        }
+        timings = machine.timings({"head": "stem"}, lambda: folder_with_head(tmp_path))
+        assert timings["head"].p50_ms == pytest.approx(262.83)
 
 
 def folder_with_head(tmp_path):

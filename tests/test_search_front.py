@@ -2,15 +2,18 @@
 
 import csv
 import io
+import json
 import random
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from evaluators.fake import FakeEvaluator
-from evaluators.result import Evaluation, LatencyParts, Source, Sources
+from evaluators.result import Evaluation, LatencyParts, Source, Sources, Timing
 from search.front import Point, find_trial, knee, pareto_front, pick_point, verdicts
 from search.plots import hover, pareto_data, pareto_figure, parts_figure
-from search.tables import to_csv
+from search.tables import front_table, to_csv
 from spaces.config import SplitConfig
 from spaces.errors import SplitsearchError
 
@@ -95,3 +98,29 @@ def test_csv_reads_back():
     assert [row["kind"] for row in rows] == ["front", "baseline"]
     assert rows[0]["trial"] == "4" and rows[0]["bits"] == "1" and float(rows[0]["head_ms"]) == 0.5
     assert rows[1]["trial"] == "" and rows[1]["partition"] == ""
+
+
+def test_throughput_is_the_slowest_of_device_link_and_server():
+    parts = LatencyParts(head_ms=3.0, encode_ms=1.0, link_ms=12.0, unpack_ms=0.5, tail_ms=4.5)
+    found = Evaluation(
+        name="x", config=None, accuracy=0.5, payload_bytes=1.0, latency=parts, sources=MEASURED, link_busy_ms=2.0
+    )
+    assert (parts.device_ms, parts.server_ms) == (4.0, 5.0)
+    assert found.frames_per_s == pytest.approx(200)  # the round trip of 10 ms holds nothing up
+    assert replace(found, link_busy_ms=8.0).frames_per_s == pytest.approx(125)
+    assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_doubtful_timings_are_marked_wherever_they_appear():
+    steady = Timing(p50_ms=1.0, p90_ms=1.1, spread=0.05, repeats=50)
+    shaky = replace(steady, spread=0.4)
+    good, bad = point(0, 0.5, 1), point(1, 0.88, 2)
+    good = replace(good, evaluation=replace(good.evaluation, timings={"head": steady}))
+    bad = replace(bad, evaluation=replace(bad.evaluation, timings={"head": steady, "tail": shaky}))
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(front_table([good, bad], [], None, "front"))
+    text = console.export_text()
+    assert "2.00*" in text and "1.00*" not in text and "spread over 25%" in text
+    rows = list(csv.DictReader(io.StringIO(to_csv([good, bad], []))))
+    assert [row["doubts"] for row in rows] == ["", "tail: spread 40%"]
+    assert "tail: spread 40%" in hover(bad) and "doubtful" not in hover(good)

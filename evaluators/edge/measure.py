@@ -15,69 +15,96 @@ Inside a timed stage: what has to happen for each picture. Outside: loading mode
 from __future__ import annotations
 
 import functools
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import onnxruntime
-import PIL
 
-from . import halves
+from . import circumstances, halves
 from . import picture as pictures
 from . import wire as wires
 
 WARMUP_S = 0.5
-BUDGET_S = 0.7
+BUDGET_S = 1.5
 LEAST_REPEATS = 10
+PRECISION = 0.02  # half the interval of a median, over the median, that is narrow enough
 
 
 def time_stages(
-    stages: dict[str, Callable[[], object]], budget_s: float = BUDGET_S, clock: Callable[[], float] = time.perf_counter
+    stages: dict[str, Callable[[], object]],
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict]:
     """Run the stages one after the other, as for one picture after the other, and time each.
 
     In this order, not stage by stage: normalising a picture takes several times longer between two runs of a network,
     whose threads keep the processor busy, than in a loop of its own.
 
+    Runs go on until the median of every stage is known to within 2 % either way (95 % confidence), or the budget ends.
+
     Args:
         stages: in order, each ready to be called.
-        budget_s: seconds for all of them together; there are at least ten runs whatever it is.
+        budget_s: seconds for all of them together, at most; there are at least ten runs whatever it is.
         clock: seconds.
 
     Returns:
-        Stage to median, 90th percentile, spread (interquartile range over median) and number of runs. The runs of the
-        first half second are not counted.
+        Stage to statistics, see :func:`statistics`. The runs of the first half second are not counted.
     """
-    _repeat(stages, WARMUP_S, 1, clock)
-    times = _repeat(stages, budget_s, LEAST_REPEATS, clock)
-    return {name: _statistics(runs) for name, runs in times.items()}
-
-
-def _repeat(
-    stages: dict[str, Callable[[], object]], budget_s: float, least: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
+    start = clock()
+    while True:
+        _run_once(stages, clock)
+        if clock() - start >= WARMUP_S:
+            break
     times: dict[str, list[float]] = {name: [] for name in stages}
-    start, done = clock(), 0
-    while done < least or clock() - start < budget_s:
-        for name, stage in stages.items():
-            before = clock()
-            stage()
-            times[name].append((clock() - before) * 1000)
-        done += 1
+    start, look_at = clock(), LEAST_REPEATS
+    while True:
+        for name, ms in _run_once(stages, clock).items():
+            times[name].append(ms)
+        done = len(next(iter(times.values())))
+        if done >= LEAST_REPEATS and clock() - start >= budget_s:
+            break
+        if done == look_at:
+            if all(_narrow(statistics(runs)) for runs in times.values()):
+                break
+            look_at *= 2
+    return {name: statistics(runs) for name, runs in times.items()}
+
+
+def _run_once(stages: dict[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, float]:
+    """Milliseconds of each stage."""
+    times = {}
+    for name, stage in stages.items():
+        before = clock()
+        stage()
+        times[name] = (clock() - before) * 1000
     return times
 
 
-def _statistics(times: list[float]) -> dict:
-    low, median, high, p90 = np.percentile(times, [25, 50, 75, 90])
+def statistics(times_ms: list[float]) -> dict:
+    """Of one stage's runs, in milliseconds.
+
+    Returns:
+        ``p50_ms`` and ``p90_ms``; ``spread``: interquartile range over median; ``interval_ms``: of the median, 95 %
+        confidence, from the binomial distribution of ranks; ``repeats``.
+    """
+    ordered = np.sort(times_ms)
+    count = len(ordered)
+    low, median, high, p90 = np.percentile(ordered, [25, 50, 75, 90])
+    reach = 0.98 * count**0.5  # 1.96 deviations of a binomial count with probability 1/2
+    first, last = int(max(np.floor(count / 2 - reach), 0)), int(min(np.ceil(count / 2 + reach), count - 1))
     return {
         "p50_ms": float(median),
         "p90_ms": float(p90),
         "spread": float((high - low) / median),
-        "repeats": len(times),
+        "interval_ms": [float(ordered[first]), float(ordered[last])],
+        "repeats": count,
     }
+
+
+def _narrow(row: dict) -> bool:
+    low, high = row["interval_ms"]
+    return bool(high - low <= 2 * PRECISION * row["p50_ms"])
 
 
 def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
@@ -136,28 +163,6 @@ def _picture_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     return stages
 
 
-def machine() -> dict:
-    """What a timing is worth nothing without: processor, cores, versions."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.processor() or "unknown"
-
-
 def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGET_S) -> dict:
     """Time the stages of a device or server folder.
 
@@ -166,8 +171,9 @@ def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGE
         only: names of the stages wanted, all of them when not given; the others run as well, unreported.
 
     Returns:
-        ``{"format": 1, "machine": {...}, "threads": int, "stages": {stage: statistics}}``, the statistics as in
-        :func:`time_stages`.
+        ``{"format": 2, "machine": {...}, "threads": int, "before": {...}, "after": {...}, "throttling": [...],
+        "stages": {stage: statistics}}``: states of the machine as in :func:`.circumstances.state`, what slowed it down
+        in between, and statistics as in :func:`statistics`.
     """
     folder = Path(folder)
     half: halves.Half
@@ -177,5 +183,15 @@ def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGE
     else:
         half = halves.ServerHalf(folder)
         stages = server_stages(half)
+    before = circumstances.state()
     timed = {name: row for name, row in time_stages(stages, budget_s).items() if only is None or name in only}
-    return {"format": 1, "machine": machine(), "threads": half.manifest["threads"], "stages": timed}
+    after = circumstances.state()
+    return {
+        "format": 2,
+        "machine": circumstances.machine(),
+        "threads": half.manifest["threads"],
+        "before": before,
+        "after": after,
+        "throttling": circumstances.throttling_between(before, after),
+        "stages": timed,
+    }

@@ -5,32 +5,49 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from filelock import FileLock, Timeout
+
 from evaluators.latency.profiles import MachineProfile
 from evaluators.latency.table import StageTable
-from evaluators.result import Source
+from evaluators.result import Source, Timing
 from spaces.errors import MeasurementError
 
 TIMEOUT_S = 300.0
+WAIT_S = 1800.0  # for other processes' measurements
 
 
 class Runner(Protocol):
     """Runs ``measure`` in a device or server folder (see ``evaluators/edge/measure.py``)."""
 
-    def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, float]:
-        """Median milliseconds of each stage. Raises MeasurementError when there is no usable answer."""
+    def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
+        """A timing of each stage. Raises MeasurementError when there is no usable answer."""
         ...
 
 
 class LocalRunner:
-    """This machine: the folder runs as a process of its own, as it would on a device."""
+    """This machine: the folder runs as a process of its own, as it would on a device.
 
-    def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, float]:
+    One measurement at a time, whichever process asks: the others wait.
+    """
+
+    def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
         """See :class:`Runner`."""
+        lock = FileLock(Path(tempfile.gettempdir()) / "splitsearch-measuring.lock", timeout=WAIT_S)
+        try:
+            with lock:
+                return self._measure(folder, stages)
+        except Timeout:
+            raise MeasurementError(
+                f"other measurements have kept this machine busy for {WAIT_S:g} s; try again when they are done"
+            ) from None
+
+    def _measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
         command = [sys.executable, str(folder), "measure", "--json", "--stages", ",".join(stages)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -41,19 +58,30 @@ class LocalRunner:
         if done.returncode != 0:
             reason = done.stderr.strip().splitlines() or ["no message"]
             raise MeasurementError(f"measuring {folder} failed: {reason[-1]}")
-        return read_medians(done.stdout, stages)
+        return read_timings(done.stdout, stages)
 
 
-def read_medians(text: str, stages: Sequence[str]) -> dict[str, float]:
-    """Medians from what ``measure --json`` printed; a stage the folder does not have is left out.
+def read_timings(text: str, stages: Sequence[str]) -> dict[str, Timing]:
+    """Timings from what ``measure --json`` printed; a stage the folder does not have is left out.
 
     Raises:
         MeasurementError: the text is not such an answer.
     """
     try:
         answer = json.loads(text)
-        return {stage: float(answer["stages"][stage]["p50_ms"]) for stage in stages if stage in answer["stages"]}
-    except (ValueError, KeyError, TypeError) as error:
+        throttling = tuple(answer["throttling"])
+        return {
+            stage: Timing(
+                p50_ms=float(row["p50_ms"]),
+                p90_ms=float(row["p90_ms"]),
+                spread=float(row["spread"]),
+                repeats=int(row["repeats"]),
+                throttling=throttling,
+            )
+            for stage, row in answer["stages"].items()
+            if stage in stages
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MeasurementError(f"the measurement is not readable ({error!r}): {text[:80]!r}") from None
 
 
@@ -78,8 +106,8 @@ class Machine:
         """Measured, or modelled when a factor stands between the timing and the machine."""
         return Source.MODELLED if self.profile.reference else Source.MEASURED
 
-    def stages_ms(self, keys: Mapping[str, str], folder: Callable[[], Path]) -> dict[str, float]:
-        """Latency of stages on this machine, measuring those never measured before.
+    def timings(self, keys: Mapping[str, str], folder: Callable[[], Path]) -> dict[str, Timing]:
+        """Timings of stages on this machine, measuring those never measured before.
 
         Args:
             keys: stage to what its latency depends on, ``layer1.0/r0.25``.
@@ -87,7 +115,7 @@ class Machine:
         """
         own = {stage: f"{self.profile.threads} threads: {stage} of {key}" for stage, key in keys.items()}
         raw = self.table.get(own, lambda missing: self.runner.measure(folder(), missing))
-        return {stage: ms * self.factor for stage, ms in raw.items()}
+        return {stage: timing.scaled(self.factor) for stage, timing in raw.items()}
 
     def describe(self) -> dict[str, object]:
         """Name, source, factor and the reference behind it. JSON-ready."""

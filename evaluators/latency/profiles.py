@@ -58,7 +58,11 @@ class LinkProfile:
 
     def latency_ms(self, payload_bytes: float) -> float:
         """One round trip plus the time the payload takes at the link's rate; the answer's few bytes count as none."""
-        return self.rtt_ms + payload_bytes / (self.rate_mb_per_s * 1000.0)
+        return self.rtt_ms + self.busy_ms(payload_bytes)
+
+    def busy_ms(self, payload_bytes: float) -> float:
+        """How long the payload occupies the link."""
+        return payload_bytes / (self.rate_mb_per_s * 1000.0)
 
     @property
     def label(self) -> str:

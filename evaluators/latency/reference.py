@@ -22,8 +22,9 @@ def machine_for(profile: MachineProfile, runner: Runner, table: StageTable) -> M
     here = Machine(profile=MachineProfile(name="local", threads=profile.threads), runner=runner, table=table)
     key = f"{reference.model} whole at {reference.image_size} px"
     with tempfile.TemporaryDirectory(prefix="splitsearch-reference-") as scratch:
-        measured = here.stages_ms({"head": key}, lambda: _folder(Path(scratch), reference, profile.threads))["head"]
-    return Machine(profile=profile, runner=runner, table=table, factor=reference.latency_ms / measured)
+        timings = here.timings({"head": key}, lambda: _folder(Path(scratch), reference, profile.threads))
+    factor = reference.latency_ms / timings["head"].p50_ms
+    return Machine(profile=profile, runner=runner, table=table, factor=factor)
 
 
 def _folder(folder: Path, reference: Reference, threads: int) -> Path:

@@ -1,4 +1,4 @@
-"""``Stopwatch``: composes one picture's latency from stages measured on a device and on a server, and a link."""
+"""``Stopwatch``: times the stages of one picture's way on a device and on a server, and composes its latency."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import LinkProfile
 from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
-from evaluators.result import LatencyParts, Source, Sources
+from evaluators.result import LatencyParts, Source, Sources, Timing
 from spaces.config import SplitConfig
 from spaces.partition import INPUT, OUTPUT
+
+Timings = dict[str, Timing]  # by stage
 
 
 class Stopwatch:
@@ -50,13 +52,13 @@ class Stopwatch:
         """The uncut network as ONNX, exported the first time a part of it has to be timed or shipped."""
         return OnnxNetwork(self._split)
 
-    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes, payload_bytes: float) -> LatencyParts:
-        """Latency of a candidate.
+    def compose(self, timings: Timings, payload_bytes: float) -> LatencyParts:
+        """One picture's latency: medians of the stages, and the link for payloads of this mean length; none for 0."""
+        link_ms = self.link.latency_ms(payload_bytes) if payload_bytes else 0.0
+        return LatencyParts(link_ms=link_ms, **{f"{stage}_ms": timing.p50_ms for stage, timing in timings.items()})
 
-        Args:
-            payload: of one picture, to time the server with.
-            payload_bytes: mean length, for the link.
-        """
+    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Timings:
+        """All stages of a candidate; the server is timed with ``payload``, one picture's."""
         stride = f"/s{config.stride}" if config.stride > 1 else ""
         cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}{stride}"
         packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/{config.lossless}"
@@ -78,24 +80,23 @@ class Stopwatch:
         server_keys = {"unpack": packed, "decode": squeezed, "tail": cut}
         if config.lossless != "packed":
             device_keys["compress"] = server_keys["decompress"] = content
-        times = _times(self.device, device_keys, write_device) | _times(self.server, server_keys, write_server)
-        return _parts(times, self.link.latency_ms(payload_bytes))
+        return _timings(self.device, device_keys, write_device) | _timings(self.server, server_keys, write_server)
 
-    def all_on_device(self) -> LatencyParts:
-        """Latency of the whole network on the device; nothing is sent."""
-        return _parts({"head": self.head_ms(OUTPUT)}, 0.0)
+    def all_on_device(self) -> Timings:
+        """The whole network on the device."""
+        return {"head": self.head(OUTPUT)}
 
-    def head_ms(self, partition: str) -> float:
-        """Latency of a head on the device, normalising the picture included."""
+    def head(self, partition: str) -> Timing:
+        """A head on the device, normalising the picture included."""
 
         def write(folder: Path) -> None:
             self.write_device(folder, {})
             self.network.save_part(INPUT, partition, folder / "head.onnx")
 
-        return _times(self.device, {"head": partition}, write)["head"]
+        return _timings(self.device, {"head": partition}, write)["head"]
 
-    def tail_ms(self, partition: str) -> float:
-        """Latency of a tail on the server."""
+    def tail(self, partition: str) -> Timing:
+        """A tail on the server."""
 
         def write(folder: Path) -> None:
             folders.write_server(folder, self._manifest(self.server, {}))
@@ -104,10 +105,10 @@ class Stopwatch:
             np.savez(folder / "features.npz", *(tensor.numpy() for tensor in features))
             self.network.save_part(partition, OUTPUT, folder / "tail.onnx")
 
-        return _times(self.server, {"tail": partition}, write)["tail"]
+        return _timings(self.server, {"tail": partition}, write)["tail"]
 
-    def server_only(self, payload_bytes: float, jpeg_quality: int | None) -> LatencyParts:
-        """Latency of sending the picture itself, raw or as JPEG."""
+    def server_only(self, jpeg_quality: int | None) -> Timings:
+        """The stages of sending the picture itself, raw or as JPEG."""
         manifest = {"jpeg_quality": jpeg_quality}
         form = "raw" if jpeg_quality is None else f"jpeg {jpeg_quality}"
 
@@ -118,11 +119,11 @@ class Stopwatch:
         server_keys = {"unpack": f"{form} picture", "tail": INPUT}
         if jpeg_quality is not None:
             server_keys["decompress"] = f"{form} picture"
-        times = _times(self.server, server_keys, write_server)
+        timings = _timings(self.server, server_keys, write_server)
         if jpeg_quality is not None:
             write_device = functools.partial(self.write_device, extra=manifest)
-            times |= _times(self.device, {"compress": f"{form} picture"}, write_device)
-        return _parts(times, self.link.latency_ms(payload_bytes))
+            timings |= _timings(self.device, {"compress": f"{form} picture"}, write_device)
+        return timings
 
     def write_device(self, folder: Path, extra: Mapping[str, object]) -> None:
         """A device folder for this machine, without its models."""
@@ -132,15 +133,11 @@ class Stopwatch:
         return {"picture": self._picture.to_dict(), "threads": machine.profile.threads, **extra}
 
 
-def _times(machine: Machine, keys: Mapping[str, str], write: Callable[[Path], None]) -> dict[str, float]:
+def _timings(machine: Machine, keys: Mapping[str, str], write: Callable[[Path], None]) -> Timings:
     with tempfile.TemporaryDirectory(prefix="splitsearch-") as scratch:
 
         def folder() -> Path:
             write(Path(scratch))
             return Path(scratch)
 
-        return machine.stages_ms(keys, folder)
-
-
-def _parts(times: Mapping[str, float], link_ms: float) -> LatencyParts:
-    return LatencyParts(link_ms=link_ms, **{f"{stage}_ms": ms for stage, ms in times.items()})
+        return machine.timings(keys, folder)

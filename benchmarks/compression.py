@@ -103,7 +103,7 @@ PLANS: dict[str, list[Run]] = {
         for run in methods("stem", 0.25, bits, among, seed=seed)
     ],
     "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl",), seed=seed)],
-    "seeds-deep": [run for seed in (1, 2) for run in methods("layer3.5", 0.0625, 1, ("tcl+qat",), seed=seed)],
+    "seeds-deep": [run for seed in (1, 2) for run in methods("layer3.5", 0.0625, 1, ("qat", "tcl+qat"), seed=seed)],
     "full": [
         run
         for budget, method in (("full", "qat"), ("full-3", "tcl+qat"), ("full", "tcl+qat"))

@@ -20,9 +20,10 @@ from evaluators.base import Evaluator, Progress
 from evaluators.candidates import Candidates
 from evaluators.edge import halves
 from evaluators.edge.circumstances import machine as this_machine
-from evaluators.latency.machines import LocalRunner, Runner
-from evaluators.latency.profiles import LinkProfile, MachineProfile
+from evaluators.latency.links import LinkProfile
+from evaluators.latency.profiles import MachineProfile
 from evaluators.latency.reference import machine_for
+from evaluators.latency.runners import LocalRunner, Runner
 from evaluators.latency.stopwatch import Stopwatch, Timings
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel

@@ -9,9 +9,11 @@ from typing import Any
 
 import optuna
 
-from evaluators.latency.machines import LocalRunner, Machine
-from evaluators.latency.profiles import LinkProfile, load_link, load_machine
+from evaluators.latency.links import LinkProfile, load_link
+from evaluators.latency.machines import Machine
+from evaluators.latency.profiles import load_machine
 from evaluators.latency.reference import machine_for
+from evaluators.latency.runners import LocalRunner
 from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
 from search.front import Point, pareto_front

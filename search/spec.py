@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import studies
 from evaluators.edge.coders import CODERS
-from evaluators.latency.profiles import LinkProfile, MachineProfile, load_link, load_machine
+from evaluators.latency.links import LinkProfile, load_link
+from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.result import Evaluation
 from evaluators.settings import (
     PRETRAINED,

@@ -13,7 +13,8 @@ from evaluator_contract import EvaluatorContract
 
 from evaluators.edge import halves
 from evaluators.fake import FakeEvaluator
-from evaluators.latency.profiles import LinkProfile, MachineProfile
+from evaluators.latency.links import LinkProfile
+from evaluators.latency.profiles import MachineProfile
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.split_evaluator import SplitEvaluator, SplitSettings
 from spaces.config import SplitConfig

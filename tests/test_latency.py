@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from evaluators.latency.machines import LocalRunner, Machine, read_timings
-from evaluators.latency.profiles import LinkProfile, MachineProfile, load_link, load_machine
+from evaluators.latency.links import LinkProfile, load_link
+from evaluators.latency.machines import Machine
+from evaluators.latency.profiles import MachineProfile, load_machine
+from evaluators.latency.runners import LocalRunner, read_timings
 from evaluators.latency.table import StageTable
 from evaluators.result import Timing
 from spaces.errors import MeasurementError, SpecError

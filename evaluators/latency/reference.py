@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluators import folders
-from evaluators.latency.machines import Machine, Runner
+from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import MachineProfile, Reference
+from evaluators.latency.runners import Runner
 from evaluators.latency.table import StageTable
 from spaces.partition import INPUT, OUTPUT
 

@@ -13,8 +13,8 @@ import torch
 from evaluators import folders
 from evaluators.candidates import Candidate
 from evaluators.edge.picture import PictureFormat, to_input
+from evaluators.latency.links import LinkProfile
 from evaluators.latency.machines import Machine
-from evaluators.latency.profiles import LinkProfile
 from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.result import LatencyParts, Source, Sources, Timing

@@ -1,0 +1,49 @@
+"""Profiles as files: found by name in ``hardware_profiles/`` or by path, read, their format and keys checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import hardware_profiles
+from spaces.errors import SpecError, nearest
+from spaces.yaml_text import read_yaml
+
+FORMAT = 1
+Kind = Literal["devices", "links"]
+_FOLDER = Path(hardware_profiles.__file__).parent
+
+
+def profile_names(folder: Kind) -> list[str]:
+    """Of the profiles that are shipped."""
+    return sorted(path.stem for path in (_FOLDER / folder).glob("*.yaml"))
+
+
+def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
+    """The mapping in a profile.
+
+    Args:
+        name: of a shipped profile, or a path to a ``.yaml`` file.
+        folder: which kind of profile.
+        key: of the study file or the command line, for messages.
+
+    Raises:
+        SpecError: no such profile, or one of another format.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / folder / f"{name}.yaml"
+    if not path.exists():
+        known = [*profile_names(folder), *(["local"] if folder == "devices" else [])]
+        raise SpecError(key, name, f"no such profile; {nearest(name, known)}. A path to a .yaml file works too")
+    data = read_yaml(path)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise SpecError(key, str(path), f"a profile with format: {FORMAT} is needed")
+    return data
+
+
+def refuse_unknown(data: dict[str, Any], known: Iterable[str], key: str) -> None:
+    """Raise SpecError for a key that nobody knows, with the nearest that is known."""
+    known = set(known)
+    for name in data:
+        if name not in known:
+            raise SpecError(f"{key}.{name}", data[name], f"no such key; {nearest(str(name), known)}")

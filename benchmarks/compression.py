@@ -52,7 +52,6 @@ STRENGTHS = {"tcl": 100.0, "tcl+qat": 30.0}
 BUDGETS = {
     "quick": FinetuneSettings(images=4000, epochs=1),
     "full": FinetuneSettings(images=24_980, epochs=1),  # every training picture
-    "full-3": FinetuneSettings(images=24_980, epochs=3, warm_start=4000),
 }
 
 
@@ -87,32 +86,38 @@ def methods(partition: str, ae_ratio: float, bits: int, among: Sequence[str] = M
         yield Run(partition=partition, ae_ratio=ae_ratio, bits=bits, method=method, tcl=strength, **more)
 
 
-# In the order of what they decide, so that a stop costs the least.
+STEM_16, STEM_64 = ("stem", 0.25), ("stem", 1.0)
+TRAINED = METHODS[1:]
+
+
+def points(cuts: Sequence[tuple[str, float]], bits: Sequence[int], among: Sequence[str], seed: int = 0) -> list[Run]:
+    """The methods at each of the cuts and bit-widths."""
+    return [run for cut, ratio in cuts for width in bits for run in methods(cut, ratio, width, among, seed=seed)]
+
+
+def seeds(seed: int) -> list[Run]:
+    """What decides, with another seed."""
+    return [
+        *points((STEM_64, STEM_16), (1,), TRAINED, seed),
+        *points(DEEPER, (1,), ("qat", "tcl+qat"), seed),
+        *points((STEM_16,), (2, 3), ("plain", "tcl"), seed),
+    ]
+
+
+# In the order of what they decide, so that a stop costs the least; runs that share a seed share their feature maps.
 PLANS: dict[str, list[Run]] = {
-    "stem": [run for ratio in (0.25, 1.0) for run in methods("stem", ratio, 1)],
-    "bits": [
-        run
-        for bits, among in ((2, METHODS), (3, ("none", "plain", "tcl", "tcl+qat")))
-        for run in methods("stem", 0.25, bits, among)
-    ],
-    "coders": [run for cut, ratio in DEEPER for bits in (1, 2, 3) for run in methods(cut, ratio, bits, ("tcl+qat",))],
-    "seeds": [
-        run
-        for bits, among in ((1, ("plain", "tcl", "qat", "tcl+qat")), (3, ("plain", "tcl")), (2, ("plain", "tcl")))
-        for seed in (1, 2)
-        for run in methods("stem", 0.25, bits, among, seed=seed)
-    ],
-    "seeds-64": [run for seed in (1, 2) for run in methods("stem", 1.0, 1, ("tcl",), seed=seed)],
-    "seeds-deep": [run for seed in (1, 2) for run in methods("layer3.5", 0.0625, 1, ("qat", "tcl+qat"), seed=seed)],
+    "stem": points((STEM_64, STEM_16), (1,), METHODS),
+    "deeper": points(DEEPER, (1,), METHODS),
+    "bits": points((STEM_16,), (2, 3), METHODS),
+    "coders": points(DEEPER, (2, 3), ("tcl+qat",)),
+    "seed-1": seeds(1),
+    "seed-2": seeds(2),
     "full": [
-        run
-        for budget, method in (("full", "qat"), ("full-3", "tcl+qat"), ("full", "tcl+qat"))
-        for run in methods("stem", 0.25, 1, (method,), budget=budget)
+        run for seed in (0, 1, 2) for run in methods("stem", 0.25, 1, ("qat", "tcl+qat"), budget="full", seed=seed)
     ],
-    "deeper": [run for run in methods("layer3.5", 0.0625, 1)],
     "strengths": [
         Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)
-        for method, tcl in (("tcl", 30.0), ("tcl", 10.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))
+        for method, tcl in (("tcl", 10.0), ("tcl", 30.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))
     ],
 }
 

@@ -27,7 +27,7 @@ from evaluators.tasks.training import Lesson, compute_device, finetune, mean_los
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
-_FORMAT = 4  # 1 held one tensor, 2 a decoder without a branch, 3 never the grid's levels after post-training
+_FORMAT = 5  # 1 held one tensor, 2 a decoder without a branch, 3 no grid's levels, 4 was trained on labels
 _CALIBRATION_PICTURES = 1000
 _CONTEXT_FORMAT = 1
 
@@ -117,7 +117,7 @@ class Candidates:
         history = finetune(
             tail.to(device),
             bottleneck.to(device),
-            self._bank.lesson(config.partition, head is not None),
+            self._bank.lesson(config.partition, self._settings.scope),
             self._settings,
             head=head and head.to(device),
             grid=grid,
@@ -142,9 +142,9 @@ class Candidates:
         fitted = tuple(calibrate(tensor, config.bits) for tensor in activations)
         if not config.tcl:
             return fitted
-        lesson = self._bank.lesson(config.partition, False)
+        lesson, share = self._bank.lesson(config.partition, self._settings.scope), self._settings.distillation
         return min(
-            fitted, grid_levels, key=lambda levels: _loss_with(trained, activations, levels, config.bits, lesson)
+            fitted, grid_levels, key=lambda levels: _loss_with(trained, activations, levels, config.bits, lesson, share)
         )
 
     def _activations(self, config: SplitConfig, candidate: Candidate) -> Tensors:
@@ -203,13 +203,18 @@ class Candidates:
 
 
 def _loss_with(
-    candidate: Candidate, activations: Tensors, levels: Sequence[wire.TensorLevels], bits: int, lesson: Lesson
+    candidate: Candidate,
+    activations: Tensors,
+    levels: Sequence[wire.TensorLevels],
+    bits: int,
+    lesson: Lesson,
+    distillation: float,
 ) -> float:
     """Task loss of a candidate that sends these levels."""
     sent = zip((tensor.numpy() for tensor in activations), levels, strict=True)
     received = tuple(torch.from_numpy(wire.dequantize(wire.quantize(z, own, bits), own, bits)) for z, own in sent)
     device = compute_device()
-    loss = mean_loss(candidate.tail.to(device), candidate.bottleneck.to(device).decoder, received, lesson)
+    loss = mean_loss(candidate.tail.to(device), candidate.bottleneck.to(device).decoder, received, lesson, distillation)
     candidate.tail.cpu()
     candidate.bottleneck.cpu()
     return loss

@@ -62,14 +62,17 @@ class FinetuneSettings:
     the features. ``scope`` says what is trained: ``bottleneck`` (encoder and decoder), ``tail`` (those and everything
     after the cut) or ``all`` (the head too, which then has to run for every picture of every epoch). ``quantization``
     comes after training, or takes part in it (straight-through). ``ramp`` is how TCL rises over training.
+    ``distillation`` is the share of the task loss that is distillation from the uncut model; the rest is cross-entropy
+    with the labels. At 1 no label is needed: pictures that the uncut model was trained on teach little else.
     """
 
     images: int = 4000
     epochs: int = 1
     warm_start: int = 400
     batch_size: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-4
     tail_learning_rate: float = 3e-5
+    distillation: float = 1.0
     scope: Scope = "tail"
     quantization: Quantization = "post-training"
     ramp: Ramp = "cosine"

@@ -53,15 +53,14 @@ def same(some, others):
 
 
 def loss_with(candidate, activations, levels, bank, partition):
-    """Half cross-entropy, half distillation at temperature 2, computed in one go."""
+    """Distillation at temperature 2, computed in one go."""
     z = activations.numpy()
     received = torch.from_numpy(wire.dequantize(wire.quantize(z, levels, 1), levels, 1))
-    lesson = bank.lesson(partition, False)
+    lesson = bank.lesson(partition, "tail")
     with torch.no_grad():
         scores = candidate.tail(*candidate.bottleneck.decoder(received))
     shares, wanted = functional.log_softmax(scores / 2, 1), functional.softmax(lesson.teacher / 2, 1)
-    soft = (wanted * (wanted.log() - shares)).sum(1).mean() * 4
-    return float(functional.cross_entropy(scores, lesson.labels) + soft) / 2
+    return float((wanted * (wanted.log() - shares)).sum(1).mean() * 4)
 
 
 @pytest.mark.parametrize("tcl", [0.01, 3.0, 300.0])
@@ -69,7 +68,7 @@ def test_with_tcl_a_candidate_sends_the_levels_of_lower_loss(tmp_path, split, ba
     candidate, activations = trained(tmp_path, split, bank, tcl)
     rivals = [calibrate(activations, 1), evenly_spaced(activations)]
     losses = [loss_with(candidate, activations, levels, bank, split.points[0].name) for levels in rivals]
-    assert abs(losses[0] - losses[1]) > 1e-3  # else nothing is chosen here
+    assert abs(losses[0] - losses[1]) > 0.1 * max(losses)  # else nothing is chosen here
     assert same(candidate.levels[0], rivals[int(np.argmin(losses))])
 
 

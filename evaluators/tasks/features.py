@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import OrderedDict
 from typing import Literal
@@ -11,7 +12,9 @@ from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
 from evaluators.models.cut import SplitModel
+from evaluators.settings import Scope
 from evaluators.tasks.data import Dataset, Pictures
+from evaluators.tasks.statistics import renew_statistics
 from evaluators.tasks.training import Lesson, compute_device
 from spaces.partition import OUTPUT
 
@@ -68,16 +71,37 @@ class FeatureBank:
         parts = []
         with torch.no_grad():
             for start in range(0, len(pictures), _BATCH):
-                batch = pictures.inputs(self.dataset.picture, start, start + _BATCH).to(device)
-                parts.append([tensor.cpu() for tensor in head(batch.to(memory_format=torch.channels_last))])
+                batch = self._inputs(pictures, slice(start, start + _BATCH))
+                parts.append([tensor.cpu() for tensor in head(batch)])
         head.cpu()  # it may share its modules with the uncut model, which others expect here
         return tuple(torch.cat(tensors) for tensors in zip(*parts))
 
-    def lesson(self, partition: str, with_pictures: bool) -> Lesson:
-        """What candidates at a point learn from."""
-        inputs = self.train.inputs(self.dataset.picture) if with_pictures else None
-        features, labels = self.features(partition, "train"), self.train.labels
-        return Lesson(features=features, labels=labels, teacher=self.scores("train"), inputs=inputs)
+    def lesson(self, partition: str, scope: Scope) -> Lesson:
+        """What candidates at a point learn from.
+
+        The teacher is the uncut model with the BatchNorm statistics that the tails get as well, where they change.
+        """
+        inputs = self.train.inputs(self.dataset.picture) if scope == "all" else None
+        teacher = self.scores("train") if scope == "bottleneck" else self._renewed_scores
+        return Lesson(
+            features=self.features(partition, "train"), labels=self.train.labels, teacher=teacher, inputs=inputs
+        )
+
+    @functools.cached_property
+    def _renewed_scores(self) -> torch.Tensor:
+        """Class scores of the uncut model on the training pictures, its BatchNorm statistics renewed."""
+        network = copy.deepcopy(self._split.head(OUTPUT)).to(compute_device())
+
+        def scores(part: slice) -> torch.Tensor:
+            found: torch.Tensor = network(self._inputs(self.train, part))[0]
+            return found
+
+        renew_statistics([network], scores, self.train.labels)
+        return self.through(network.cpu(), self.train)[0]
+
+    def _inputs(self, pictures: Pictures, part: slice) -> torch.Tensor:
+        found = pictures.inputs(self.dataset.picture, part.start, part.stop).to(compute_device())
+        return found.to(memory_format=torch.channels_last)
 
     def _make_room(self, newest: tuple[str, Role]) -> None:
         # The uncut model's scores are small, and needed by every trial.

@@ -28,7 +28,7 @@ def finetuned_uncut(
     tail = copy.deepcopy(split.tail(partition)).to(device)
     learns = settings.scope == "all"
     head = copy.deepcopy(split.head(partition)).to(device) if learns else None
-    finetune(tail, None, bank.lesson(partition, learns), settings, head=head, seed=seed)
+    finetune(tail, None, bank.lesson(partition, settings.scope), settings, head=head, seed=seed)
     features = bank.through(head.cpu(), bank.validation) if head else bank.features(partition, "validation")
     with torch.no_grad():
         batches = zip(*(tensor.split(_BATCH) for tensor in features))

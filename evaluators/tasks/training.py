@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.compression.warm_start import SHARPNESS_RATE, importance, warm_cosine, warm_start
+from evaluators.models.cut import first_tensor
 from evaluators.settings import FinetuneSettings
+from evaluators.tasks.statistics import renew_statistics
 
 _GRADIENT_NORM = 5.0
 _TEMPERATURE = 2.0  # of the distillation
@@ -88,14 +90,16 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Start a bottleneck, then fine-tune it and, if the scope says so, the tail behind it, in place.
 
-    It starts in closed form, then learns to rebuild the features (:func:`warm_start`), then the task.
+    BatchNorm statistics are estimated anew on these pictures (:func:`renew_statistics`) before anything else, where the
+    tail may change, and then stay as they are, so that the levels do not move with the batch. The bottleneck starts in
+    closed form, then learns to rebuild the features (:func:`warm_start`), then the task.
 
-    The loss is half cross-entropy and half distillation from the uncut model, plus TCL. BatchNorm statistics stay as
-    they are, so the levels do not move with the batch. Deterministic for a seed on a CPU.
+    The loss is distillation from the uncut model and cross-entropy, in the proportion that the settings give, plus TCL.
+    Deterministic for a seed on a CPU.
 
     Args:
         tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
-        bottleneck: between features and tail; None fine-tunes the uncut model's tail.
+        bottleneck: between features and tail; None fine-tunes the uncut model's tail, if the scope has it.
         lesson: what to learn from.
         settings: epochs, batch size, learning rates, scope.
         head: trained in scope ``all``, and needed there; otherwise ``lesson.features`` stand for it.
@@ -122,6 +126,10 @@ def finetune(
     total = batches * settings.epochs
     history: list[dict[str, Any]] = []
     tail.eval()
+    if settings.scope != "bottleneck":
+        _renew(head, tail, lesson)
+    elif bottleneck is None:
+        return history
     done, all_steps = 0, total
     if bottleneck is not None and grid is not None:
         weights = _importance(tail, bottleneck, lesson)
@@ -157,7 +165,8 @@ def finetune(
                     rounded = settings.quantization == "straight-through"
                     signal = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
                 scores = tail(*signal)
-            loss = task = _task_loss(scores.float(), lesson.labels[index].to(device), lesson.teacher[index].to(device))
+            labels, teacher = lesson.labels[index].to(device), lesson.teacher[index].to(device)
+            loss = task = _task_loss(scores.float(), labels, teacher, settings.distillation)
             if bottleneck is not None and grid is not None:
                 joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
                 cluster, settled = clustering_loss(joined, grid), settled_share(joined, grid)
@@ -179,7 +188,7 @@ def finetune(
 
 
 @torch.no_grad()
-def mean_loss(tail: nn.Module, decoder: nn.Module, received: Tensors, lesson: Lesson) -> float:
+def mean_loss(tail: nn.Module, decoder: nn.Module, received: Tensors, lesson: Lesson, distillation: float) -> float:
     """The task loss when the decoder gets ``received``, one tensor (N, K, ...) for each that crosses the cut, of the
     first N pictures of the lesson.
     """
@@ -187,7 +196,8 @@ def mean_loss(tail: nn.Module, decoder: nn.Module, received: Tensors, lesson: Le
     for index in torch.arange(len(received[0])).split(_EVALUATION_BATCH):
         with autocast(tail):
             scores = tail(*decoder(*(tensor[index].to(device) for tensor in received)))
-        loss = _task_loss(scores.float(), lesson.labels[index].to(device), lesson.teacher[index].to(device))
+        labels, teacher = lesson.labels[index].to(device), lesson.teacher[index].to(device)
+        loss = _task_loss(scores.float(), labels, teacher, distillation)
         losses.append(loss.item() * len(index))
     return sum(losses) / len(received[0])
 
@@ -208,7 +218,7 @@ def _parameter_groups(
         for parameter in head.parameters():
             parameter.requires_grad_(True)
         groups.append({"params": list(head.parameters()), "lr": settings.tail_learning_rate})
-    train_tail = settings.scope != "bottleneck" or bottleneck is None
+    train_tail = settings.scope != "bottleneck"
     for parameter in tail.parameters():
         parameter.requires_grad_(train_tail)
     if train_tail:
@@ -217,6 +227,19 @@ def _parameter_groups(
         groups.append({"params": bottleneck.weights(), "lr": settings.learning_rate})
         groups.append({"params": bottleneck.sharpness(), "lr": SHARPNESS_RATE, "weight_decay": 0.0})
     return groups
+
+
+def _renew(head: nn.Module | None, tail: nn.Module, lesson: Lesson) -> None:
+    device = compute_device()
+
+    def scores(part: slice) -> torch.Tensor:
+        features = _features(head, lesson, torch.arange(part.start, part.stop), device)
+        found: torch.Tensor = first_tensor(tail(*features))
+        return found
+
+    if head is not None:
+        head.eval()
+    renew_statistics([tail] if head is None else [head, tail], scores, lesson.labels)
 
 
 def _importance(tail: nn.Module, bottleneck: Bottleneck, lesson: Lesson) -> list[torch.Tensor]:
@@ -228,20 +251,21 @@ def _importance(tail: nn.Module, bottleneck: Bottleneck, lesson: Lesson) -> list
         # Copies: a tail may work in place, and others need these.
         signal = tuple(tensor[part].to(device, copy=True).requires_grad_() for tensor in lesson.features)
         scores = tail(*(tensor * 1.0 for tensor in signal))
-        loss = _task_loss(scores, lesson.labels[part].to(device), lesson.teacher[part].to(device))
+        loss = _task_loss(scores, lesson.labels[part].to(device), lesson.teacher[part].to(device), 0.5)
         gradients.append(torch.autograd.grad(loss, signal))
     axes = [-1 if encoder.moved else 1 for encoder in bottleneck.encoders]
     return importance([torch.cat(parts).cpu() for parts in zip(*gradients)], axes)
 
 
-def _task_loss(scores: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def _task_loss(scores: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor, distillation: float) -> torch.Tensor:
+    """Cross-entropy and distillation (Hinton et al., arXiv 1503.02531), the latter with this share."""
     hard = functional.cross_entropy(scores, labels)
     soft = functional.kl_div(
         functional.log_softmax(scores / _TEMPERATURE, 1),
         functional.softmax(teacher / _TEMPERATURE, 1),
         reduction="batchmean",
     )
-    return 0.5 * hard + 0.5 * _TEMPERATURE**2 * soft
+    return (1.0 - distillation) * hard + distillation * _TEMPERATURE**2 * soft
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -1,0 +1,63 @@
+"""BatchNorm statistics, estimated anew on the pictures that a network will see.
+
+Weights come with statistics of their own training, of augmented pictures and perhaps of other sizes. The given
+ResNet-50 was trained at 32, 48 and 64 pixels; with statistics of 1,000 training pictures at 64 it gets 60.4 % of the
+search-validation pictures right instead of 55.0 % (benchmarks/results/README.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+PICTURES = 1000
+_BATCH = 125
+
+
+@torch.no_grad()
+def renew_statistics(modules: Sequence[nn.Module], run: Callable[[slice], torch.Tensor], labels: torch.Tensor) -> bool:
+    """Replace the statistics of all BatchNorm layers by means over training pictures, in place, if that helps.
+
+    It helps where the cross-entropy on these pictures falls; otherwise everything stays as it was.
+
+    Args:
+        modules: what ``run`` runs, all in eval mode, before and afterwards.
+        run: class scores (n, classes) of some of the pictures.
+        labels: classes (N,) of the pictures; the first 1,000 are used.
+
+    Returns:
+        Whether the statistics were replaced.
+    """
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in layers if layer.running_mean is not None]
+    labels = labels[:PICTURES]
+    parts = [slice(start, min(start + _BATCH, len(labels))) for start in range(0, len(labels), _BATCH)]
+    parts = [part for part in parts if part.stop - part.start > 1]  # a variance needs two
+    if not layers or not parts:
+        return False
+
+    def loss() -> float:
+        scores = torch.cat([run(part).float().cpu() for part in parts])
+        return functional.cross_entropy(scores, labels[: len(scores)]).item()
+
+    kept = [{name: value.clone() for name, value in layer.state_dict().items()} for layer in layers]
+    momenta = [layer.momentum for layer in layers]
+    before = loss()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over batches
+        layer.train()
+    for part in parts:
+        run(part)
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+        layer.eval()
+    if loss() < before:
+        return True
+    for layer, state in zip(layers, kept):
+        layer.load_state_dict(state)
+    return False

@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from evaluators.latency.profile_files import read_profile, refuse_unknown
+from evaluators.result import Source
 from spaces.config import is_number
-from spaces.errors import SpecError
+from spaces.errors import MeasurementError, SpecError
+
+PROBE_FORMAT = 1  # of what evaluators/edge/probe.py returns
+_NUMBERS = ("rate_mb_per_s", "rtt_ms", "jitter_ms")
+_KINDS = (Source.MODELLED, Source.RECORDED)
+_P90_DEVIATIONS = 1.2816  # of a normal distribution lie below its 90th percentile
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
-    """A link: rate in 10^6 bytes a second, round trip in milliseconds."""
+    """A link from the device to the server and back.
+
+    Attributes:
+        rate_mb_per_s: bytes of payload a second from device to server, in 10^6; lower layers' headers do not count.
+        rtt_ms: a few bytes there and a few bytes back, the median.
+        jitter_ms: standard deviation, from one payload to the next, of the whole way: payload there, answer back. A
+            payload's own time at the link's rate counts as constant, so this is the deviation of the round trip.
+        name: of the profile, if it has one.
+        source: where the numbers come from, in words.
+        origin: what kind of numbers they are: given or nominal (modelled), measured once and kept (recorded), or
+            measured for this use (measured).
+    """
 
     rate_mb_per_s: float
     rtt_ms: float = 0.0
+    jitter_ms: float = 0.0
     name: str = ""
+    source: str = ""
+    origin: Source = Source.MODELLED
 
     def __post_init__(self) -> None:
         if not (is_number(self.rate_mb_per_s) and self.rate_mb_per_s > 0):
             raise SpecError("rate_mb_per_s", self.rate_mb_per_s, "a number above 0 is needed (10^6 bytes a second)")
-        if not (is_number(self.rtt_ms) and self.rtt_ms >= 0):
-            raise SpecError("rtt_ms", self.rtt_ms, "a number from 0 is needed (milliseconds)")
+        for key in ("rtt_ms", "jitter_ms"):
+            value = getattr(self, key)
+            if not (is_number(value) and value >= 0):
+                raise SpecError(key, value, "a number from 0 is needed (milliseconds)")
 
     def latency_ms(self, payload_bytes: float) -> float:
-        """One round trip plus the time the payload takes at the link's rate; the answer's few bytes count as none."""
+        """One round trip plus the time the payload takes at the link's rate; the answer's few bytes count as none.
+
+        A median: jitter does not change it.
+        """
         return self.rtt_ms + self.busy_ms(payload_bytes)
+
+    def p90_ms(self, payload_bytes: float) -> float:
+        """What nine payloads of ten do not exceed, if the jitter is normally distributed."""
+        return self.latency_ms(payload_bytes) + _P90_DEVIATIONS * self.jitter_ms
 
     def busy_ms(self, payload_bytes: float) -> float:
         """How long the payload occupies the link."""
@@ -34,25 +65,78 @@ class LinkProfile:
 
     @property
     def label(self) -> str:
-        """For people: ``2 MB/s, 2 ms round trip``."""
-        return f"{self.rate_mb_per_s:g} MB/s, {self.rtt_ms:g} ms round trip"
+        """For people: ``2 MB/s, 2 ms round trip``, and ``+-0.5 ms`` where there is jitter."""
+        jitter = f" +-{self.jitter_ms:.3g} ms" if self.jitter_ms else ""
+        return f"{self.rate_mb_per_s:.4g} MB/s, {self.rtt_ms:.4g} ms round trip{jitter}"
+
+    def describe(self) -> dict[str, Any]:
+        """As a study's environment keeps it. JSON-ready; ``source`` is the kind of numbers, as it is for a machine."""
+        return {
+            "name": self.name or self.label,
+            "source": str(self.origin),
+            "how": f"{self.origin}, {self.label}" if self.name else str(self.origin),
+            "rate_mb_per_s": self.rate_mb_per_s,
+            "rtt_ms": self.rtt_ms,
+            "jitter_ms": self.jitter_ms,
+            "reference": self.source or None,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        return {**asdict(self), "origin": str(self.origin)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LinkProfile:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "origin": Source(data["origin"])})
 
 
 def load_link(value: Any) -> LinkProfile:
-    """A link from a study file: the name of a profile, a path, or ``{rate_mb_per_s, rtt_ms}``.
+    """A link from a study file: the name of a profile, a path, or ``{rate_mb_per_s, rtt_ms, jitter_ms, name}``.
 
     Raises:
         SpecError: no such profile, or one that cannot be right.
     """
     if isinstance(value, str):
-        data = read_profile(value, "links", "link")
-        value = {key: data[key] for key in ("rate_mb_per_s", "rtt_ms", "name") if key in data}
-    if not isinstance(value, dict):
-        raise SpecError("link", value, "the name of a profile or {rate_mb_per_s: ..., rtt_ms: ...} is needed")
-    refuse_unknown(value, {"rate_mb_per_s", "rtt_ms", "name"}, "link")
-    if "rate_mb_per_s" not in value:
+        return _from_file(value)
+    if isinstance(value, dict):
+        refuse_unknown(value, {*_NUMBERS, "name"}, "link")
+        return _build(value)
+    raise SpecError("link", value, "the name of a profile or {rate_mb_per_s: ..., rtt_ms: ...} is needed")
+
+
+def measured_link(probe_result: Mapping[str, Any], name: str) -> LinkProfile:
+    """The link that ``evaluators/edge/probe.py`` measured.
+
+    Raises:
+        MeasurementError: this is not what a probe returns.
+    """
+    if not isinstance(probe_result, Mapping) or probe_result.get("format") != PROBE_FORMAT:
+        raise MeasurementError(f"this is no measurement of a link with format {PROBE_FORMAT}: {probe_result!r:.120}")
+    try:
+        numbers = {key: probe_result[key] for key in _NUMBERS}
+        source = f"a transfer of {probe_result['bytes']:,} bytes"
+        return LinkProfile(**numbers, name=name, source=source, origin=Source.MEASURED)
+    except (KeyError, TypeError, ValueError, SpecError) as error:
+        raise MeasurementError(f"this measurement of a link is not readable ({error}): {probe_result!r:.120}") from None
+
+
+def _from_file(name: str) -> LinkProfile:
+    data = read_profile(name, "links", "link")
+    refuse_unknown(data, {"format", "name", "kind", *_NUMBERS, "source", "note"}, "link")
+    if data.get("kind") not in _KINDS:
+        raise SpecError("link.kind", data.get("kind"), f"one of these is needed: {', '.join(_KINDS)}")
+    source = data.get("source")
+    if not (isinstance(source, str) and source.strip()):
+        raise SpecError("link.source", source, "words are needed: where do the numbers come from?")
+    given = {key: data[key] for key in (*_NUMBERS, "name") if key in data}
+    return _build({"name": Path(name).stem, **given}, source=source.strip(), origin=Source(data["kind"]))
+
+
+def _build(given: dict[str, Any], **more: Any) -> LinkProfile:
+    if "rate_mb_per_s" not in given:
         raise SpecError("link.rate_mb_per_s", None, "a number above 0 is needed (10^6 bytes a second)")
     try:
-        return LinkProfile(**value)
+        return LinkProfile(**given, **more)
     except SpecError as error:
         raise error.inside("link") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator, Progress
+from evaluators.latency.links import LinkProfile
 from evaluators.result import Evaluation, LatencyParts, Source, Sources
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
@@ -89,8 +90,9 @@ class FakeEvaluator(Evaluator):
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Evaluator`."""
-        place = {"name": "fake", "source": "modelled", "factor": 1.0}
-        return {"device": place, "server": place, "link": {"rate_mb_per_s": 1.0, "rtt_ms": 0.0}}
+        place = {"name": "fake", "source": "modelled", "how": "modelled in closed form"}
+        link = LinkProfile(rate_mb_per_s=1.0)
+        return {"device": place, "server": place, "link": link.describe()}
 
 
 def _evaluation(

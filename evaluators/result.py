@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from spaces.config import SplitConfig
+from spaces.work import Work
 
 MOST_SPREAD = 0.25  # of a timing that is not marked as doubtful
 
 
 class Source(StrEnum):
-    """Where a number comes from. A sum is only as good as its worst part, so the three are never merged."""
+    """Where a number comes from: timed for this study, kept in a profile since somebody timed it, or computed."""
 
     MEASURED = "measured"
     RECORDED = "recorded"
     MODELLED = "modelled"
 
+    @classmethod
+    def weakest(cls, sources: Iterable[Source]) -> Source:
+        """What a sum of such numbers is: only as good as its worst part. At least one source is needed."""
+        return max(sources, key=list(cls).index)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the latency of each of the three places comes from."""
+    """Where the latency of each of the three places comes from: the weakest of its parts' sources."""
 
     device: Source
     server: Source
@@ -41,8 +47,9 @@ class Timing:
         p50_ms: the median; what latencies are made of.
         p90_ms: the 90th percentile.
         spread: interquartile range over median.
-        repeats: number of runs.
+        repeats: number of runs; 0 where nobody noted it, or where nothing ran.
         throttling: what slowed the machine down meanwhile, by name.
+        source: how the numbers came about.
     """
 
     p50_ms: float
@@ -50,6 +57,12 @@ class Timing:
     spread: float
     repeats: int
     throttling: tuple[str, ...] = ()
+    source: Source = Source.MEASURED
+
+    @classmethod
+    def single(cls, ms: float, source: Source) -> Timing:
+        """A latency of which nothing but the number is known."""
+        return cls(p50_ms=ms, p90_ms=ms, spread=0.0, repeats=0, source=source)
 
     @property
     def doubt(self) -> str:
@@ -59,17 +72,40 @@ class Timing:
         return f"spread {self.spread:.0%}" if self.spread > MOST_SPREAD else ""
 
     def scaled(self, factor: float) -> Timing:
-        """On a machine that takes ``factor`` times as long."""
-        return replace(self, p50_ms=self.p50_ms * factor, p90_ms=self.p90_ms * factor)
+        """On a machine that takes ``factor`` times as long, which makes it a modelled number."""
+        return replace(self, p50_ms=self.p50_ms * factor, p90_ms=self.p90_ms * factor, source=Source.MODELLED)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**asdict(self), "throttling": list(self.throttling)}
+        return {**asdict(self), "throttling": list(self.throttling), "source": str(self.source)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Timing:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{**data, "throttling": tuple(data["throttling"])})
+        source = Source(data.get("source", Source.MEASURED))  # tables of earlier versions held nothing else
+        return cls(**{**data, "throttling": tuple(data["throttling"]), "source": source})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A stage to be timed on some machine.
+
+    Attributes:
+        key: what its latency depends on, ``layer1.0/r0.25``; equal keys take equally long.
+        work: what a network does in it; None for what is no network, such as packing.
+    """
+
+    key: str
+    work: Work | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"key": self.key, "work": self.work and self.work.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+        """The inverse of :meth:`to_dict`."""
+        return cls(key=data["key"], work=Work.from_dict(data["work"]) if data["work"] else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +161,11 @@ class Evaluation:
         accuracy: in 0..1, through the real byte path, on the search-validation split.
         payload_bytes: mean length of the real payloads, header included.
         latency: the parts; their sum is the latency objective.
-        sources: where the latency parts come from.
+        sources: where the latency parts of device, server and link come from; of each the weakest.
         link_busy_ms: how long the payload occupies the link; the rest of ``latency.link_ms`` is the way.
+        link_p90_ms: the link's part in the slowest tenth of cases, for a link with jitter.
         timings: of the stages behind the parts, ``head`` for ``head_ms``; none where they are not known.
+        jobs: the stages as any other machine can be asked for them.
         accuracy_drop_pp: accuracy of the uncut model, as given, minus this one, on the same pictures.
         drop_interval_pp: 95 % confidence interval of that paired difference.
         details: whatever else helps to understand the result, JSON-ready.
@@ -140,7 +178,9 @@ class Evaluation:
     latency: LatencyParts
     sources: Sources
     link_busy_ms: float = 0.0
+    link_p90_ms: float = 0.0
     timings: Mapping[str, Timing] = field(default_factory=dict)
+    jobs: Mapping[str, Job] = field(default_factory=dict)
     accuracy_drop_pp: float = 0.0
     drop_interval_pp: tuple[float, float] = (0.0, 0.0)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -149,6 +189,22 @@ class Evaluation:
     def latency_ms(self) -> float:
         """Sum of the parts."""
         return self.latency.total_ms
+
+    @property
+    def latency_p90_ms(self) -> float:
+        """The parts' 90th percentiles added up: nine pictures of ten are faster, unless all parts are slow together."""
+        timed = sum(timing.p90_ms for timing in self.timings.values())
+        rest = sum(ms for name, ms in self.latency.to_dict().items() if name.removesuffix("_ms") not in self.timings)
+        return timed + rest - self.latency.link_ms + max(self.link_p90_ms, self.latency.link_ms)
+
+    def source_of(self, part: str) -> Source:
+        """Where one part of the latency comes from, ``head_ms`` say."""
+        timing = self.timings.get(part.removesuffix("_ms"))
+        if timing is not None:
+            return timing.source
+        place = "link" if part == "link_ms" else "device" if part in DEVICE_PARTS else "server"
+        found: Source = getattr(self.sources, place)
+        return found
 
     @property
     def frames_per_s(self) -> float:
@@ -171,6 +227,8 @@ class Evaluation:
             "latency": self.latency.to_dict(),
             "sources": self.sources.to_dict(),
             "link_busy_ms": self.link_busy_ms,
+            "link_p90_ms": self.link_p90_ms,
+            "jobs": {stage: job.to_dict() for stage, job in self.jobs.items()},
             "timings": {stage: timing.to_dict() for stage, timing in self.timings.items()},
             "accuracy_drop_pp": self.accuracy_drop_pp,
             "drop_interval_pp": list(self.drop_interval_pp),
@@ -188,8 +246,10 @@ class Evaluation:
             payload_bytes=data["payload_bytes"],
             latency=LatencyParts(**data["latency"]),
             sources=Sources(**{key: Source(value) for key, value in data["sources"].items()}),
-            # Studies of earlier versions know neither.
+            # Studies of earlier versions know nothing of these four.
             link_busy_ms=data.get("link_busy_ms", data["latency"]["link_ms"]),
+            link_p90_ms=data.get("link_p90_ms", data["latency"]["link_ms"]),
+            jobs={stage: Job.from_dict(job) for stage, job in data.get("jobs", {}).items()},
             timings={stage: Timing.from_dict(timing) for stage, timing in data.get("timings", {}).items()},
             accuracy_drop_pp=data["accuracy_drop_pp"],
             drop_interval_pp=(low, high),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from evaluators.base import Evaluator, Progress
 from evaluators.candidates import Candidates
 from evaluators.edge import halves
 from evaluators.edge.circumstances import machine as this_machine
+from evaluators.latency.compose import latency_fields
+from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile
-from evaluators.latency.profiles import MachineProfile
-from evaluators.latency.reference import machine_for
-from evaluators.latency.runners import LocalRunner, Runner
-from evaluators.latency.stopwatch import Stopwatch, Timings
+from evaluators.latency.machine_for import machine_for
+from evaluators.latency.machines import NotRecorded
+from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
+from evaluators.latency.runners import Runner
+from evaluators.latency.stopwatch import Stages, Stopwatch
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
@@ -51,13 +55,17 @@ _CARVED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """All that a :class:`SplitEvaluator` needs to know. ``seed`` fixes training, not the split of the data."""
+    """All that a :class:`SplitEvaluator` needs to know.
+
+    A ``link`` of None is measured, once, between device and this machine. ``seed`` fixes training, not the split of the
+    data.
+    """
 
     model: ModelSettings
     data: DataSettings
     device: MachineProfile
     server: MachineProfile
-    link: LinkProfile
+    link: LinkProfile | None
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     seed: int = 0
@@ -87,7 +95,7 @@ class SplitEvaluator(Evaluator):
     Args:
         settings: what to score on what.
         folder: where trained candidates and timings are kept; made when something is kept.
-        runner: takes the timings; tests hand in one of their own.
+        runner: takes the timings in place of the machines' own; for tests.
 
     Raises:
         SpecError: model, weights or data do not exist or do not fit each other.
@@ -95,7 +103,7 @@ class SplitEvaluator(Evaluator):
 
     def __init__(self, settings: SplitSettings, folder: Path, runner: Runner | None = None) -> None:
         self._settings, self._folder = settings, folder
-        self._runner = runner or LocalRunner()
+        self._runner = runner
         self._dataset = open_dataset(settings.data)
         if settings.model.num_classes != len(self._dataset.classes):
             found = f"{settings.data.name} has {len(self._dataset.classes)} classes; give that number"
@@ -120,7 +128,13 @@ class SplitEvaluator(Evaluator):
 
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
         """See :class:`Evaluator`."""
-        return [0.0 if point.name == INPUT else self._stopwatch.head(point.name).p50_ms for point in points]
+        return [0.0 if point.name == INPUT else self._head_ms(point.name) for point in points]
+
+    def _head_ms(self, partition: str) -> float | None:
+        try:
+            return self._stopwatch.head(partition).timings["head"].p50_ms
+        except NotRecorded:
+            return None
 
     @property
     def is_trained(self) -> bool:
@@ -153,7 +167,7 @@ class SplitEvaluator(Evaluator):
         features = candidate.features(self._bank, config.partition, "validation")
         score = candidate.score(config, features)
         elements = sum(tensor[0].numel() for tensor in features)
-        timings = self._stopwatch.split(config, candidate, score.sample)
+        stages = self._stopwatch.split(config, candidate, score.sample)
         point = self._split.tap(config.partition).point
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.kept),
@@ -162,7 +176,7 @@ class SplitEvaluator(Evaluator):
             "bits_per_element": 8 * score.payload_bytes / elements,
             "training": candidate.history,
         }
-        return self._evaluation(config.label, score.predictions, score.payload_bytes, timings, config, details)
+        return self._evaluation(config.label, score.predictions, score.payload_bytes, stages, config, details)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
@@ -228,7 +242,7 @@ class SplitEvaluator(Evaluator):
             "versions": versions,
             "device": device,
             "server": server,
-            "link": {"rate_mb_per_s": self._settings.link.rate_mb_per_s, "rtt_ms": self._settings.link.rtt_ms},
+            "link": self._link.describe(),
             "pictures": {"fine-tuning": len(self._bank.train), "search-validation": len(self._bank.validation)},
             "seed": self._settings.seed,
             "baseline": None if self._loaded_trained else baseline_record(self._baseline_path),
@@ -267,12 +281,23 @@ class SplitEvaluator(Evaluator):
         return StageTable(self._folder / "latency.json")
 
     @functools.cached_property
+    def _link(self) -> LinkProfile:
+        """Given, or measured once and kept, so that all trials are compared over the same link."""
+        if self._settings.link is not None:
+            return self._settings.link
+        kept = self._folder / "link.json"
+        if not kept.exists():
+            found = measure_link(self._settings.device)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found.to_dict()) + "\n")
+        return LinkProfile.from_dict(json.loads(kept.read_text()))
+
+    @functools.cached_property
     def _stopwatch(self) -> Stopwatch:
         settings = self._settings
         return Stopwatch(
-            machine_for(settings.device, self._runner, self._table),
-            machine_for(settings.server, self._runner, self._table),
-            settings.link,
+            machine_for(settings.device, self._table, self._runner),
+            machine_for(settings.server, self._table, self._runner),
             self._split,
             self._dataset.picture,
             self._bank.validation.pixels[0],
@@ -299,34 +324,35 @@ class SplitEvaluator(Evaluator):
 
     def _jpeg(self, quality: int) -> Evaluation:
         predictions, size = on_jpeg(self._bank, quality)
-        timings = self._stopwatch.server_only(quality)
-        return self._evaluation(f"server-only, JPEG {quality}", predictions, size, timings)
+        stages = self._stopwatch.server_only(quality)
+        return self._evaluation(f"server-only, JPEG {quality}", predictions, size, stages)
 
     def _evaluation(
         self,
         name: str,
         predictions: np.ndarray,
         payload_bytes: float,
-        timings: Timings,
+        stages: Stages,
         config: SplitConfig | None = None,
         details: dict[str, Any] | None = None,
     ) -> Evaluation:
         right = predictions == self._labels
         drop, interval = paired_drop_pp(self._reference_right, right)
+        watch = self._stopwatch
         return Evaluation(
             name=name,
             config=config,
             accuracy=float(right.mean()),
             payload_bytes=payload_bytes,
-            latency=self._stopwatch.compose(timings, payload_bytes),
-            sources=self._stopwatch.sources,
-            link_busy_ms=self._settings.link.busy_ms(payload_bytes),
-            timings=timings,
+            jobs=stages.jobs,
             accuracy_drop_pp=drop,
             drop_interval_pp=interval,
             details=details or {},
+            **latency_fields(stages.timings, payload_bytes, watch.device, watch.server, self._link),
         )
 
     @staticmethod
     def _threads(profile: MachineProfile) -> int:
-        return profile.reference.threads if profile.reference else profile.threads
+        """For the runtime on the machine itself, where an exported half will run."""
+        how = profile.how
+        return how.reference.threads if isinstance(how, Scaling | Fitting) else profile.threads

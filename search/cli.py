@@ -140,7 +140,8 @@ def replay(
     from search import study as studies
 
     loaded, opened = _open(study, storage, out)
-    changes = replays.read_changes(loaded, studies.run_folder(loaded, out), device, server, link, rates)
+    folder, was = studies.run_folder(loaded, out), studies.environment(opened)
+    changes = replays.read_changes(loaded, was, folder, device, server, link, rates)
     scenes = replays.replay_study(opened, loaded, changes)
     if as_json:
         _print_json({"format": 1, "study": loaded.name, "replays": [scene.to_dict() for scene in scenes]})
@@ -220,6 +221,38 @@ def export(
     _stdout().print(
         f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['pictures']} pictures"
     )
+
+
+@app.command()
+def profile(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="local, or ssh://user@host:port.")],
+    study: Annotated[
+        Optional[str], typer.Option(help="Record what this study needs: its model, points, AE ratios and bit-widths.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Without --study: the network.")] = "torchvision/resnet50",
+    image_size: Annotated[int, typer.Option(min=8, help="Without --study: side of its input in pixels.")] = 224,
+    role: Annotated[str, typer.Option(help="device (heads), server (tails) or both.")] = "device",
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads there; all cores unless given.")] = None,
+    key: Annotated[Optional[Path], typer.Option(help="SSH identity file.")] = None,
+    known_hosts: Annotated[Optional[Path], typer.Option(help="SSH known-hosts file.")] = None,
+    python: Annotated[
+        Optional[str], typer.Option(help="A Python there that has numpy, pillow and onnxruntime; made there if not.")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="Also measure the link from there to here.")] = False,
+    name: Annotated[Optional[str], typer.Option(help="Of the profile.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("-o", "--output", help="The file; in hardware_profiles/devices unless given.")
+    ] = None,
+) -> None:
+    """Measure a device and write a hardware profile."""
+    from search import profiling
+
+    there = {"threads": threads, "key": key, "known_hosts": known_hosts, "python": python}
+    settings = {"name": target} | {option: value for option, value in there.items() if value is not None}
+    asked = profiling.Asked(settings=settings, study=study, model=model, image_size=image_size, role=role, name=name)
+    _stdout().print(str(profiling.record_machine(asked, output, _talk.print)), soft_wrap=True)
+    if link:
+        _stdout().print(str(profiling.record_link(asked, _talk.print)), soft_wrap=True)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from evaluators.result import DEVICE_PARTS, LatencyParts
+from evaluators.result import LatencyParts
 from search.front import Point, knee, pareto_front
 
 _INK, _GRID = "#1f2937", "#e5e7eb"
@@ -68,7 +68,7 @@ def hover(point: Point) -> str:
     ]
     for name, ms in found.latency.to_dict().items():
         if ms:
-            lines.append(f"  {name.removesuffix('_ms')}: {ms:.3f} ms ({_source(point, name)})")
+            lines.append(f"  {name.removesuffix('_ms')}: {ms:.3f} ms ({point.evaluation.source_of(name)})")
     lines += [f"doubtful: {doubt}" for doubt in found.doubts]
     lines.append(f"throughput, all three at work: {found.frames_per_s:.1f} frames/s")
     return "<br>".join(lines)
@@ -138,7 +138,10 @@ def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figu
         values = [getattr(point.evaluation.latency, name) for point in rows]
         if not any(values):
             continue
-        texts = [f"{name.removesuffix('_ms')}: {ms:.3f} ms ({_source(point, name)})" for point, ms in zip(rows, values)]
+        texts = [
+            f"{name.removesuffix('_ms')}: {ms:.3f} ms ({point.evaluation.source_of(name)})"
+            for point, ms in zip(rows, values)
+        ]
         figure.add_bar(
             name=name.removesuffix("_ms"),
             y=labels,
@@ -158,13 +161,6 @@ def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figu
     )
     figure.update_layout(legend={"traceorder": "normal"}, margin={"b": 110})
     return figure
-
-
-def _source(point: Point, part: str) -> str:
-    sources = point.evaluation.sources
-    if part == "link_ms":
-        return str(sources.link)
-    return str(sources.device if part in DEVICE_PARTS else sources.server)
 
 
 def _row_label(point: Point) -> str:

@@ -9,76 +9,27 @@ from typing import Any
 
 import optuna
 
+from evaluators.latency.compose import sources_of
 from evaluators.latency.links import LinkProfile, load_link
+from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import load_machine
-from evaluators.latency.reference import machine_for
-from evaluators.latency.runners import LocalRunner
 from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
 from search.front import Point, pareto_front
 from search.spec import Constraints, StudySpec
 from search.study import baseline_points, environment, trial_points
 from search.tables import hardware_line
-from spaces.errors import SpecError
-
-
-def replay(
-    points: Sequence[Point],
-    was: Mapping[str, Any],
-    limits: Constraints,
-    *,
-    device: Machine | None = None,
-    server: Machine | None = None,
-    link: LinkProfile | None = None,
-) -> list[Point]:
-    """Points with their latency composed anew; accuracy and payload stay.
-
-    A device's or server's parts are scaled by its factor over the factor they were recorded with. What is not given
-    stays as it was.
-
-    Args:
-        points: trials or baselines.
-        was: the study's environment, with the factors its latencies were recorded with.
-        limits: decide anew which points are feasible.
-    """
-    device_scale = device.factor / was["device"]["factor"] if device else 1.0
-    server_scale = server.factor / was["server"]["factor"] if server else 1.0
-
-    scales = dict.fromkeys(DEVICE_PARTS, device_scale) | dict.fromkeys(SERVER_PARTS, server_scale)
-
-    def anew(evaluation: Evaluation) -> Evaluation:
-        parts = evaluation.latency.to_dict()
-        parts |= {name: parts[name] * scale for name, scale in scales.items()}
-        busy_ms = evaluation.link_busy_ms
-        if link is not None and evaluation.payload_bytes > 0:
-            parts["link_ms"] = link.latency_ms(evaluation.payload_bytes)
-            busy_ms = link.busy_ms(evaluation.payload_bytes)
-        timings = {stage: timing.scaled(scales[f"{stage}_ms"]) for stage, timing in evaluation.timings.items()}
-        sources = replace(
-            evaluation.sources,
-            device=device.source if device else evaluation.sources.device,
-            server=server.source if server else evaluation.sources.server,
-        )
-        return replace(
-            evaluation, latency=LatencyParts(**parts), sources=sources, link_busy_ms=busy_ms, timings=timings
-        )
-
-    def again(point: Point) -> Point:
-        evaluation = anew(point.evaluation)
-        feasible = point.trial is None or all(value <= 0 for value in limits.excess(evaluation).values())
-        return replace(point, evaluation=evaluation, feasible=feasible)
-
-    return [again(point) for point in points]
+from spaces.errors import NotFinished, SpecError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
     """What is to be different. Every link makes one scene; no link keeps the study's own."""
 
-    device: Machine | None
-    server: Machine | None
-    links: tuple[LinkProfile | None, ...]
+    device: Machine | None = None
+    server: Machine | None = None
+    links: tuple[LinkProfile | None, ...] = (None,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +52,86 @@ class Scene:
         return {**places, "front": front, "baselines": [point.to_dict() for point in self.baselines]}
 
 
+def replay(
+    points: Sequence[Point],
+    limits: Constraints,
+    *,
+    device: Machine | None = None,
+    server: Machine | None = None,
+    link: LinkProfile | None = None,
+) -> list[Point]:
+    """Points with their latency composed anew; accuracy and payload stay. What is not given stays as it was.
+
+    Args:
+        points: trials or baselines.
+        limits: decide anew which points are feasible.
+
+    Raises:
+        NotFinished: a machine would have to time something for this.
+    """
+
+    def again(point: Point) -> Point:
+        evaluation = _anew(point.evaluation, device, server, link)
+        feasible = point.trial is None or all(value <= 0 for value in limits.excess(evaluation).values())
+        return replace(point, evaluation=evaluation, feasible=feasible)
+
+    return [again(point) for point in points]
+
+
+def _anew(
+    evaluation: Evaluation, device: Machine | None, server: Machine | None, link: LinkProfile | None
+) -> Evaluation:
+    timings, parts = dict(evaluation.timings), evaluation.latency.to_dict()
+    for machine, places in ((device, DEVICE_PARTS), (server, SERVER_PARTS)):
+        if machine is None:
+            continue
+        for part in places:
+            stage = part.removesuffix("_ms")
+            timings.pop(stage, None)
+            if parts[part] and stage not in evaluation.jobs:
+                raise NotFinished(f"'{evaluation.name}' was scored by an earlier version; run the study again")
+        jobs = {stage: job for stage, job in evaluation.jobs.items() if f"{stage}_ms" in places}
+        timings |= machine.timings(jobs, lambda machine=machine: _nothing_is_timed(machine))  # type: ignore[misc]
+    sent, sources = evaluation.payload_bytes, evaluation.sources
+    parts |= {f"{stage}_ms": timing.p50_ms for stage, timing in timings.items()}
+    fields: dict[str, Any] = {"timings": timings}
+    if link is not None and sent:
+        parts["link_ms"] = link.latency_ms(sent)
+        fields |= {"link_busy_ms": link.busy_ms(sent), "link_p90_ms": link.p90_ms(sent)}
+    sources = sources_of(
+        timings,
+        device.profile.source if device else sources.device,
+        server.profile.source if server else sources.server,
+        link.origin if link else sources.link,
+    )
+    return replace(evaluation, latency=LatencyParts(**parts), sources=sources, **fields)
+
+
+def _nothing_is_timed(machine: Machine) -> Path:
+    raise NotFinished(
+        f"the study has no timings on {machine.profile.name}, and a replay takes none; record them first with "
+        "'splitsearch profile TARGET --study STUDY', and give the file that it writes"
+    )
+
+
 def read_changes(
-    spec: StudySpec, folder: Path, device: str | None, server: str | None, link: str | None, rates: str | None
+    spec: StudySpec,
+    was: Mapping[str, Any],
+    folder: Path,
+    device: str | None,
+    server: str | None,
+    link: str | None,
+    rates: str | None,
 ) -> Changes:
     """Read what the command line asks for.
 
     A machine known through a published latency needs that network timed here once; the time is kept in ``folder``.
+
+    Args:
+        spec: of the study.
+        was: its environment.
+        folder: of its results.
+        device, server, link, rates: as given, or None.
 
     Raises:
         SpecError: a profile, link or rate that cannot be right.
@@ -114,12 +139,16 @@ def read_changes(
     table = StageTable(folder / "latency.json")
 
     def machine(name: str | None, key: str) -> Machine | None:
-        return machine_for(load_machine(name, key), LocalRunner(), table) if name else None
+        if not name:
+            return None
+        profile = load_machine(name, key)
+        profile.check_fits(spec.model.name, spec.data.image_size, key)
+        return machine_for(profile, table)
 
     base = _read_link(link) if link else None
     links: tuple[LinkProfile | None, ...] = (base,)
     if rates:
-        rtt_ms = (base or spec.link).rtt_ms
+        rtt_ms = base.rtt_ms if base else was["link"]["rtt_ms"]
         links = tuple(
             load_link({"rate_mb_per_s": _number(rate, "--rates"), "rtt_ms": rtt_ms}) for rate in rates.split(",")
         )
@@ -132,17 +161,12 @@ def replay_study(study: optuna.Study, spec: StudySpec, changes: Changes) -> list
     trials, baselines = trial_points(study), baseline_points(study)
     scenes = []
     for link in changes.links:
-        asked = {"device": changes.device, "server": changes.server, "link": link}
-        now = dict(was)
-        for key in ("device", "server"):
-            machine = asked[key]
-            now[key] = machine.describe() if isinstance(machine, Machine) else was[key]
-        if link is not None:
-            now["link"] = {"rate_mb_per_s": link.rate_mb_per_s, "rtt_ms": link.rtt_ms}
         anew = [
-            replay(points, was, spec.constraints, device=changes.device, server=changes.server, link=link)
+            replay(points, spec.constraints, device=changes.device, server=changes.server, link=link)
             for points in (trials, baselines)
         ]
+        asked = {"device": changes.device, "server": changes.server, "link": link}
+        now = dict(was) | {place: found.describe() for place, found in asked.items() if found is not None}
         scenes.append(Scene(trials=anew[0], baselines=anew[1], environment=now))
     return scenes
 

@@ -62,9 +62,8 @@ class SplitSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of a configuration that no trial has had; if there is none left, of any."""
-        states = (TrialState.COMPLETE, TrialState.RUNNING)
-        past = study.get_trials(deepcopy=False, states=states)
-        tried = {self._of_trial(other) for other in past if other.number != trial.number and other.params}
+        past = study.get_trials(deepcopy=False)
+        tried = {self._of_trial(other) for other in past if other.number != trial.number and _counts(other)}
         params: dict[str, Any] = {}
         for attempt in range(_TRIES + _RANDOM_TRIES):
             sampler = self._inner if attempt < _TRIES else self._fallback
@@ -120,6 +119,12 @@ class SplitSampler(BaseSampler):
             if name not in params:
                 params[name] = sampler.sample_independent(study, trial, name, distribution)
         return params
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether its configuration is taken: scored, being scored, or waiting for its device to answer again."""
+    kept = (TrialState.COMPLETE, TrialState.RUNNING)
+    return bool(trial.params) and (trial.state in kept or "measured" in trial.constraints)
 
 
 class _Recorder:

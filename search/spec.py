@@ -35,6 +35,7 @@ from spaces.yaml_text import read_yaml
 
 FORMAT = 1
 _STUDIES = Path(studies.__file__).parent
+MEASURED_LINK = "measured"
 _PLACEHOLDER = ("any",)
 
 
@@ -68,7 +69,7 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """Everything a study file says, checked. ``raw`` is what stood there."""
+    """Everything a study file says, checked. ``raw`` is what stood there; a link of None is to be measured."""
 
     name: str
     file: Path
@@ -76,7 +77,7 @@ class StudySpec:
     data: DataSettings
     device: MachineProfile
     server: MachineProfile
-    link: LinkProfile
+    link: LinkProfile | None
     constraints: Constraints
     finetune: FinetuneSettings
     baseline: BaselineSettings
@@ -151,14 +152,15 @@ def _read(raw: Any, path: Path) -> StudySpec:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise SpecError("name", name, "letters, digits, '.', '_' and '-' are allowed; it names a folder")
     space = top.section("space")
+    model, data = _model(top.section("model"), path), _data(top.section("data"), path)
     spec = StudySpec(
         name=name,
         file=path,
-        model=_model(top.section("model"), path),
-        data=_data(top.section("data"), path),
-        device=load_machine(top.take("device", "local"), "device"),
-        server=load_machine(top.take("server", "local"), "server"),
-        link=load_link(top.take("link")),
+        model=model,
+        data=data,
+        device=_machine(top, "device", model, data),
+        server=_machine(top, "server", model, data),
+        link=None if (link := top.take("link")) == MEASURED_LINK else load_link(link),
         constraints=_constraints(top.section("constraints", optional=True)),
         finetune=_finetune(top.section("finetune", optional=True)),
         baseline=_baseline(top.section("baseline", optional=True)),
@@ -168,6 +170,12 @@ def _read(raw: Any, path: Path) -> StudySpec:
     _check_space(space.rest())
     top.finish()
     return spec
+
+
+def _machine(top: _Section, key: str, model: ModelSettings, data: DataSettings) -> MachineProfile:
+    profile = load_machine(top.take(key, "local"), key)
+    profile.check_fits(model.name, data.image_size, key)
+    return profile
 
 
 def _check_space(space: dict[str, Any]) -> None:
@@ -226,12 +234,20 @@ def _finetune(section: _Section) -> FinetuneSettings:
         batch_size=section.whole("batch_size", default.batch_size),
         learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
         tail_learning_rate=section.number("tail_learning_rate", default.tail_learning_rate, above=0) or 0.0,
+        distillation=_share(section, "distillation", default.distillation),
         scope=section.choice("scope", default.scope, get_args(Scope)),  # type: ignore[arg-type]
         quantization=section.choice("quantization", default.quantization, get_args(Quantization)),  # type: ignore[arg-type]
         ramp=section.choice("ramp", default.ramp, get_args(Ramp)),  # type: ignore[arg-type]
     )
     section.finish()
     return settings
+
+
+def _share(section: _Section, name: str, default: float) -> float:
+    value = section.number(name, default, minimum=0) or 0.0
+    if value > 1:
+        raise SpecError(f"finetune.{name}", value, "a number from 0 to 1 is needed")
+    return value
 
 
 def _baseline(section: _Section) -> BaselineSettings:

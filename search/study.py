@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from evaluators.result import Evaluation
 from search.front import OBJECTIVES, Point
 from search.samplers import make_sampler
 from search.spec import Constraints, StudySpec
-from spaces.errors import InfeasibleSplit, NotFinished, SpecError
+from spaces.errors import InfeasibleSplit, MeasurementError, NotFinished, SpecError
 from spaces.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -26,6 +27,9 @@ _SPEC = "spec"
 _BASELINES = "baselines"
 _ENVIRONMENT = "environment"
 _EVALUATION = "evaluation"
+_FOR_NOW = "infeasible_for_now"
+_RETRY_OF = "retry_of"
+_MOST_UNANSWERED = 3  # in a row, before a run gives up
 # Where optuna-dashboard 0.21 looks for constraints; Optuna 5's own set_constraint writes one attribute each instead.
 _DASHBOARD_CONSTRAINTS = "constraints"
 
@@ -111,8 +115,14 @@ def run_trials(
 ) -> None:
     """Run until the study has as many finished trials as the spec asks for, the space is exhausted, or time is over.
 
+    A trial whose device did not answer is infeasible for now: it teaches the sampler nothing, and is tried again as
+    soon as another one was measured, or when the study is run the next time. Its training is kept meanwhile.
+
     Args:
-        finished: called after every trial.
+        finished: called after every trial that came to an end.
+
+    Raises:
+        MeasurementError: the device did not answer several times in a row.
     """
     worst_ms = 2 * max(point.latency_ms for point in baseline_points(study))
 
@@ -123,6 +133,10 @@ def run_trials(
         except InfeasibleSplit as reason:
             _set_constraints(trial, {"runs": 1.0}, str(reason))
             return 0.0, worst_ms
+        except MeasurementError as reason:
+            _set_constraints(trial, {"measured": 1.0}, f"for now: {reason}")
+            trial.set_user_attr(_FOR_NOW, str(reason))
+            raise
         except KeyboardInterrupt:
             trial.set_user_attr("stopped", "interrupted by the user")
             raise
@@ -130,9 +144,32 @@ def run_trials(
         return evaluation.accuracy, evaluation.latency_ms
 
     wanted = min(spec.search.trials, space.size or spec.search.trials)
-    missing = wanted - len(finished_trials(study))
-    if missing > 0:
-        study.optimize(objective, n_trials=missing, timeout=timeout_s, callbacks=[lambda _study, _trial: finished()])
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    ended: list[optuna.trial.FrozenTrial] = []
+    unanswered = 0
+    _enqueue_unmeasured(study)
+    while len(finished_trials(study)) < wanted:
+        if deadline is not None and time.monotonic() >= deadline:
+            return
+        watch = [lambda _study, trial: ended.append(trial)]
+        study.optimize(objective, n_trials=1, catch=(MeasurementError,), callbacks=watch)
+        if ended[-1].state == TrialState.COMPLETE:
+            finished()
+            _enqueue_unmeasured(study)
+            unanswered = 0
+            continue
+        unanswered += 1
+        if unanswered == _MOST_UNANSWERED:
+            raise MeasurementError(ended[-1].user_attrs[_FOR_NOW])
+
+
+def _enqueue_unmeasured(study: optuna.Study) -> None:
+    """Put trials back in line whose device did not answer."""
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and _FOR_NOW in trial.user_attrs and trial.number not in retried:
+            study.enqueue_trial(trial.params, user_attrs={_RETRY_OF: trial.number})
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -171,6 +208,9 @@ def _record(trial: optuna.Trial, evaluation: Evaluation, limits: Constraints) ->
     trial.set_user_attr("accuracy_drop_pp", round(evaluation.accuracy_drop_pp, 3))
     for part, ms in evaluation.latency.to_dict().items():
         trial.set_user_attr(part, round(ms, 4))
+    for part, ms in evaluation.latency.to_dict().items():
+        if ms:
+            trial.set_user_attr(f"source_{part.removesuffix('_ms')}", str(evaluation.source_of(part)))
     for place, source in evaluation.sources.to_dict().items():
         trial.set_user_attr(f"source_{place}", source)
     trial.set_user_attr("frames_per_s", round(evaluation.frames_per_s, 2))

@@ -13,6 +13,7 @@ from evaluators.result import MOST_SPREAD, Evaluation, LatencyParts
 from search.front import Point
 from spaces.partition import Choice
 
+_PLACES = ("device", "server", "link")
 DOUBTFUL = f"* a stage was timed while the machine was slowed down, or with a spread over {MOST_SPREAD:.0%}"
 
 
@@ -57,20 +58,10 @@ def _cells(point: Point) -> list[str]:
 
 
 def hardware_line(environment: dict[str, Any]) -> str:
-    """``device raspberry_pi_4b (modelled: this machine x 4.9), server local (measured), link 2 MB/s (modelled)``."""
-
-    def place(key: str) -> str:
-        machine = environment[key]
-        how = machine["source"]
-        if machine["factor"] != 1.0:
-            how += f": measured here x {machine['factor']:.2f}"
-        return f"{key} {machine['name']} ({how})"
-
-    link = environment["link"]
-    return (
-        f"{place('device')}, {place('server')}, "
-        f"link {link['rate_mb_per_s']:g} MB/s with {link['rtt_ms']:g} ms round trip (modelled)"
-    )
+    """``device raspberry_pi_4b (modelled: measured here x 4.9), server local (measured, 2 threads), link 2 MB/s, 2 ms
+    round trip (modelled)``.
+    """
+    return ", ".join(f"{key} {environment[key]['name']} ({environment[key]['how']})" for key in _PLACES)
 
 
 def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], title: str) -> Table:

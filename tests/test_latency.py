@@ -3,16 +3,19 @@
 import concurrent.futures
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from evaluators.latency.links import LinkProfile, load_link
-from evaluators.latency.machines import Machine
-from evaluators.latency.profiles import MachineProfile, load_machine
+from evaluators.latency.machine_for import machine_for
+from evaluators.latency.machines import Measuring, NotRecorded, Scaled
+from evaluators.latency.profiles import Here, MachineProfile, load_machine
 from evaluators.latency.runners import LocalRunner, read_timings
 from evaluators.latency.table import StageTable
-from evaluators.result import Timing
+from evaluators.result import Job, Source, Timing
 from spaces.errors import MeasurementError, SpecError
+from spaces.work import Work
 
 
 def test_a_link_is_a_round_trip_and_a_rate():
@@ -39,10 +42,20 @@ def test_links_that_cannot_be(value, message):
 
 
 def test_machines_by_name():
-    assert load_machine("local", "device").reference is None
+    local = load_machine("local", "device")
+    assert local.how == Here() and local.source == Source.MEASURED
     assert load_machine({"name": "local", "threads": 1}, "device").threads == 1
+    torch_gpu = load_machine({"name": "local", "runtime": "torch", "provider": "cuda"}, "server")
+    assert torch_gpu.how == Here(runtime="torch", provider="cuda")
     pi = load_machine("raspberry_pi_4b", "device")
-    assert pi.reference is not None and pi.reference.latency_ms == 262.83 and "ncnn" in pi.reference.source
+    assert pi.how.fit.runtime == "ncnn" and pi.how.reference.latency_ms == 262.83 and pi.source == Source.MODELLED
+    slower = load_machine({"name": "raspberry_pi_4b", "runtime": "tensorflow"}, "device")
+    assert slower.how.fit.runtime.startswith("TensorFlow")
+    recorded = load_machine("raspberry_pi_4b_resnet50", "device")
+    assert recorded.source == Source.RECORDED and recorded.how.whole_ms == 961.4
+    there = load_machine({"name": "ssh://pi@camera:2222", "key": "~/id", "threads": 3}, "device")
+    assert (there.how.host, there.how.user, there.how.port, there.threads) == ("camera", "pi", 2222, 3)
+    assert there.how.key == Path("~/id").expanduser() and there.name == "ssh://pi@camera:2222"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +65,13 @@ def test_machines_by_name():
         ({"name": "local", "threads": 0}, "device.threads: 0 given"),
         ({"name": "local", "cores": 1}, "device.cores"),
         (7, "device: 7 given"),
+        ({"name": "local", "runtime": "tensorrt"}, "device.runtime: 'tensorrt' given; onnxruntime and torch"),
+        ({"name": "local", "provider": "npu"}, "device.provider: 'npu' given"),
+        ({"name": "raspberry_pi_4b", "runtime": "tflite"}, "device.runtime: 'tflite' given.*ncnn"),
+        ({"name": "raspberry_pi_4b_resnet50", "runtime": "ncnn"}, "one runtime only"),
+        ({"name": "ssh://pi@camera", "password": "x"}, "device.password"),
+        ("ssh://pi:secret@camera", "a password cannot be given"),
+        ("ssh://", "ssh://host"),
     ],
 )
 def test_machines_that_cannot_be(value, message):
@@ -77,9 +97,20 @@ class CountingRunner:
         self.asked.append(list(stages))
         return {stage: timing(2.0) for stage in stages}
 
+    def machine(self):
+        return {"processor": "abacus"}
+
 
 def timing(ms, **more):
     return Timing(**{"p50_ms": ms, "p90_ms": 1.5 * ms, "spread": 0.1, "repeats": 20, **more})
+
+
+def jobs(**keys):
+    return {stage: Job(key=key) for stage, key in keys.items()}
+
+
+def never():
+    pytest.fail("made a folder for nothing")
 
 
 def test_nothing_is_timed_twice(tmp_path):
@@ -87,13 +118,119 @@ def test_nothing_is_timed_twice(tmp_path):
     profile = MachineProfile(name="local", threads=2)
 
     def machine():
-        return Machine(profile=profile, runner=runner, table=StageTable(tmp_path / "t.json"), factor=3.0)
+        return machine_for(profile, StageTable(tmp_path / "t.json"), runner)
 
-    first = machine().timings({"head": "stem", "encode": "stem/r1"}, lambda: tmp_path)
-    assert first == {"head": timing(6.0), "encode": timing(6.0)}
-    again = machine().timings({"head": "stem", "encode": "stem/r2"}, lambda: tmp_path)
+    first = machine().timings(jobs(head="stem", encode="stem/r1"), lambda: tmp_path)
+    assert first == {"head": timing(2.0), "encode": timing(2.0)}
+    again = machine().timings(jobs(head="stem", encode="stem/r2"), lambda: tmp_path)
     assert again == first and runner.asked == [["head", "encode"], ["encode"]]
-    machine().timings({"head": "stem"}, lambda: pytest.fail("made a folder for nothing"))
+    machine().timings(jobs(head="stem"), never)
+
+
+def test_machines_do_not_share_timings(tmp_path):
+    """The same table, the same stage: two numbers of threads and two libraries are four machines."""
+    runner, table = CountingRunner(), StageTable(tmp_path / "t.json")
+    for threads in (1, 2):
+        for how in (Here(), Here(runtime="torch")):
+            machine = machine_for(MachineProfile(name="local", how=how, threads=threads), table, runner)
+            machine.timings(jobs(head="stem"), lambda: tmp_path)
+    assert runner.asked == [["head"]] * 4
+
+
+def test_a_scaled_machine_times_its_reference_once_and_marks_what_it_says(tmp_path):
+    here = Measuring(
+        profile=MachineProfile(name="local", threads=2),
+        runner=CountingRunner(),
+        table=StageTable(tmp_path / "t.json"),
+        place="2 threads",
+    )
+    asked = []
+    machine = Scaled(MachineProfile(name="slow", threads=2), here, 30.0, lambda: asked.append(1) or 10.0)
+    assert machine.timings({}, never) == {} and not asked  # no reference for nothing
+    found = machine.timings(jobs(head="stem", pack="x"), lambda: tmp_path)
+    assert found["head"] == timing(6.0, p90_ms=9.0, source=Source.MODELLED)
+    machine.timings(jobs(head="layer1.0"), lambda: tmp_path)
+    assert asked == [1] and "x 3.00" in machine.describe()["how"]
+
+
+RECORDED = """
+format: 1
+name: my-board
+kind: recorded
+model: torchvision/resnet18
+image_size: 32
+runtime: onnxruntime
+threads: 4
+precision: fp32
+date: 2026-01-02
+source: a kitchen table
+timings:
+  head: {stem: 3.5, output: {p50_ms: 20.0, p90_ms: 22.0, spread: 0.05, repeats: 40}}
+  encode: {stem/r0.5: 0.25}
+"""
+
+
+def recorded(tmp_path, text=RECORDED):
+    (tmp_path / "mine.yaml").write_text(text)
+    return load_machine(str(tmp_path / "mine.yaml"), "device")
+
+
+def test_a_recording_answers_and_says_what_it_lacks(tmp_path):
+    profile = recorded(tmp_path)
+    machine = machine_for(profile, StageTable(tmp_path / "t.json"), CountingRunner())
+    found = machine.timings(jobs(head="output", encode="stem/r0.5"), never)
+    assert {each.source for each in found.values()} == {Source.RECORDED}
+    assert (found["head"].p90_ms, found["head"].repeats, found["encode"].p50_ms) == (22.0, 40, 0.25)
+    with pytest.raises(NotRecorded, match=r"has no head of 'layer1.0'; it knows these: stem, output"):
+        machine.timings(jobs(head="layer1.0"), never)
+    assert "recorded 2026-01-02" in machine.describe()["how"]
+
+
+def test_what_a_recording_lacks_is_modelled_by_its_whole_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluators.latency.machine_for._folder", lambda folder, *rest: folder)
+    machine = machine_for(recorded(tmp_path), StageTable(tmp_path / "t.json"), CountingRunner())
+    found = machine.timings(jobs(head="stem", pack="stem/r0.5/b1"), lambda: tmp_path)
+    assert found["pack"] == timing(20.0, p90_ms=30.0, source=Source.MODELLED)  # whole: 20 there, 2 here
+    assert found["head"].source == Source.RECORDED
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("date: 2026-01-02\n", "", "device.date: nothing given"),
+        ("kind: recorded", "kind: guessed", "device.kind: 'guessed' given; recorded and modelled"),
+        ("stem: 3.5", "stem: fast", r"device.timings.head.stem: 'fast' given; milliseconds"),
+        ("stem: 3.5", "stem: -1", r"device.timings.head.stem: -1 given"),
+        ("stem: 3.5", "stem: {p50: 1}", r"device.timings.head.stem"),
+        ("threads: 4", "threads: 4\ncores: 4", "device.cores"),
+        ("name: my-board\n", "", "device.name: nothing given"),
+    ],
+)
+def test_recordings_that_cannot_be(tmp_path, old, new, message):
+    assert old in RECORDED
+    with pytest.raises(SpecError, match=message):
+        recorded(tmp_path, RECORDED.replace(old, new))
+
+
+def test_a_recording_of_another_network_or_size_is_refused(tmp_path):
+    profile = recorded(tmp_path)
+    profile.check_fits("torchvision/resnet18", 32, "device")
+    for model, size in (("torchvision/resnet50", 32), ("torchvision/resnet18", 64)):
+        with pytest.raises(
+            SpecError, match=r"my-board.*recording of torchvision/resnet18 at 32 pixels.*splitsearch prof"
+        ):
+            profile.check_fits(model, size, "device")
+
+
+def test_a_fitted_machine_computes_networks_and_scales_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluators.latency.machine_for._folder", lambda folder, *rest: folder)
+    machine = machine_for(load_machine("raspberry_pi_4b", "device"), StageTable(tmp_path / "t.json"), CountingRunner())
+    work = Work(pointwise_macs=1_000_000, layers=1, layer_elements=1000)
+    found = machine.timings({"head": Job(key="stem", work=work), **jobs(pack="x")}, lambda: tmp_path)
+    assert found["head"].p50_ms == machine.fitting.fit.predict_ms(work) > 0
+    assert found["pack"].p50_ms == pytest.approx(262.83)  # the reference takes 2 ms here, and so does packing
+    assert {each.source for each in found.values()} == {Source.MODELLED}
+    assert "median error" in machine.describe()["how"] and "left out in turn" in machine.describe()["how"]
 
 
 def test_a_table_of_an_earlier_version_is_measured_anew(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from evaluators.fake import FakeEvaluator
+from evaluators.latency.compose import sources_of
 from evaluators.result import Evaluation, LatencyParts, Source, Sources, Timing
 from search.front import Point, find_trial, knee, pareto_front, pick_point, verdicts
 from search.plots import hover, pareto_data, pareto_figure, parts_figure
@@ -124,3 +125,22 @@ def test_doubtful_timings_are_marked_wherever_they_appear():
     rows = list(csv.DictReader(io.StringIO(to_csv([good, bad], []))))
     assert [row["doubts"] for row in rows] == ["", "tail: spread 40%"]
     assert "tail: spread 40%" in hover(bad) and "doubtful" not in hover(good)
+
+
+def test_a_place_is_as_good_as_its_weakest_part():
+    measured, recorded = Timing.single(1.0, Source.MEASURED), Timing.single(2.0, Source.RECORDED)
+    timings = {"head": recorded, "pack": measured, "tail": measured}
+    found = sources_of(timings, Source.MODELLED, Source.MODELLED, Source.MEASURED)
+    assert found == Sources(device=Source.RECORDED, server=Source.MEASURED, link=Source.MEASURED)
+    assert sources_of({}, Source.RECORDED, Source.MODELLED, Source.MODELLED).device == Source.RECORDED
+    evaluation = replace(point(0, 0.5, 1).evaluation, timings=timings)
+    assert evaluation.source_of("pack_ms") == Source.MEASURED and evaluation.source_of("head_ms") == Source.RECORDED
+    assert evaluation.source_of("link_ms") == Source.MODELLED and evaluation.source_of("encode_ms") == Source.MEASURED
+
+
+def test_the_slowest_tenth_adds_up():
+    timing = Timing(p50_ms=4.0, p90_ms=5.0, spread=0.1, repeats=9)
+    parts = LatencyParts(head_ms=4.0, link_ms=10.0, tail_ms=1.0)
+    found = replace(point(0, 0.5, 1).evaluation, latency=parts, timings={"head": timing}, link_p90_ms=12.0)
+    assert found.latency_p90_ms == pytest.approx(5.0 + 12.0 + 1.0)
+    assert replace(found, link_p90_ms=0.0).latency_p90_ms == pytest.approx(16.0)

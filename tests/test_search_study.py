@@ -10,7 +10,7 @@ from search import study as studies
 from search.front import pareto_front
 from search.spec import load_spec, with_trials
 from spaces.config import SplitConfig
-from spaces.errors import InfeasibleSplit, NotFinished, SpecError
+from spaces.errors import InfeasibleSplit, MeasurementError, NotFinished, SpecError
 
 
 def start(spec, folder, evaluator=None, **options):
@@ -176,3 +176,40 @@ def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):
 def test_a_timeout_starts_no_further_trial(spec, tmp_path):
     study = start(spec, tmp_path / "run", timeout_s=0.0)
     assert len(studies.finished_trials(study)) <= 1
+
+
+class Silent(FakeEvaluator):
+    """A device that does not answer when it is asked for the n-th time, for each n in ``calls``."""
+
+    def __init__(self, *calls):
+        self.calls, self.asked = calls, []
+
+    def evaluate(self, config: SplitConfig):
+        self.asked.append(config)
+        if len(self.asked) in self.calls:
+            raise MeasurementError("ssh://camera: it does not answer; is the device on?")
+        return super().evaluate(config)
+
+
+def test_a_silent_device_costs_no_trial_and_is_asked_again_later(spec, tmp_path):
+    evaluator = Silent(4)
+    study = start(with_trials(spec, 8), tmp_path / "run", evaluator)
+    assert len(studies.finished_trials(study)) == 8
+    lost = study.trials[3]
+    assert lost.state == TrialState.FAIL and lost.constraints["measured"] > 0
+    assert "does not answer" in lost.user_attrs["infeasible_for_now"]
+    again = next(trial for trial in study.trials if trial.user_attrs.get("retry_of") == 3)
+    assert again.state == TrialState.COMPLETE and again.params == lost.params and again.number > 4
+    assert evaluator.asked.count(evaluator.asked[3]) == 2
+    assert again.constraints.get("measured", 0.0) <= 0
+
+
+def test_a_device_that_stays_silent_ends_the_run_and_nothing_is_lost(spec, tmp_path):
+    with pytest.raises(MeasurementError, match="is the device on"):
+        start(spec, tmp_path / "run", Silent(3, 4, 5))
+    study = studies.open_study(spec, tmp_path / "run")
+    assert len(studies.finished_trials(study)) == 2 and len(study.trials) == 5
+    lost = [trial.params for trial in study.trials[2:]]
+    study = start(spec, tmp_path / "run")
+    assert len(studies.finished_trials(study)) == 20
+    assert [trial.params for trial in study.trials[5:8]] == lost

@@ -18,6 +18,7 @@ from . import picture as pictures
 from . import wire as wires
 
 FORMAT = 1
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def _read_manifest(path: Path) -> dict:
@@ -29,11 +30,14 @@ def _read_manifest(path: Path) -> dict:
     return manifest
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+    wanted = _PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise ValueError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or set provider: cpu")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads  # 0 is one for each core
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=[wanted])
 
 
 def _run(session: onnxruntime.InferenceSession, tensors: list[np.ndarray]) -> list[np.ndarray]:
@@ -62,7 +66,8 @@ class Half:
     def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
         """Run one of the folder's models on tensors with a batch dimension of 1."""
         if model not in self._sessions:
-            self._sessions[model] = _session(self.folder / f"{model}.onnx", self.manifest["threads"])
+            threads, provider = self.manifest["threads"], self.manifest.get("provider", "cpu")
+            self._sessions[model] = _session(self.folder / f"{model}.onnx", threads, provider)
         return _run(self._sessions[model], tensors)
 
 

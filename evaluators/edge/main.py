@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 
-from . import halves, measure, picture
+from . import halves, measure, picture, probe
 from .errors import PayloadError
 
 
@@ -22,8 +23,11 @@ def device(folder: Path, arguments: list[str] | None = None) -> int:
     encode = commands.add_parser("encode", help="turn pictures into payloads")
     encode.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     encode.add_argument("--out", required=True, type=Path, help="folder for the payloads; made if absent")
+    probing = commands.add_parser("probe", help="measure the link to a server where a probe is awaited; prints JSON")
+    probing.add_argument("server", metavar="[HOST]:PORT", help="without a host: where the SSH connection comes from")
     options = parser.parse_args(arguments)
-    return _guard(lambda: _measure(folder, options) if options.command == "measure" else _encode(folder, options))
+    work = {"measure": _measure, "encode": _encode, "probe": _probe}[options.command]
+    return _guard(lambda: work(folder, options))
 
 
 def server(folder: Path, arguments: list[str] | None = None) -> int:
@@ -72,6 +76,14 @@ def _encode(folder: Path, options: argparse.Namespace) -> None:
         target = options.out / f"{image.stem}.payload"
         target.write_bytes(payload)
         print(f"{target}  {len(payload)} bytes")
+
+
+def _probe(folder: Path, options: argparse.Namespace) -> None:
+    host, _, port = options.server.rpartition(":")
+    host = host or os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+    if not host or not port.isdigit():
+        raise ValueError(f"{options.server!r} given; HOST:PORT is needed, or :PORT in an SSH session")
+    print(json.dumps(probe.probe(host, int(port))))
 
 
 def _decode(folder: Path, options: argparse.Namespace) -> None:

@@ -163,12 +163,20 @@ def _picture_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     return stages
 
 
-def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGET_S) -> dict:
+def measure(
+    folder: Path,
+    only: list[str] | None = None,
+    budget_s: float = BUDGET_S,
+    device_half: type[halves.DeviceHalf] = halves.DeviceHalf,
+    server_half: type[halves.ServerHalf] = halves.ServerHalf,
+) -> dict:
     """Time the stages of a device or server folder.
 
     Args:
         folder: holds ``device.json`` or ``server.json``.
         only: names of the stages wanted, all of them when not given; the others run as well, unreported.
+        budget_s: seconds for all stages together.
+        device_half, server_half: what opens the folder; others than the usual ones run it with another library.
 
     Returns:
         ``{"format": 2, "machine": {...}, "threads": int, "before": {...}, "after": {...}, "throttling": [...],
@@ -178,10 +186,10 @@ def measure(folder: Path, only: list[str] | None = None, budget_s: float = BUDGE
     folder = Path(folder)
     half: halves.Half
     if (folder / "device.json").exists():
-        half = halves.DeviceHalf(folder)
+        half = device_half(folder)
         stages = device_stages(half)
     else:
-        half = halves.ServerHalf(folder)
+        half = server_half(folder)
         stages = server_stages(half)
     before = circumstances.state()
     timed = {name: row for name, row in time_stages(stages, budget_s).items() if only is None or name in only}

@@ -1,13 +1,42 @@
-"""Machine profiles: what a study's ``device`` and ``server`` name. Read and checked here, used elsewhere."""
+"""Machine profiles: what a study's ``device`` and ``server`` name. Read and checked here, used elsewhere.
+
+A profile says in ``how`` which way its latencies come about:
+
+    Here        timed on this machine
+    SshTarget   timed on a machine that is reached over SSH
+    Recording   looked up: somebody timed this network there once
+    Scaling     timed here, times one factor from a published latency
+    Fitting     computed from what a network does, by a fit to many published latencies
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profile_files import profile_names, read_profile, refuse_unknown
+from evaluators.latency.ssh import SshTarget
+from evaluators.result import Source, Timing
+from spaces.config import is_number
 from spaces.errors import SpecError, nearest
+
+Runtime = Literal["onnxruntime", "torch"]
+Provider = Literal["cpu", "cuda"]
+LOCAL = "local"
+_SSH = "ssh://"
+_NETWORK_STAGES = ("head", "tail")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """This machine: which library runs the networks, and on which processor."""
+
+    runtime: Runtime = "onnxruntime"
+    provider: Provider = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,23 +53,91 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Measured on this machine, times (the reference's latency / the latency of the same network here)."""
+
+    reference: Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What somebody measured of one network, kept.
+
+    Attributes:
+        model: as a study names it.
+        image_size: side of its input in pixels.
+        timings: by stage and by what it depends on: ``{"head": {"stem": ...}}``.
+        runtime, threads, precision, date, source: the circumstances, in words.
+    """
+
+    model: str
+    image_size: int
+    timings: Mapping[str, Mapping[str, Timing]]
+    runtime: str
+    threads: str
+    precision: str
+    date: str
+    source: str
+
+    @property
+    def whole_ms(self) -> float | None:
+        """Latency of the whole network; None where only parts of it are known."""
+        for stage, end in (("head", "output"), ("tail", "input")):
+            if end in self.timings.get(stage, {}):
+                return self.timings[stage][end].p50_ms
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """Networks by a fit; what is no network (packing, compressing) as in :class:`Scaling`."""
+
+    fit: LatencyFit
+    reference: Reference
+
+
+How = Here | SshTarget | Recording | Scaling | Fitting
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineProfile:
     """A device or a server.
 
-    Without a reference it is this machine, and its latencies are measured. With one they are modelled: measured on
-    this machine, times (the reference's latency / the latency of the same network here).
+    Attributes:
+        name: for people.
+        how: which way its latencies come about.
+        threads: of the network's runtime where something is timed; 0 is one for each core.
     """
 
     name: str
+    how: How = Here()
     threads: int
-    reference: Reference | None = None
+
+    @property
+    def source(self) -> Source:
+        """What its latencies are at best."""
+        if isinstance(self.how, Here | SshTarget):
+            return Source.MEASURED
+        return Source.RECORDED if isinstance(self.how, Recording) else Source.MODELLED
+
+    def check_fits(self, model: str, image_size: int, key: str) -> None:
+        """Raise SpecError where this profile knows another network, or the same one at another size."""
+        how = self.how
+        if isinstance(how, Recording) and (how.model, how.image_size) != (model, image_size):
+            raise SpecError(
+                key,
+                self.name,
+                f"it is a recording of {how.model} at {how.image_size} pixels, the study has {model} at {image_size}; "
+                f"take a modelled profile (raspberry_pi_4b), or record this one: splitsearch profile ssh://USER@HOST",
+            )
 
 
 def load_machine(value: Any, key: str) -> MachineProfile:
-    """A device or server from a study file: ``local``, the name of a profile, a path, or a mapping.
+    """A device or server from a study file.
 
     Args:
-        value: what the study says.
+        value: what the study says: ``local``, ``ssh://user@host:port``, the name of a profile, a path, or a mapping
+            with one of these as ``name`` and with ``threads`` and what else the kind knows.
         key: ``device`` or ``server``, for messages.
 
     Raises:
@@ -48,27 +145,124 @@ def load_machine(value: Any, key: str) -> MachineProfile:
     """
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
-        raise SpecError(
-            key, value, f"the name of a profile is needed, {nearest('', ['local', *profile_names('devices')])}"
-        )
-    refuse_unknown(settings, {"name", "threads"}, key)
-    threads = settings.get("threads", _cores())
-    if not (isinstance(threads, int) and not isinstance(threads, bool) and threads > 0):
-        raise SpecError(f"{key}.threads", threads, "a whole number from 1 is needed")
-    if settings["name"] == "local":
-        return MachineProfile(name="local", threads=threads)
-    return _modelled(read_profile(settings["name"], "devices", key), threads, key)
+        known = nearest("", [LOCAL, *profile_names("devices")])
+        raise SpecError(key, value, f"the name of a profile or ssh://user@host is needed, {known}")
+    name = settings["name"]
+    if name == LOCAL:
+        return _here(settings, key)
+    if name.startswith(_SSH):
+        return _remote(settings, key)
+    refuse_unknown(settings, {"name", "threads", "runtime"}, key)
+    threads = _threads(settings, key, _cores())
+    return _from_file(read_profile(name, "devices", key), settings.get("runtime"), threads, key)
 
 
-def _modelled(data: dict[str, Any], threads: int, key: str) -> MachineProfile:
-    refuse_unknown(data, {"format", "name", "kind", "reference", "note"}, key)
-    if data.get("kind") != "modelled":
-        raise SpecError(f"{key}.kind", data.get("kind"), "modelled is the kind known here")
-    reference = data.get("reference")
+def _here(settings: dict[str, Any], key: str) -> MachineProfile:
+    refuse_unknown(settings, {"name", "threads", "runtime", "provider"}, key)
+    here = Here(
+        runtime=_one_of(settings, "runtime", "onnxruntime", get_args(Runtime), key),  # type: ignore[arg-type]
+        provider=_one_of(settings, "provider", "cpu", get_args(Provider), key),  # type: ignore[arg-type]
+    )
+    return MachineProfile(name=LOCAL, how=here, threads=_threads(settings, key, _cores()))
+
+
+def _remote(settings: dict[str, Any], key: str) -> MachineProfile:
+    refuse_unknown(settings, {"name", "threads", "key", "known_hosts", "python"}, key)
+    for name in ("key", "known_hosts", "python"):
+        if not isinstance(settings.get(name, ""), str | Path):
+            raise SpecError(f"{key}.{name}", settings[name], "a path is needed")
+
+    def path(name: str) -> Path | None:
+        return Path(settings[name]).expanduser() if name in settings else None
+
+    target = SshTarget.from_url(settings["name"], key)
+    target = replace(target, key=path("key"), known_hosts=path("known_hosts"), python=str(settings.get("python", "")))
+    return MachineProfile(name=target.label, how=target, threads=_threads(settings, key, 0))
+
+
+def _from_file(data: dict[str, Any], runtime: Any, threads: int, key: str) -> MachineProfile:
+    if not (isinstance(data.get("name"), str) and data["name"]):
+        raise SpecError(f"{key}.name", data.get("name"), "the profile needs a name")
+    kind = data.get("kind")
+    if kind == "recorded":
+        how: How = _recording(data, key)
+    elif kind == "modelled" and "fits" in data:
+        return MachineProfile(name=data["name"], how=_fitting(data, runtime, key), threads=threads)
+    elif kind == "modelled":
+        refuse_unknown(data, {"format", "name", "kind", "reference", "note"}, key)
+        how = Scaling(reference=_reference(data.get("reference"), key))
+    else:
+        raise SpecError(f"{key}.kind", kind, "recorded and modelled are the kinds known here")
+    if runtime is not None:
+        raise SpecError(f"{key}.runtime", runtime, f"{data['name']} knows one runtime only; leave the key out")
+    return MachineProfile(name=data["name"], how=how, threads=threads)
+
+
+def _reference(value: Any, key: str) -> Reference:
     fields = set(Reference.__dataclass_fields__)
-    if not isinstance(reference, dict) or set(reference) != fields:
-        raise SpecError(f"{key}.reference", reference, f"exactly these keys are needed: {', '.join(sorted(fields))}")
-    return MachineProfile(name=data["name"], threads=threads, reference=Reference(**reference))
+    if not isinstance(value, dict) or set(value) != fields:
+        raise SpecError(f"{key}.reference", value, f"exactly these keys are needed: {', '.join(sorted(fields))}")
+    return Reference(**value)
+
+
+def _fitting(data: dict[str, Any], runtime: Any, key: str) -> Fitting:
+    refuse_unknown(data, {"format", "name", "kind", "reference", "note", "runtime", "fits"}, key)
+    fits = data["fits"]
+    wanted = data.get("runtime") if runtime is None else runtime
+    if not isinstance(fits, dict) or wanted not in fits:
+        raise SpecError(f"{key}.runtime", wanted, f"{data['name']} has fits for these: {', '.join(sorted(fits))}")
+    fit = LatencyFit.from_dict(fits[wanted], f"{key}.fits.{wanted}")
+    return Fitting(fit=fit, reference=_reference(data.get("reference"), key))
+
+
+_RECORDING_KEYS = ("model", "image_size", "runtime", "threads", "precision", "date", "source")
+
+
+def _recording(data: dict[str, Any], key: str) -> Recording:
+    refuse_unknown(data, {"format", "name", "kind", "note", "timings", *_RECORDING_KEYS}, key)
+    for name in (*_RECORDING_KEYS, "timings"):
+        if name not in data:
+            raise SpecError(f"{key}.{name}", None, "a recorded profile needs this key")
+    if not isinstance(data["timings"], dict) or not set(data["timings"]) & set(_NETWORK_STAGES):
+        raise SpecError(f"{key}.timings", data["timings"], "a mapping with 'head' or 'tail' in it is needed")
+    timings = {stage: _rows(rows, f"{key}.timings.{stage}") for stage, rows in data["timings"].items()}
+    words = {name: str(data[name]) for name in _RECORDING_KEYS if name != "image_size"}
+    return Recording(timings=timings, image_size=data["image_size"], **words)
+
+
+def _rows(rows: Any, key: str) -> dict[str, Timing]:
+    if not isinstance(rows, dict):
+        raise SpecError(key, rows, "a mapping from partition points to milliseconds is needed")
+    return {str(name): _row(row, f"{key}.{name}") for name, row in rows.items()}
+
+
+def _row(row: Any, key: str) -> Timing:
+    """A number of milliseconds, or a mapping with the median and what else is known."""
+    try:
+        timing = (
+            Timing.from_dict({"throttling": [], **row, "source": Source.RECORDED})
+            if isinstance(row, dict)
+            else Timing.single(float(row), Source.RECORDED)
+        )
+        if is_number(timing.p50_ms) and timing.p50_ms >= 0:
+            return timing
+    except (TypeError, ValueError):
+        pass
+    raise SpecError(key, row, "milliseconds are needed, or {p50_ms, p90_ms, spread, repeats}")
+
+
+def _one_of(settings: dict[str, Any], name: str, default: str, allowed: tuple[str, ...], key: str) -> str:
+    value = settings.get(name, default)
+    if value not in allowed:
+        raise SpecError(f"{key}.{name}", value, f"{' and '.join(allowed)} are allowed")
+    return str(value)
+
+
+def _threads(settings: dict[str, Any], key: str, default: int) -> int:
+    threads = settings.get("threads", default)
+    if "threads" in settings and not (isinstance(threads, int) and not isinstance(threads, bool) and threads > 0):
+        raise SpecError(f"{key}.threads", threads, "a whole number from 1 is needed")
+    return int(threads)
 
 
 def _cores() -> int:

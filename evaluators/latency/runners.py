@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from evaluators.edge.circumstances import machine
 from evaluators.result import Timing
 from spaces.errors import MeasurementError
 
@@ -26,26 +27,50 @@ class Runner(Protocol):
         """A timing of each stage. Raises MeasurementError when there is no usable answer."""
         ...
 
+    def run(self, folder: Path, arguments: Sequence[str]) -> str:
+        """What the folder's program prints. Raises MeasurementError with the program's own last words if it fails."""
+        ...
+
+    def machine(self) -> dict[str, Any]:
+        """The machine that measures, as ``evaluators/edge/circumstances.py`` describes one; empty if it is not known
+        yet.
+        """
+        ...
+
 
 class LocalRunner:
     """This machine: the folder runs as a process of its own, as it would on a device.
 
     One measurement at a time, whichever process asks: the others wait.
+
+    Args:
+        program: what comes before the folder on the process's command line, after Python itself.
     """
 
+    def __init__(self, program: Sequence[str] = ()) -> None:
+        self._program = tuple(program)
+
+    def machine(self) -> dict[str, Any]:
+        """See :class:`Runner`."""
+        return machine()
+
     def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
+        """See :class:`Runner`."""
+        return read_timings(self.run(folder, ["measure", "--json", "--stages", ",".join(stages)]), stages)
+
+    def run(self, folder: Path, arguments: Sequence[str]) -> str:
         """See :class:`Runner`."""
         lock = FileLock(Path(tempfile.gettempdir()) / "splitsearch-measuring.lock", timeout=WAIT_S)
         try:
             with lock:
-                return self._measure(folder, stages)
+                return self._run(folder, arguments)
         except Timeout:
             raise MeasurementError(
                 f"other measurements have kept this machine busy for {WAIT_S:g} s; try again when they are done"
             ) from None
 
-    def _measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
-        command = [sys.executable, str(folder), "measure", "--json", "--stages", ",".join(stages)]
+    def _run(self, folder: Path, arguments: Sequence[str]) -> str:
+        command = [sys.executable, *self._program, str(folder), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -55,7 +80,7 @@ class LocalRunner:
         if done.returncode != 0:
             reason = done.stderr.strip().splitlines() or ["no message"]
             raise MeasurementError(f"measuring {folder} failed: {reason[-1]}")
-        return read_timings(done.stdout, stages)
+        return done.stdout
 
 
 def read_timings(text: str, stages: Sequence[str]) -> dict[str, Timing]:

@@ -1,27 +1,66 @@
-"""``Stopwatch``: times the stages of one picture's way on a device and on a server, and composes its latency."""
+"""``Stopwatch``: times the stages of one picture's way on a device and on a server."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils import _pytree as pytree
 
 from evaluators import folders
 from evaluators.candidates import Candidate
 from evaluators.edge.picture import PictureFormat, to_input
-from evaluators.latency.links import LinkProfile
-from evaluators.latency.machines import Machine
+from evaluators.latency.machines import Machine, Timings
+from evaluators.latency.profiles import Here
+from evaluators.latency.torch_half import SUFFIX as TORCH_SUFFIX
 from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
-from evaluators.result import LatencyParts, Source, Sources, Timing
+from evaluators.models.work import head_work, module_work, tail_work
+from evaluators.result import Job
 from spaces.config import SplitConfig
 from spaces.partition import INPUT, OUTPUT
 
-Timings = dict[str, Timing]  # by stage
+Jobs = dict[str, Job]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """What the stages of one way took, and what any other machine would be asked to time."""
+
+    jobs: Jobs
+    timings: Timings
+
+    def __or__(self, other: Stages) -> Stages:
+        return Stages(jobs=self.jobs | other.jobs, timings=self.timings | other.timings)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """What the stages of a configuration depend on, besides its partition point."""
+
+    config: SplitConfig
+
+    @property
+    def squeezed(self) -> str:
+        """The shape of the bottleneck."""
+        stride = f"/s{self.config.stride}" if self.config.stride > 1 else ""
+        return f"{self.config.partition}/r{self.config.ae_ratio:g}{stride}"
+
+    @property
+    def packed(self) -> str:
+        """The number of values and their bit-width."""
+        return f"{self.squeezed}/b{self.config.bits}"
+
+    @property
+    def content(self) -> str:
+        """The very bytes."""
+        return f"{self.config.training_key}/{self.config.lossless}"
 
 
 class Stopwatch:
@@ -34,110 +73,156 @@ class Stopwatch:
         self,
         device: Machine,
         server: Machine,
-        link: LinkProfile,
         split: SplitModel,
         picture: PictureFormat,
         sample: np.ndarray,
     ) -> None:
-        self.device, self.server, self.link = device, server, link
+        self.device, self.server = device, server
         self._split, self._picture, self._sample = split, picture, sample
-
-    @property
-    def sources(self) -> Sources:
-        """A link is always modelled here: its rate and round trip are given, not measured."""
-        return Sources(device=self.device.source, server=self.server.source, link=Source.MODELLED)
 
     @functools.cached_property
     def network(self) -> OnnxNetwork:
         """The uncut network as ONNX, exported the first time a part of it has to be timed or shipped."""
         return OnnxNetwork(self._split)
 
-    def compose(self, timings: Timings, payload_bytes: float) -> LatencyParts:
-        """One picture's latency: medians of the stages, and the link for payloads of this mean length; none for 0."""
-        link_ms = self.link.latency_ms(payload_bytes) if payload_bytes else 0.0
-        return LatencyParts(link_ms=link_ms, **{f"{stage}_ms": timing.p50_ms for stage, timing in timings.items()})
-
-    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Timings:
+    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
         """All stages of a candidate; the server is timed with ``payload``, one picture's."""
-        stride = f"/s{config.stride}" if config.stride > 1 else ""
-        cut, squeezed = config.partition, f"{config.partition}/r{config.ae_ratio:g}{stride}"
-        packed, content = f"{squeezed}/b{config.bits}", f"{config.training_key}/{config.lossless}"
-        manifest = {"wire": candidate.wire_format(config).to_dict()}
-        features = [torch.zeros(1, *shape) for shape in self._split.tap(cut).point.shapes]
+        return self.device_side(config, candidate) | self.server_side(config, candidate, payload)
+
+    def device_side(self, config: SplitConfig, candidate: Candidate) -> Stages:
+        """What a candidate does on the device."""
+        keys = _Keys(config)
+        encoder = candidate.bottleneck.encoder
+        features = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
+
+        def write(folder: Path) -> None:
+            self.write_device(folder, {"wire": candidate.wire_format(config).to_dict()})
+            self._save_part(self.device, INPUT, config.partition, folder / "head")
+            _save(self.device, encoder, features, folder / "encoder")
+
+        jobs = {
+            "head": self._head_job(config.partition),
+            "encode": Job(key=keys.squeezed, work=module_work(encoder, features)),
+            "pack": Job(key=keys.packed),
+        }
+        if config.lossless != "packed":
+            jobs["compress"] = Job(key=keys.content)
+        return _ask(self.device, jobs, write)
+
+    def server_side(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
+        """What a candidate does on the server, with one picture's payload."""
+        keys = _Keys(config)
+        decoder = candidate.bottleneck.decoder
         activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
 
-        def write_device(folder: Path) -> None:
-            self.write_device(folder, manifest)
-            self.network.save_part(INPUT, cut, folder / "head.onnx")
-            save_module(candidate.bottleneck.encoder, features, folder / "encoder.onnx", len(features))
+        def write(folder: Path) -> None:
+            manifest = _manifest(self.server, self._picture, {"wire": candidate.wire_format(config).to_dict()})
+            folders.write_server(folder, manifest, payload=payload)
+            self._save_part(self.server, config.partition, OUTPUT, folder / "tail")
+            _save(self.server, decoder, activations, folder / "decoder")
 
-        def write_server(folder: Path) -> None:
-            folders.write_server(folder, self._manifest(self.server, manifest), payload=payload)
-            self.network.save_part(cut, OUTPUT, folder / "tail.onnx")
-            save_module(candidate.bottleneck.decoder, activations, folder / "decoder.onnx", len(features))
-
-        device_keys = {"head": cut, "encode": squeezed, "pack": packed}
-        server_keys = {"unpack": packed, "decode": squeezed, "tail": cut}
+        jobs = {
+            "unpack": Job(key=keys.packed),
+            "decode": Job(key=keys.squeezed, work=module_work(decoder, activations)),
+            "tail": self._tail_job(config.partition),
+        }
         if config.lossless != "packed":
-            device_keys["compress"] = server_keys["decompress"] = content
-        return _timings(self.device, device_keys, write_device) | _timings(self.server, server_keys, write_server)
+            jobs["decompress"] = Job(key=keys.content)
+        return _ask(self.server, jobs, write)
 
-    def all_on_device(self) -> Timings:
+    def all_on_device(self) -> Stages:
         """The whole network on the device."""
-        return {"head": self.head(OUTPUT)}
+        return self.head(OUTPUT)
 
-    def head(self, partition: str) -> Timing:
+    def head(self, partition: str) -> Stages:
         """A head on the device, normalising the picture included."""
 
         def write(folder: Path) -> None:
             self.write_device(folder, {})
-            self.network.save_part(INPUT, partition, folder / "head.onnx")
+            self._save_part(self.device, INPUT, partition, folder / "head")
 
-        return _timings(self.device, {"head": partition}, write)["head"]
+        return _ask(self.device, {"head": self._head_job(partition)}, write)
 
-    def tail(self, partition: str) -> Timing:
+    def tail(self, partition: str) -> Stages:
         """A tail on the server."""
 
         def write(folder: Path) -> None:
-            folders.write_server(folder, self._manifest(self.server, {}))
+            folders.write_server(folder, _manifest(self.server, self._picture, {}))
             with torch.no_grad():
                 features = self._split.head(partition)(torch.from_numpy(to_input(self._sample, self._picture)))
             np.savez(folder / "features.npz", *(tensor.numpy() for tensor in features))
-            self.network.save_part(partition, OUTPUT, folder / "tail.onnx")
+            self._save_part(self.server, partition, OUTPUT, folder / "tail")
 
-        return _timings(self.server, {"tail": partition}, write)["tail"]
+        return _ask(self.server, {"tail": self._tail_job(partition)}, write)
 
-    def server_only(self, jpeg_quality: int | None) -> Timings:
+    def server_only(self, jpeg_quality: int | None) -> Stages:
         """The stages of sending the picture itself, raw or as JPEG."""
         manifest = {"jpeg_quality": jpeg_quality}
         form = "raw" if jpeg_quality is None else f"jpeg {jpeg_quality}"
+        job = Job(key=f"{form} picture")
+
+        def write_device(folder: Path) -> None:
+            self.write_device(folder, manifest)
 
         def write_server(folder: Path) -> None:
-            folders.write_server(folder, self._manifest(self.server, manifest), self._sample)
-            self.network.save_part(INPUT, OUTPUT, folder / "tail.onnx")
+            folders.write_server(folder, _manifest(self.server, self._picture, manifest), self._sample)
+            self._save_part(self.server, INPUT, OUTPUT, folder / "tail")
 
-        server_keys = {"unpack": f"{form} picture", "tail": INPUT}
+        device_jobs: Jobs = {}
+        server_jobs = {"unpack": job, "tail": self._tail_job(INPUT)}
         if jpeg_quality is not None:
-            server_keys["decompress"] = f"{form} picture"
-        timings = _timings(self.server, server_keys, write_server)
-        if jpeg_quality is not None:
-            write_device = functools.partial(self.write_device, extra=manifest)
-            timings |= _timings(self.device, {"compress": f"{form} picture"}, write_device)
-        return timings
+            device_jobs["compress"] = server_jobs["decompress"] = job
+        return _ask(self.device, device_jobs, write_device) | _ask(self.server, server_jobs, write_server)
 
     def write_device(self, folder: Path, extra: Mapping[str, object]) -> None:
-        """A device folder for this machine, without its models."""
-        folders.write_device(folder, self._manifest(self.device, extra), self._sample)
+        """A device folder for the device, without its models."""
+        folders.write_device(folder, _manifest(self.device, self._picture, extra), self._sample)
 
-    def _manifest(self, machine: Machine, extra: Mapping[str, object]) -> dict[str, object]:
-        return {"picture": self._picture.to_dict(), "threads": machine.profile.threads, **extra}
+    def _head_job(self, partition: str) -> Job:
+        return Job(key=partition, work=head_work(self._split, partition))
+
+    def _tail_job(self, partition: str) -> Job:
+        return Job(key=partition, work=tail_work(self._split, partition))
+
+    def _save_part(self, machine: Machine, start: str, end: str, stem: Path) -> None:
+        """The network between two points, one of them an end of it, as ``machine`` runs it."""
+        if not _on_torch(machine):
+            self.network.save_part(start, end, stem.with_suffix(".onnx"))
+            return
+        module = self._split.head(end) if start == INPUT else self._split.tail(start)
+        shapes = self._split.tap(start).point.shapes
+        _save(machine, module, [torch.zeros(1, *shape) for shape in shapes], stem)
 
 
-def _timings(machine: Machine, keys: Mapping[str, str], write: Callable[[Path], None]) -> Timings:
+def _manifest(machine: Machine, picture: PictureFormat, extra: Mapping[str, object]) -> dict[str, object]:
+    how = machine.profile.how
+    provider = {"provider": how.provider} if isinstance(how, Here) and how.provider != "cpu" else {}
+    return {"picture": picture.to_dict(), "threads": machine.profile.threads, **provider, **extra}
+
+
+def _on_torch(machine: Machine) -> bool:
+    how = machine.profile.how
+    return isinstance(how, Here) and how.runtime == "torch"
+
+
+def _save(machine: Machine, module: nn.Module, examples: list[torch.Tensor], stem: Path) -> None:
+    """A module as ``machine`` runs it."""
+    if not _on_torch(machine):
+        with torch.no_grad():
+            results = len(pytree.tree_leaves(module.eval()(*examples)))
+        save_module(module, examples, stem.with_suffix(".onnx"), results)
+        return
+    program = torch.export.export(module.eval(), tuple(examples))
+    torch.export.save(program, stem.with_suffix(TORCH_SUFFIX))
+
+
+def _ask(machine: Machine, jobs: Jobs, write: Callable[[Path], None]) -> Stages:
+    if not jobs:
+        return Stages(jobs={}, timings={})
     with tempfile.TemporaryDirectory(prefix="splitsearch-") as scratch:
 
         def folder() -> Path:
             write(Path(scratch))
             return Path(scratch)
 
-        return machine.timings(keys, folder)
+        return Stages(jobs=jobs, timings=machine.timings(jobs, folder))

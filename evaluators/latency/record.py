@@ -1,0 +1,144 @@
+"""Records a machine: what a network's heads or tails take there, kept as a profile that needs the machine no more."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluators.candidates import Candidate
+from evaluators.compression.bottleneck import Bottleneck
+from evaluators.compression.tcl import LevelGrid
+from evaluators.edge import wire
+from evaluators.edge.picture import PictureFormat
+from evaluators.latency.machines import Measuring
+from evaluators.latency.stopwatch import Stages, Stopwatch
+from evaluators.models.cut import SplitModel
+from evaluators.result import Timing
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit, SpecError
+from spaces.partition import INPUT, OUTPUT
+
+ROLES = ("device", "server", "both")
+Timed = dict[str, dict[str, Timing]]  # by stage, by what it depends on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What is recorded.
+
+    Attributes:
+        role: ``device`` is heads, encoders and packing; ``server`` tails, decoders and unpacking.
+        squeezed: points at which bottlenecks are recorded as well.
+        ae_ratios, bits: of these bottlenecks; what is not recorded has to be modelled when the profile is used.
+    """
+
+    role: str
+    squeezed: Sequence[str] = ()
+    ae_ratios: Sequence[float] = ()
+    bits: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise SpecError("--role", self.role, f"{', '.join(ROLES)} are allowed")
+
+
+def record(split: SplitModel, machine: Measuring, scope: Scope, progress: Callable[[str], None]) -> Timed:
+    """Time every stage in scope; those that the machine's table knows are not timed again.
+
+    Args:
+        split: the network, with any weights.
+        machine: at hand.
+        progress: told what is timed, one line each.
+
+    Raises:
+        MeasurementError: the machine did not answer; what was timed before is kept in its table.
+    """
+    size = split.image_size
+    picture = PictureFormat(size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    watch = Stopwatch(machine, machine, split, picture, np.zeros((size, size, 3), np.uint8))
+    found: Timed = {}
+    for what, time in _tasks(split, watch, scope):
+        progress(what)
+        try:
+            stages = time()
+        except InfeasibleSplit:
+            continue  # a ratio that leaves no channel there
+        for stage, timing in stages.timings.items():
+            found.setdefault(stage, {})[stages.jobs[stage].key] = timing
+    return found
+
+
+def _tasks(split: SplitModel, watch: Stopwatch, scope: Scope) -> Iterator[tuple[str, Callable[[], Stages]]]:
+    names = [point.name for point in split.points]
+    if scope.role != "server":
+        yield from ((f"head of {name}", functools.partial(watch.head, name)) for name in names if name != INPUT)
+    if scope.role != "device":
+        yield from ((f"tail of {name}", functools.partial(watch.tail, name)) for name in names if name != OUTPUT)
+    for name in scope.squeezed:
+        for ratio in scope.ae_ratios:
+            for bits in scope.bits:
+                config = SplitConfig(partition=name, ae_ratio=ratio, bits=bits)
+                yield f"bottleneck {config.label}", functools.partial(_bottleneck, split, watch, scope, config)
+
+
+def _bottleneck(split: SplitModel, watch: Stopwatch, scope: Scope, config: SplitConfig) -> Stages:
+    candidate = untrained(split, config)
+    stages = Stages(jobs={}, timings={})
+    if scope.role != "server":
+        stages |= watch.device_side(config, candidate)
+    if scope.role != "device":
+        form = candidate.wire_format(config)
+        payload = wire.encode([np.zeros(levels.shape, np.float32) for levels in form.tensors], form)
+        stages |= watch.server_side(config, candidate, payload)
+    return stages
+
+
+def untrained(split: SplitModel, config: SplitConfig) -> Candidate:
+    """A candidate that takes as long as a trained one. Raises InfeasibleSplit where its ratio leaves no channel."""
+    point = split.tap(config.partition).point
+    bottleneck = Bottleneck(
+        point.shapes, split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
+    )
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
+    bottleneck.start_from(features)
+    with torch.no_grad():
+        activations = bottleneck.encoder(*features)
+    levels = tuple(LevelGrid(config.bits).levels(tuple(tensor.shape[1:])) for tensor in activations)
+    return Candidate(bottleneck=bottleneck.eval(), tail=nn.Identity(), levels=levels, history=[])
+
+
+def profile_of(
+    name: str, model: str, image_size: int, machine: Measuring, timed: Timed, today: datetime.date
+) -> dict[str, Any]:
+    """A recorded profile as :func:`evaluators.latency.profiles.load_machine` reads it."""
+    who = machine.runner.machine()
+    versions = ", ".join(f"{key} {who[key]}" for key in ("onnxruntime", "torch", "numpy", "python") if who.get(key))
+    return {
+        "format": 1,
+        "name": name,
+        "kind": "recorded",
+        "model": model,
+        "image_size": image_size,
+        "runtime": "torch" if "torch" in who else "onnxruntime",
+        "threads": machine.profile.threads or f"one for each of {who.get('cores', 'its')} cores",
+        "precision": "fp32",
+        "date": today.isoformat(),
+        "source": f"splitsearch profile {machine.profile.name}, on {who.get('processor')} ({versions})",
+        "timings": {stage: {key: _row(timing) for key, timing in rows.items()} for stage, rows in timed.items()},
+    }
+
+
+def _row(timing: Timing) -> dict[str, Any]:
+    row = timing.to_dict()
+    del row["source"]
+    for name in ("p50_ms", "p90_ms", "spread"):
+        row[name] = float(f"{row[name]:.4g}")
+    return row

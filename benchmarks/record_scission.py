@@ -12,9 +12,11 @@ residual block, ours one operation later, after the activation; its first block 
     activation    two are blocks of their own in ResNet-50, of 802,816 and of 100,352 values; between those sizes
                   the latency is taken to be a straight line
 
-So a head is the sum of the blocks up to its point, plus one such step; a tail is the whole minus the head. Assumed: Keras'
-ResNet-50 has its strides in the first convolution of a block, torchvision's in the second, and does 6 % more
-arithmetic in all; each block was called by itself, which adds overhead that a whole network does not have.
+So a head is the sum of the blocks up to its point, plus one such step; a tail is the whole minus the head.
+
+What is assumed: Keras' blocks stand for torchvision's, although Keras' ResNet-50 has its strides in the first
+convolution of a block, torchvision's in the second, which is 6 % more arithmetic in all. And each block was called by
+itself, which adds overhead that a whole network does not have.
 """
 
 import argparse

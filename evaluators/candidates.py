@@ -99,8 +99,7 @@ class Candidates:
         bottleneck = Bottleneck(
             shapes, self._split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
         )
-        # A copy: the tail shares its modules with the uncut model, which must not change.
-        tail = copy.deepcopy(self._split.tail(config.partition))
+        tail = self._bank.tail(config.partition, self._settings.scope)
         head = copy.deepcopy(self._split.head(config.partition)) if self._settings.scope == "all" else None
         place = self._folder / config.training_key
         if (place / "split.json").exists():

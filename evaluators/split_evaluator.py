@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import torch
 import torchvision
+from torch import nn
 
 from evaluators import folders
 from evaluators.base import Evaluator, Progress
@@ -36,9 +37,10 @@ from evaluators.models.onnx_export import save_module
 from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.tasks.baseline import baseline_path, baseline_record, train_or_load
+from evaluators.tasks.data import Pictures
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.references import finetuned_uncut, on_jpeg
+from evaluators.tasks.references import Whole, as_jpeg, classes, finetuned_uncut
 from evaluators.tasks.scoring import paired_drop_pp
 from evaluators.tasks.training import compute_device
 from spaces.config import SplitConfig
@@ -184,14 +186,22 @@ class SplitEvaluator(Evaluator):
         if not self.is_trained:
             raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
         self._give_weights(lambda _: None)
-        uncut = self._bank.scores("validation").argmax(1).numpy()
-        on_device = self._stopwatch.all_on_device()
-        found = [self._evaluation("all-on-device", uncut, 0.0, on_device)]
+        networks: dict[str, nn.Module] = {"": self._split.head(OUTPUT)}
         if trained:
-            found.append(self._evaluation("all-on-device, fine-tuned", self._finetuned_predictions, 0.0, on_device))
-        raw = float(np.mean([pixels.nbytes for pixels in self._bank.validation.pixels]))
-        found.append(self._evaluation("server-only, raw", uncut, raw, self._stopwatch.server_only(None)))
-        return found + [self._jpeg(quality) for quality in JPEG_QUALITIES]
+            networks[", fine-tuned"] = self._finetuned
+        validation, watch = self._bank.validation, self._stopwatch
+        raw = float(np.mean([pixels.nbytes for pixels in validation.pixels]))
+        ways: list[tuple[str, Pictures, float, Stages]] = [
+            ("all-on-device", validation, 0.0, watch.all_on_device()),
+            ("server-only, raw", validation, raw, watch.server_only(None)),
+        ]
+        for quality in JPEG_QUALITIES:
+            ways.append((f"server-only, JPEG {quality}", *as_jpeg(self._bank, quality), watch.server_only(quality)))
+        return [
+            self._evaluation(name + how, classes(network, self._bank, pictures), size, stages)
+            for name, pictures, size, stages in ways
+            for how, network in networks.items()
+        ]
 
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
         """Write both halves, then run every search-validation picture through them as a user would."""
@@ -317,15 +327,10 @@ class SplitEvaluator(Evaluator):
         return self._bank.scores("validation").argmax(1).numpy() == self._labels
 
     @functools.cached_property
-    def _finetuned_predictions(self) -> np.ndarray:
-        """Of the uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
+    def _finetuned(self) -> Whole:
+        """The uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
         first = next(point.name for point in self._split.points if not point.is_end)
         return finetuned_uncut(self._split, self._bank, first, self._settings.finetune, self._settings.seed)
-
-    def _jpeg(self, quality: int) -> Evaluation:
-        predictions, size = on_jpeg(self._bank, quality)
-        stages = self._stopwatch.server_only(quality)
-        return self._evaluation(f"server-only, JPEG {quality}", predictions, size, stages)
 
     def _evaluation(
         self,

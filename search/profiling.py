@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from evaluators.latency.profile_files import OWN_FOLDER
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import ModelSettings
 from search.spec import StudySpec, load_spec
 from spaces.errors import SpecError
 
-FOLDER = Path("hardware_profiles")
 _CLASSES = 1000
 
 
@@ -61,7 +61,7 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     settings = spec.model if spec else ModelSettings(name=asked.model, num_classes=_CLASSES)
     size = spec.data.image_size if spec else asked.image_size
     name = asked.name or _slug(f"{profile.name}-{settings.label}-{size}")
-    target = output or FOLDER / "devices" / f"{name}.yaml"
+    target = output or OWN_FOLDER / "devices" / f"{name}.yaml"
     split = SplitModel(build(settings).network, size)
     scope = record.Scope(role=asked.role, **_squeezes(spec, split))
     unfinished = target.with_suffix(".timings.json")
@@ -87,7 +87,7 @@ def record_link(asked: Asked, progress: Callable[[str], None]) -> Path:
     name = _slug(f"{asked.name or profile.name}_link")
     today = datetime.date.today().isoformat()
     numbers = {key: float(f"{getattr(found, key):.4g}") for key in ("rate_mb_per_s", "rtt_ms", "jitter_ms")}
-    target = FOLDER / "links" / f"{name}.yaml"
+    target = OWN_FOLDER / "links" / f"{name}.yaml"
     source = f"splitsearch profile {profile.name} --link, {today}: {found.source}"
     _write(target, {"format": 1, "name": name, "kind": "recorded", **numbers, "source": source})
     return target

@@ -14,7 +14,7 @@ from evaluator_contract import EvaluatorContract
 from evaluators.edge import halves
 from evaluators.fake import FakeEvaluator
 from evaluators.latency.links import LinkProfile
-from evaluators.latency.profiles import MachineProfile
+from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.split_evaluator import SplitEvaluator, SplitSettings
 from spaces.config import SplitConfig
@@ -84,6 +84,9 @@ class TestSplitEvaluator(EvaluatorContract):
         found = real.evaluate(config)
         assert found.latency.link_ms == pytest.approx(2.0 + found.payload_bytes / 1000)
         assert found.sources.to_dict() == {"device": "measured", "server": "measured", "link": "modelled"}
+        parts = {f"{stage}_ms": timing.p50_ms for stage, timing in found.timings.items()}
+        assert parts.items() <= found.latency.to_dict().items() and set(parts) == {f"{s}_ms" for s in found.jobs}
+        assert {stage for stage, job in found.jobs.items() if job.work} == {"head", "encode", "decode", "tail"}
 
     def test_another_process_finds_the_training_again(self, real, config):
         first = real.evaluate(config)
@@ -113,30 +116,6 @@ class TestSplitEvaluator(EvaluatorContract):
         assert set(measured["stages"]) == {"head", "encode", "pack"} and measured["machine"]["onnxruntime"]
         payload.write_bytes(b"junk")
         assert "too few for a payload" in run_half(tmp_path, "server", "decode", payload, fails=True)
-
-    def test_a_modelled_machine_scales_what_is_measured_here(self, real, config, tmp_path):
-        from evaluators.latency.machines import Machine
-        from evaluators.latency.profiles import load_machine
-        from evaluators.latency.reference import machine_for
-        from evaluators.latency.table import StageTable
-        from evaluators.result import Timing
-
-        class Runner:
-            def measure(self, folder, stages):
-                assert (folder / "head.onnx").exists()
-                return {stage: Timing(p50_ms=26.283, p90_ms=30.0, spread=0.1, repeats=20) for stage in stages}
-
-        profile = load_machine("raspberry_pi_4b", "device")
-        machine = machine_for(profile, Runner(), StageTable(tmp_path / "table.json"))
-        assert isinstance(machine, Machine) and machine.factor == pytest.approx(10.0)
-        assert machine.source == "modelled"
-        timings = machine.timings({"head": "stem"}, lambda: folder_with_head(tmp_path))
-        assert timings["head"].p50_ms == pytest.approx(262.83)
-
-
-def folder_with_head(tmp_path):
-    (tmp_path / "head.onnx").touch()
-    return tmp_path
 
 
 def run_half(bundle, side, *arguments, fails=False):
@@ -246,3 +225,18 @@ def test_the_device_half_runs_without_torch(real, tmp_path):
     half = halves.DeviceHalf(tmp_path / "device")
     for number, pixels in enumerate(real._bank.validation.pixels[:20]):
         assert (tmp_path / "out" / f"{number:02}.payload").read_bytes() == half.encode(pixels)
+
+
+def test_a_link_is_measured_once_for_all_trials(tmp_path, monkeypatch):
+    evaluator = SplitEvaluator(digits_settings(link=None), tmp_path / "run")
+    link = evaluator._link
+    assert link.rate_mb_per_s > 0 and link.rtt_ms > 0 and link.origin == "measured"
+    again = SplitEvaluator(digits_settings(link=None), tmp_path / "run")
+    monkeypatch.setattr("evaluators.split_evaluator.measure_link", lambda device: pytest.fail("measured again"))
+    assert again._link == link
+
+
+def test_a_link_to_a_profile_cannot_be_measured(tmp_path):
+    settings = digits_settings(link=None, device=load_machine("raspberry_pi_4b", "device"))
+    with pytest.raises(SpecError, match=r"link: 'measured' given.*raspberry_pi_4b is a profile; give a rate"):
+        _ = SplitEvaluator(settings, tmp_path / "run")._link

@@ -26,7 +26,7 @@ def state(net):
 
 
 def renew(net, inputs, labels):
-    return renew_statistics([net], lambda part: net(inputs[part]), labels)
+    return renew_statistics(net, lambda part: net(inputs[part]), labels)
 
 
 def test_statistics_become_means_over_the_pictures():

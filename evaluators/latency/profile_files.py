@@ -1,4 +1,8 @@
-"""Profiles as files: found by name in ``hardware_profiles/`` or by path, read, their format and keys checked."""
+"""Profiles as files: found by name or by path, read, their format and keys checked.
+
+A name is that of a file below ``hardware_profiles`` in the current folder, where ``splitsearch profile`` writes, or of
+one that is shipped.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,13 @@ from spaces.yaml_text import read_yaml
 
 FORMAT = 1
 Kind = Literal["devices", "links"]
-_FOLDER = Path(hardware_profiles.__file__).parent
+OWN_FOLDER = Path("hardware_profiles")
+_SHIPPED = Path(hardware_profiles.__file__).parent
 
 
 def profile_names(folder: Kind) -> list[str]:
-    """Of the profiles that are shipped."""
-    return sorted(path.stem for path in (_FOLDER / folder).glob("*.yaml"))
+    """Of the profiles that there are."""
+    return sorted({path.stem for place in (OWN_FOLDER, _SHIPPED) for path in (place / folder).glob("*.yaml")})
 
 
 def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
@@ -31,7 +36,10 @@ def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
     Raises:
         SpecError: no such profile, or one of another format.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / folder / f"{name}.yaml"
+    own = OWN_FOLDER / folder / f"{name}.yaml"
+    path = own if own.is_file() else _SHIPPED / folder / own.name
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
     if not path.exists():
         known = [*profile_names(folder), *(["local"] if folder == "devices" else [])]
         raise SpecError(key, name, f"no such profile; {nearest(name, known)}. A path to a .yaml file works too")

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
-from evaluators.models.cut import SplitModel
+from evaluators.models.cut import SplitModel, first_tensor
 from evaluators.settings import Scope
 from evaluators.tasks.data import Dataset, Pictures
-from evaluators.tasks.statistics import renew_statistics
+from evaluators.tasks.statistics import Statistics, renew_statistics, set_statistics, statistics_of
 from evaluators.tasks.training import Lesson, compute_device
 from spaces.partition import OUTPUT
 
@@ -35,6 +35,7 @@ class FeatureBank:
         self.dataset = dataset
         self._split, self._train_pictures, self._seed = split, train_pictures, seed
         self._kept: OrderedDict[tuple[str, Role], Tensors] = OrderedDict()
+        self._statistics: dict[str, Statistics] = {}  # of tails, renewed
 
     @functools.cached_property
     def train(self) -> Pictures:
@@ -87,6 +88,28 @@ class FeatureBank:
             features=self.features(partition, "train"), labels=self.train.labels, teacher=teacher, inputs=inputs
         )
 
+    def tail(self, partition: str, scope: Scope) -> nn.Module:
+        """A copy of the uncut model's tail for a candidate to learn with, on the CPU.
+
+        Where the tail may change, its BatchNorm statistics are those of the training pictures behind the given head.
+        """
+        # A copy: the tail shares its modules with the uncut model, which must not change.
+        tail = copy.deepcopy(self._split.tail(partition))
+        if scope == "bottleneck":
+            return tail
+        if partition not in self._statistics:
+            self._renew(tail.to(compute_device()), self.features(partition, "train"))
+            self._statistics[partition] = statistics_of(tail.cpu())
+        set_statistics(tail, self._statistics[partition])
+        return tail
+
+    def _renew(self, tail: nn.Module, features: Tensors) -> None:
+        def scores(part: slice) -> torch.Tensor:
+            # Copies: a tail may work in place, and others need these.
+            return first_tensor(tail(*(tensor[part].to(compute_device(), copy=True) for tensor in features)))
+
+        renew_statistics(tail, scores, self.train.labels)
+
     @functools.cached_property
     def _renewed_scores(self) -> torch.Tensor:
         """Class scores of the uncut model on the training pictures, its BatchNorm statistics renewed."""
@@ -96,7 +119,7 @@ class FeatureBank:
             found: torch.Tensor = network(self._inputs(self.train, part))[0]
             return found
 
-        renew_statistics([network], scores, self.train.labels)
+        renew_statistics(network, scores, self.train.labels)
         return self.through(network.cpu(), self.train)[0]
 
     def _inputs(self, pictures: Pictures, part: slice) -> torch.Tensor:

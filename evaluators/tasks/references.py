@@ -6,42 +6,46 @@ import copy
 
 import numpy as np
 import torch
+from torch import nn
 
 from evaluators.edge.picture import from_jpeg, to_jpeg
-from evaluators.models.cut import SplitModel
+from evaluators.models.cut import SplitModel, first_tensor
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.data import Pictures
 from evaluators.tasks.features import FeatureBank
 from evaluators.tasks.training import compute_device, finetune
-from spaces.partition import OUTPUT
 
-_BATCH = 100
+
+class Whole(nn.Module):
+    """Head and tail in one again: pictures (B, 3, S, S) to a tuple that holds the class scores."""
+
+    def __init__(self, head: nn.Module, tail: nn.Module) -> None:
+        super().__init__()
+        self.head, self.tail = head, tail
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        return (first_tensor(self.tail(*self.head(pictures))),)
 
 
 def finetuned_uncut(
     split: SplitModel, bank: FeatureBank, partition: str, settings: FinetuneSettings, seed: int
-) -> np.ndarray:
-    """Classes (N,) that the uncut model finds in the search-validation pictures after the fine-tuning that candidates
-    at a partition point get, without a bottleneck.
-    """
+) -> Whole:
+    """The uncut model after the fine-tuning that candidates at a partition point get, without a bottleneck."""
     device = compute_device()
-    tail = copy.deepcopy(split.tail(partition)).to(device)
-    learns = settings.scope == "all"
-    head = copy.deepcopy(split.head(partition)).to(device) if learns else None
-    finetune(tail, None, bank.lesson(partition, settings.scope), settings, head=head, seed=seed)
-    features = bank.through(head.cpu(), bank.validation) if head else bank.features(partition, "validation")
-    with torch.no_grad():
-        batches = zip(*(tensor.split(_BATCH) for tensor in features))
-        # Copies: a tail may work in place, and the bank keeps these.
-        scores = [tail(*(tensor.to(device, copy=True) for tensor in batch)) for batch in batches]
-        return torch.cat(scores).argmax(1).cpu().numpy()
+    tail = bank.tail(partition, settings.scope).to(device)
+    head = copy.deepcopy(split.head(partition))
+    learns = head.to(device) if settings.scope == "all" else None
+    finetune(tail, None, bank.lesson(partition, settings.scope), settings, head=learns, seed=seed)
+    return Whole(head.cpu(), tail.cpu())
 
 
-def on_jpeg(bank: FeatureBank, quality: int) -> tuple[np.ndarray, float]:
-    """Classes (N,) that the uncut model as given finds in the search-validation pictures after JPEG; mean bytes of the
-    files.
-    """
+def classes(network: nn.Module, bank: FeatureBank, pictures: Pictures) -> np.ndarray:
+    """Class indices (N,) that a network like :class:`Whole` finds in pictures."""
+    return bank.through(network, pictures)[0].argmax(1).numpy()
+
+
+def as_jpeg(bank: FeatureBank, quality: int) -> tuple[Pictures, float]:
+    """The search-validation pictures after JPEG; mean bytes of the files."""
     files = [to_jpeg(pixels, quality) for pixels in bank.validation.pixels]
     decoded = Pictures([from_jpeg(data) for data in files], bank.validation.labels)
-    found = bank.through_head(OUTPUT, decoded)[0].argmax(1).numpy()
-    return found, float(np.mean([len(data) for data in files]))
+    return decoded, float(np.mean([len(data) for data in files]))

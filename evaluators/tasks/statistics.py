@@ -7,34 +7,45 @@ search-validation pictures right instead of 55.0 % (benchmarks/results/README.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Statistics = list[dict[str, torch.Tensor]]  # state of each BatchNorm layer, in order
+
 PICTURES = 1000
 _BATCH = 125
 
 
+def statistics_of(network: nn.Module) -> Statistics:
+    """A copy of its BatchNorm layers' states."""
+    return [{name: value.clone() for name, value in layer.state_dict().items()} for layer in _layers(network)]
+
+
+def set_statistics(network: nn.Module, statistics: Statistics) -> None:
+    """Give its BatchNorm layers these states."""
+    for layer, state in zip(_layers(network), statistics, strict=True):
+        layer.load_state_dict(state)
+
+
 @torch.no_grad()
-def renew_statistics(modules: Sequence[nn.Module], run: Callable[[slice], torch.Tensor], labels: torch.Tensor) -> bool:
+def renew_statistics(network: nn.Module, run: Callable[[slice], torch.Tensor], labels: torch.Tensor) -> bool:
     """Replace the statistics of all BatchNorm layers by means over training pictures, in place, if that helps.
 
     It helps where the cross-entropy on these pictures falls; otherwise everything stays as it was.
 
     Args:
-        modules: what ``run`` runs, all in eval mode, before and afterwards.
-        run: class scores (n, classes) of some of the pictures.
+        network: in eval mode, before and afterwards.
+        run: the network's class scores (n, classes) of some of the pictures.
         labels: classes (N,) of the pictures; the first 1,000 are used.
 
     Returns:
         Whether the statistics were replaced.
     """
-    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    layers = [layer for layer in layers if layer.running_mean is not None]
-    labels = labels[:PICTURES]
+    layers, labels = _layers(network), labels[:PICTURES]
     parts = [slice(start, min(start + _BATCH, len(labels))) for start in range(0, len(labels), _BATCH)]
     parts = [part for part in parts if part.stop - part.start > 1]  # a variance needs two
     if not layers or not parts:
@@ -44,9 +55,7 @@ def renew_statistics(modules: Sequence[nn.Module], run: Callable[[slice], torch.
         scores = torch.cat([run(part).float().cpu() for part in parts])
         return functional.cross_entropy(scores, labels[: len(scores)]).item()
 
-    kept = [{name: value.clone() for name, value in layer.state_dict().items()} for layer in layers]
-    momenta = [layer.momentum for layer in layers]
-    before = loss()
+    kept, momenta, before = statistics_of(network), [layer.momentum for layer in layers], loss()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over batches
@@ -58,6 +67,9 @@ def renew_statistics(modules: Sequence[nn.Module], run: Callable[[slice], torch.
         layer.eval()
     if loss() < before:
         return True
-    for layer, state in zip(layers, kept):
-        layer.load_state_dict(state)
+    set_statistics(network, kept)
     return False
+
+
+def _layers(network: nn.Module) -> list[_BatchNorm]:
+    return [each for each in network.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]

@@ -16,9 +16,7 @@ from torch.overrides import TorchFunctionMode
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.compression.warm_start import SHARPNESS_RATE, importance, warm_cosine, warm_start
-from evaluators.models.cut import first_tensor
 from evaluators.settings import FinetuneSettings
-from evaluators.tasks.statistics import renew_statistics
 
 _GRADIENT_NORM = 5.0
 _TEMPERATURE = 2.0  # of the distillation
@@ -90,12 +88,10 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Start a bottleneck, then fine-tune it and, if the scope says so, the tail behind it, in place.
 
-    BatchNorm statistics are estimated anew on these pictures (:func:`renew_statistics`) before anything else, where the
-    tail may change, and then stay as they are, so that the levels do not move with the batch. The bottleneck starts in
-    closed form, then learns to rebuild the features (:func:`warm_start`), then the task.
+    It starts in closed form, then learns to rebuild the features (:func:`warm_start`), then the task.
 
     The loss is distillation from the uncut model and cross-entropy, in the proportion that the settings give, plus TCL.
-    Deterministic for a seed on a CPU.
+    BatchNorm statistics stay as they are, so the levels do not move with the batch. Deterministic for a seed on a CPU.
 
     Args:
         tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
@@ -126,9 +122,7 @@ def finetune(
     total = batches * settings.epochs
     history: list[dict[str, Any]] = []
     tail.eval()
-    if settings.scope != "bottleneck":
-        _renew(head, tail, lesson)
-    elif bottleneck is None:
+    if settings.scope == "bottleneck" and bottleneck is None:
         return history
     done, all_steps = 0, total
     if bottleneck is not None and grid is not None:
@@ -227,19 +221,6 @@ def _parameter_groups(
         groups.append({"params": bottleneck.weights(), "lr": settings.learning_rate})
         groups.append({"params": bottleneck.sharpness(), "lr": SHARPNESS_RATE, "weight_decay": 0.0})
     return groups
-
-
-def _renew(head: nn.Module | None, tail: nn.Module, lesson: Lesson) -> None:
-    device = compute_device()
-
-    def scores(part: slice) -> torch.Tensor:
-        features = _features(head, lesson, torch.arange(part.start, part.stop), device)
-        found: torch.Tensor = first_tensor(tail(*features))
-        return found
-
-    if head is not None:
-        head.eval()
-    renew_statistics([tail] if head is None else [head, tail], scores, lesson.labels)
 
 
 def _importance(tail: nn.Module, bottleneck: Bottleneck, lesson: Lesson) -> list[torch.Tensor]:

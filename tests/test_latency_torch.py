@@ -1,0 +1,66 @@
+"""A machine of torch: the same folders, the same answers, timed in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evaluators import folders
+from evaluators.edge import halves
+from evaluators.edge.picture import PictureFormat
+from evaluators.latency.machine_for import machine_for
+from evaluators.latency.profiles import Here, MachineProfile
+from evaluators.latency.stopwatch import Stopwatch
+from evaluators.latency.table import StageTable
+from evaluators.latency.torch_half import TorchDeviceHalf
+from evaluators.models.cut import SplitModel
+
+PICTURE = PictureFormat(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def split():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1), nn.ReLU()]
+    return SplitModel(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(), 16)
+
+
+def manifest(**more):
+    return {"picture": PICTURE.to_dict(), "threads": 1, **more}
+
+
+def test_both_libraries_give_the_same_features(split, tmp_path):
+    (name,) = [point.name for point in split.points if point.shapes == ((4, 4, 4),)]
+    from evaluators.models.onnx_export import save_module
+
+    folder = folders.write_device(tmp_path, manifest(), PIXELS)
+    head, example = split.head(name), torch.zeros(1, 3, 16, 16)
+    save_module(head, [example], folder / "head.onnx")
+    torch.export.save(torch.export.export(head, (example,)), folder / "head.pt2")
+    (one,), (other,) = (half(folder).head(PIXELS) for half in (halves.DeviceHalf, TorchDeviceHalf))
+    assert one.shape == (1, 4, 4, 4) and np.allclose(one, other, atol=1e-5)
+
+
+def test_a_machine_of_torch_is_measured(split, tmp_path):
+    profile = MachineProfile(name="local", how=Here(runtime="torch"), threads=1)
+    machine = machine_for(profile, StageTable(tmp_path / "table.json"))
+    watch = Stopwatch(machine, machine, split, PICTURE, PIXELS)
+    head, tail = watch.all_on_device(), watch.tail(split.points[2].name)
+    for stages in (head, tail):
+        (timing,) = stages.timings.values()
+        assert timing.p50_ms > 0 and timing.repeats >= 10
+    assert "torch" in json.loads((tmp_path / "table.json").read_text())["timings"].popitem()[0]
+
+
+def test_a_processor_that_is_not_there_is_said(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    folder = folders.write_device(tmp_path, manifest(provider="cuda"), PIXELS)
+    (folder / "head.onnx").touch()
+    done = subprocess.run([sys.executable, folder, "measure", "--json"], capture_output=True, text=True)
+    assert done.returncode == 1 and "has no CUDAExecutionProvider" in done.stderr

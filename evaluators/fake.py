@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluators.base import Evaluator, Progress
 from evaluators.latency.links import LinkProfile
-from evaluators.result import Evaluation, LatencyParts, Source, Sources
+from evaluators.result import Evaluation, Job, LatencyParts, Source, Sources, Timing
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
@@ -98,6 +98,8 @@ class FakeEvaluator(Evaluator):
 def _evaluation(
     name: str, accuracy: float, payload_bytes: float, latency: LatencyParts, config: SplitConfig | None = None
 ) -> Evaluation:
+    stages = {part.removesuffix("_ms"): ms for part, ms in latency.to_dict().items() if ms and part != "link_ms"}
+    key = config.partition if config else OUTPUT if latency.head_ms else INPUT
     return Evaluation(
         name=name,
         config=config,
@@ -106,6 +108,8 @@ def _evaluation(
         latency=latency,
         sources=_MODELLED,
         link_busy_ms=latency.link_ms,
+        timings={stage: Timing.single(ms, Source.MODELLED) for stage, ms in stages.items()},
+        jobs={stage: Job(key=key) for stage in stages},
         accuracy_drop_pp=100 * (UNCUT_ACCURACY - accuracy),
         drop_interval_pp=(100 * (UNCUT_ACCURACY - accuracy),) * 2,
     )

@@ -61,7 +61,14 @@ def hardware_line(environment: dict[str, Any]) -> str:
     """``device raspberry_pi_4b (modelled: measured here x 4.9), server local (measured, 2 threads), link 2 MB/s, 2 ms
     round trip (modelled)``.
     """
-    return ", ".join(f"{key} {environment[key]['name']} ({environment[key]['how']})" for key in _PLACES)
+
+    def place(key: str) -> str:
+        found = environment[key]
+        # Studies of earlier versions have no words for it, and links without a name.
+        name = found.get("name") or f"{found['rate_mb_per_s']:g} MB/s with {found['rtt_ms']:g} ms round trip"
+        return f"{key} {name} ({found.get('how') or found.get('source', 'modelled')})"
+
+    return ", ".join(place(key) for key in _PLACES)
 
 
 def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], title: str) -> Table:
@@ -94,7 +101,8 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
     further = {key for config in configs if config for key in config.to_dict()} - set(config_keys)
     config_keys += sorted(further)  # coder and stride, where a study asks for them
     columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
-    columns += [*LatencyParts.names(), "source_device", "source_server", "source_link", "frames_per_s", "doubts"]
+    columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
+    columns += ["latency_p90_ms", "frames_per_s", "doubts"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -104,6 +112,7 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
             config, latency, sources = row.pop("config") or {}, row.pop("latency"), row.pop("sources")
             places = {f"source_{place}": source for place, source in sources.items()}
             found = point.evaluation
-            further_cells = {"frames_per_s": found.frames_per_s, "doubts": "; ".join(found.doubts)}
+            further_cells: dict[str, Any] = {"latency_p90_ms": found.latency_p90_ms}
+            further_cells |= {"frames_per_s": found.frames_per_s, "doubts": "; ".join(found.doubts)}
             writer.writerow({"kind": kind, **row, **config, **latency, **places, **further_cells})
     return text.getvalue()

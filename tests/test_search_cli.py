@@ -110,6 +110,28 @@ def test_replay_recomputes_only_the_link(done, capsys):
     assert "above 0" in out(capsys, "replay", done, "--rates", "0", code=2).err
 
 
+BOARD = """
+{format: 1, name: board, kind: recorded, model: torchvision/resnet18, image_size: 32, runtime: r, threads: 1,
+ precision: fp32, date: d, source: s, timings: {
+   head: {stem: 7, middle: 8, deep: 9, output: 40}, encode: {stem: 1, middle: 1, deep: 1}, pack: {stem: 1, middle: 1,
+   deep: 1}, compress: {stem: 1, middle: 1, deep: 1, input: 2}}}
+"""
+
+
+def test_replay_on_a_recorded_device(done, capsys, tmp_path):
+    (tmp_path / "board.yaml").write_text(BOARD)
+    (scene,) = json.loads(out(capsys, "replay", done, "--device", "board.yaml", "--json").out)["replays"]
+    assert scene["device"]["name"] == "board" and scene["device"]["source"] == "recorded"
+    heads = {"stem": 7.0, "middle": 8.0, "deep": 9.0}
+    assert all(point["latency"]["head_ms"] == heads[point["config"]["partition"]] for point in scene["front"])
+    assert {point["sources"]["device"] for point in scene["front"]} == {"recorded"}
+    alone = next(point for point in scene["baselines"] if point["name"] == "all-on-device")
+    assert alone["latency_ms"] == 40.0 and alone["sources"]["server"] == "modelled"
+    assert "device board (recorded d" in out(capsys, "replay", done, "--device", "board.yaml").out
+    (tmp_path / "board.yaml").write_text(BOARD.replace("resnet18", "resnet50"))
+    assert "recording of torchvision/resnet50" in out(capsys, "replay", done, "--device", "board.yaml", code=2).err
+
+
 def test_export_writes_a_bundle_with_its_evidence(done, capsys, tmp_path):
     printed = out(capsys, "export", done, "--pick", "knee", "-o", tmp_path / "bundle").out
     bundle = json.loads((tmp_path / "bundle" / "bundle.json").read_text())

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from evaluators.fake import FakeEvaluator
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import MachineProfile, load_machine
@@ -99,7 +98,7 @@ def test_limits_decide_anew():
 
 
 def test_an_evaluation_without_jobs_is_not_guessed(tmp_path):
-    old = Point(trial=0, evaluation=FakeEvaluator().evaluate(SplitConfig(partition="stem", ae_ratio=1.0, bits=1)))
+    old = Point(trial=0, evaluation=replace(evaluation(), jobs={}))
     device = machine_for(MachineProfile(name="local", threads=7), StageTable(tmp_path / "latency.json"))
     with pytest.raises(NotFinished, match="earlier version"):
         again(old, device=device)

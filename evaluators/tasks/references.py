@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,8 +31,13 @@ class Whole(nn.Module):
 def finetuned_uncut(
     split: SplitModel, bank: FeatureBank, partition: str, settings: FinetuneSettings, seed: int
 ) -> Whole:
-    """The uncut model after the fine-tuning that candidates at a partition point get, without a bottleneck."""
+    """The uncut model after the fine-tuning that candidates at a partition point get, without a bottleneck.
+
+    Where only bottlenecks are trained, its tail is trained all the same: what fine-tuning alone can do.
+    """
     device = compute_device()
+    if settings.scope == "bottleneck":
+        settings = replace(settings, scope="tail")
     tail = bank.tail(partition, settings.scope).to(device)
     head = copy.deepcopy(split.head(partition))
     learns = head.to(device) if settings.scope == "all" else None

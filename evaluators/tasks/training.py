@@ -95,7 +95,7 @@ def finetune(
 
     Args:
         tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
-        bottleneck: between features and tail; None fine-tunes the uncut model's tail, if the scope has it.
+        bottleneck: between features and tail; None fine-tunes the uncut model's tail.
         lesson: what to learn from.
         settings: epochs, batch size, learning rates, scope.
         head: trained in scope ``all``, and needed there; otherwise ``lesson.features`` stand for it.
@@ -122,8 +122,6 @@ def finetune(
     total = batches * settings.epochs
     history: list[dict[str, Any]] = []
     tail.eval()
-    if settings.scope == "bottleneck" and bottleneck is None:
-        return history
     done, all_steps = 0, total
     if bottleneck is not None and grid is not None:
         weights = _importance(tail, bottleneck, lesson)
@@ -212,7 +210,7 @@ def _parameter_groups(
         for parameter in head.parameters():
             parameter.requires_grad_(True)
         groups.append({"params": list(head.parameters()), "lr": settings.tail_learning_rate})
-    train_tail = settings.scope != "bottleneck"
+    train_tail = settings.scope != "bottleneck" or bottleneck is None
     for parameter in tail.parameters():
         parameter.requires_grad_(train_tail)
     if train_tail:

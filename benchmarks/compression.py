@@ -101,8 +101,9 @@ def points(cuts: Sequence[tuple[str, float]], bits: Sequence[int], among: Sequen
 def seeds(seed: int) -> list[Run]:
     """What decides, with another seed."""
     return [
-        *points((STEM_64, STEM_16), (1,), TRAINED, seed),
-        *points(DEEPER, (1,), ("qat", "tcl+qat"), seed),
+        *points((STEM_64,), (1,), TRAINED[1:], seed),
+        *points((STEM_16,), (1,), TRAINED, seed),
+        *points(DEEPER[:1], (1,), ("qat", "tcl+qat"), seed),
         *points((STEM_16,), (2, 3), ("plain", "tcl"), seed),
     ]
 
@@ -110,7 +111,7 @@ def seeds(seed: int) -> list[Run]:
 # In the order of what they decide, so that a stop costs the least; runs that share a seed share their feature maps.
 PLANS: dict[str, list[Run]] = {
     "stem": points((STEM_64, STEM_16), (1,), METHODS),
-    "deeper": points(DEEPER, (1,), METHODS),
+    "deeper": [*points(DEEPER[:1], (1,), METHODS), *points(DEEPER[1:], (1,), ("qat", "tcl+qat"))],
     "bits": points((STEM_16,), (2, 3), METHODS),
     "coders": points(DEEPER, (2, 3), ("tcl+qat",)),
     "seed-1": seeds(1),
@@ -118,6 +119,7 @@ PLANS: dict[str, list[Run]] = {
     "full": [
         run for seed in (0, 1, 2) for run in methods("stem", 0.25, 1, ("qat", "tcl+qat"), budget="full", seed=seed)
     ],
+    "deepest": points(DEEPER[1:], (1,), ("none", "plain", "tcl")),
     "strengths": [
         Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)
         for method, tcl in (("tcl", 10.0), ("tcl", 30.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))

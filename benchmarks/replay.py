@@ -7,6 +7,7 @@ from opening the study to the last scene, without starting Python.
 """
 
 import itertools
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -41,11 +42,12 @@ def fill(loaded: spec.StudySpec, folder: Path) -> None:
     opened = study.start_or_resume(loaded, space, folder)
     study.prepare(opened, space, evaluator, lambda _: None)
     grid = itertools.product(("stem", "middle"), range(1, 9), (False, True), range(1, 100))
+    trials = []
     for partition, bits, lzma, percent in itertools.islice(grid, TRIALS):
         found = evaluator.evaluate(SplitConfig(partition=partition, ae_ratio=percent / 100, bits=bits, lzma=lzma))
-        trial = opened.ask()
-        study._record(trial, found, loaded.constraints)
-        opened.tell(trial, (found.accuracy, found.latency_ms))
+        values, kept = (found.accuracy, found.latency_ms), {"evaluation": json.dumps(found.to_dict())}
+        trials.append(optuna.trial.create_trial(values=values, user_attrs=kept))
+    opened.add_trials(trials)
 
 
 def main() -> None:

@@ -194,6 +194,17 @@ def test_what_a_recording_lacks_is_modelled_by_its_whole_network(tmp_path, monke
     assert found["head"].source == Source.RECORDED
 
 
+def test_a_recording_may_name_another_network_for_what_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluators.latency.machine_for._folder", lambda folder, *rest: folder)
+    reference = "{model: m, image_size: 8, latency_ms: 6, runtime: r, threads: 1, precision: p, source: s}"
+    profile = recorded(tmp_path, f"{RECORDED}reference: {reference}\n")
+    machine = machine_for(profile, StageTable(tmp_path / "t.json"), CountingRunner())
+    encoder = Job(key="stem/r0.25", work=Work(layers=1))
+    found = machine.timings({"encode": encoder, **jobs(pack="x")}, lambda: tmp_path)
+    assert found["encode"].p50_ms == pytest.approx(20.0)  # by the recorded network: 20 there, 2 here
+    assert found["pack"].p50_ms == pytest.approx(6.0)  # by the reference: 6 there, 2 here
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -12,7 +12,7 @@ import yaml
 import evaluators.edge.probe as probing
 from evaluators.edge.probe import ProbeError, main, probe, serve
 from evaluators.latency.links import LinkProfile, load_link, measured_link
-from evaluators.latency.profile_files import _FOLDER, profile_names
+from evaluators.latency.profile_files import SHIPPED, profile_names
 from evaluators.result import Source
 from spaces.errors import MeasurementError, SpecError
 
@@ -80,7 +80,7 @@ def test_what_is_shipped():
     for name in names:
         link = load_link(name)
         assert link.name == name and len(link.source) > 40 and link.origin is not Source.MEASURED
-        data = yaml.safe_load((_FOLDER / "links" / f"{name}.yaml").read_text())
+        data = yaml.safe_load((SHIPPED / "links" / f"{name}.yaml").read_text())
         assert data["kind"] == "recorded" or data.get("note") or name.startswith("rate_")
     assert load_link("rate_5_mb_per_s").latency_ms(1_000_000) == pytest.approx(202.0)
     assert load_link("scission_wireless").rate_mb_per_s == pytest.approx(1.6 / 8)

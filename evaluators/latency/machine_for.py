@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluators import folders
 from evaluators.latency.machines import Fitted, Machine, Measuring, Recorded, Scaled
-from evaluators.latency.profiles import LOCAL, Here, MachineProfile, Recording, Scaling
+from evaluators.latency.profiles import LOCAL, Here, MachineProfile, Recording, Reference, Scaling
 from evaluators.latency.runners import LocalRunner, Runner
 from evaluators.latency.ssh import SshRunner, SshTarget
 from evaluators.latency.table import StageTable
@@ -35,10 +35,10 @@ def machine_for(profile: MachineProfile, table: StageTable, runner: Runner | Non
         place=_place(profile, Here()),
     )
     if isinstance(how, Recording):
-        rest = _scaled(profile, here, how.model, how.image_size, how.whole_ms) if how.whole_ms else None
-        return Recorded(profile=profile, recording=how, rest=rest)
-    reference = how.reference
-    scaled = _scaled(profile, here, reference.model, reference.image_size, reference.latency_ms)
+        networks = _scaled(profile, here, how.model, how.image_size, how.whole_ms) if how.whole_ms else None
+        rest = _by_reference(profile, here, how.reference) if how.reference else networks
+        return Recorded(profile=profile, recording=how, networks=networks, rest=rest)
+    scaled = _by_reference(profile, here, how.reference)
     return scaled if isinstance(how, Scaling) else Fitted(profile=profile, fitting=how, rest=scaled)
 
 
@@ -54,6 +54,10 @@ def _place(profile: MachineProfile, how: Here | SshTarget) -> str:
     if isinstance(how, SshTarget):
         return f"{how.label}, {threads}"
     return " ".join([threads, *(word for word in (how.runtime, how.provider) if word not in ("onnxruntime", "cpu"))])
+
+
+def _by_reference(profile: MachineProfile, here: Measuring, reference: Reference) -> Scaled:
+    return _scaled(profile, here, reference.model, reference.image_size, reference.latency_ms)
 
 
 def _scaled(profile: MachineProfile, here: Measuring, model: str, image_size: int, reference_ms: float) -> Scaled:

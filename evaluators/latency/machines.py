@@ -128,11 +128,13 @@ class Recorded:
 
     Attributes:
         recording: the timings.
-        rest: answers for stages that the recording lacks, other than heads and tails.
+        networks: answers for networks that the recording lacks, encoders and decoders.
+        rest: answers for what is no network.
     """
 
     profile: MachineProfile
     recording: Recording
+    networks: Machine | None
     rest: Machine | None
 
     def timings(self, jobs: Mapping[str, Job], folder: Callable[[], Path]) -> Timings:
@@ -142,11 +144,14 @@ class Recorded:
             for stage, job in jobs.items()
             if job.key in self.recording.timings.get(stage, {})
         }
-        missing = {stage: job for stage, job in jobs.items() if stage not in known}
-        for stage in missing:
-            if stage in ("head", "tail") or self.rest is None:
-                raise self._unknown(stage, missing[stage])
-        return known | (self.rest.timings(missing, folder) if missing and self.rest else {})
+        for stage, job in jobs.items():
+            if stage in known:
+                continue
+            machine = self.networks if job.work is not None else self.rest
+            if stage in ("head", "tail") or machine is None:
+                raise self._unknown(stage, job)
+            known |= machine.timings({stage: job}, folder)
+        return known
 
     def _unknown(self, stage: str, job: Job) -> NotRecorded:
         points = ", ".join(self.recording.timings.get(stage, {})) or "none"
@@ -163,8 +168,14 @@ class Recorded:
             "source": str(Source.RECORDED),
             "how": f"recorded {found.date}: {found.runtime}, threads {found.threads}, {found.precision}",
             "recording": {"model": found.model, "image_size": found.image_size, "source": found.source},
-            "rest": self.rest.describe() if isinstance(self.rest, Scaled) and "factor" in vars(self.rest) else None,
+            "networks": _described(self.networks),
+            "rest": _described(self.rest),
         }
+
+
+def _described(machine: Machine | None) -> dict[str, Any] | None:
+    """Of a machine that stands in, if it was asked for anything."""
+    return machine.describe() if isinstance(machine, Scaled) and "factor" in vars(machine) else None
 
 
 def _trust(fit: LatencyFit) -> str:
@@ -207,5 +218,5 @@ class Fitted:
             "how": f"modelled for {fit.runtime}, {fit.threads} threads: {_trust(fit)}",
             "fit": fit.to_dict(),
             "reference": vars(self.fitting.reference),
-            "rest": self.rest.describe() if isinstance(self.rest, Scaled) and "factor" in vars(self.rest) else None,
+            "rest": _described(self.rest),
         }

@@ -17,12 +17,12 @@ from spaces.yaml_text import read_yaml
 FORMAT = 1
 Kind = Literal["devices", "links"]
 OWN_FOLDER = Path("hardware_profiles")
-_SHIPPED = Path(hardware_profiles.__file__).parent
+SHIPPED = Path(hardware_profiles.__file__).parent
 
 
 def profile_names(folder: Kind) -> list[str]:
     """Of the profiles that there are."""
-    return sorted({path.stem for place in (OWN_FOLDER, _SHIPPED) for path in (place / folder).glob("*.yaml")})
+    return sorted({path.stem for place in (OWN_FOLDER, SHIPPED) for path in (place / folder).glob("*.yaml")})
 
 
 def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
         SpecError: no such profile, or one of another format.
     """
     own = OWN_FOLDER / folder / f"{name}.yaml"
-    path = own if own.is_file() else _SHIPPED / folder / own.name
+    path = own if own.is_file() else SHIPPED / folder / own.name
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
     if not path.exists():

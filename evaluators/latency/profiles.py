@@ -68,6 +68,7 @@ class Recording:
         image_size: side of its input in pixels.
         timings: by stage and by what it depends on: ``{"head": {"stem": ...}}``.
         runtime, threads, precision, date, source: the circumstances, in words.
+        reference: scales what is no network and was not timed there; the recorded network itself where there is none.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Recording:
     precision: str
     date: str
     source: str
+    reference: Reference | None = None
 
     @property
     def whole_ms(self) -> float | None:
@@ -219,7 +221,7 @@ _RECORDING_KEYS = ("model", "image_size", "runtime", "threads", "precision", "da
 
 
 def _recording(data: dict[str, Any], key: str) -> Recording:
-    refuse_unknown(data, {"format", "name", "kind", "note", "timings", *_RECORDING_KEYS}, key)
+    refuse_unknown(data, {"format", "name", "kind", "note", "timings", "reference", *_RECORDING_KEYS}, key)
     for name in (*_RECORDING_KEYS, "timings"):
         if name not in data:
             raise SpecError(f"{key}.{name}", None, "a recorded profile needs this key")
@@ -227,7 +229,8 @@ def _recording(data: dict[str, Any], key: str) -> Recording:
         raise SpecError(f"{key}.timings", data["timings"], "a mapping with 'head' or 'tail' in it is needed")
     timings = {stage: _rows(rows, f"{key}.timings.{stage}") for stage, rows in data["timings"].items()}
     words = {name: str(data[name]) for name in _RECORDING_KEYS if name != "image_size"}
-    return Recording(timings=timings, image_size=data["image_size"], **words)
+    reference = _reference(data["reference"], key) if "reference" in data else None
+    return Recording(timings=timings, image_size=data["image_size"], reference=reference, **words)
 
 
 def _rows(rows: Any, key: str) -> dict[str, Timing]:

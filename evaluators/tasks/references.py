@@ -25,6 +25,7 @@ class Whole(nn.Module):
         self.head, self.tail = head, tail
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        """Class scores (B, classes), alone in a tuple as a head would return them."""
         return (first_tensor(self.tail(*self.head(pictures))),)
 
 

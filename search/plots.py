@@ -13,6 +13,7 @@ from search.front import Point, knee, pareto_front
 
 _INK, _GRID = "#1f2937", "#e5e7eb"
 _FRONT, _TRIAL, _INFEASIBLE, _KNEE = "#2563eb", "#93b4f0", "#c4c8cf", "#dc2626"
+_FINE_TUNED = ", fine-tuned"
 _BASELINES = {"all-on-device": "#b45309", "server-only, raw": "#047857", "server-only, JPEG": "#10b981"}
 # Device in blues, link in amber, server in greens: where the time goes is seen before any label is read.
 _PART_COLOURS = {
@@ -87,10 +88,12 @@ def pareto_figure(data: ParetoData) -> go.Figure:
         _scatter(figure, "knee", [data.knee], ring)
     for name, colour in _BASELINES.items():
         points = [point for point in data.baselines if point.name.startswith(name)]
-        texts = [point.name.removeprefix(name).strip(" ,") for point in points]
-        place = "middle left" if name == "all-on-device" else "bottom center"
-        marker = {"color": colour, "symbol": "diamond", "size": 11}
-        _scatter(figure, name, points, marker, texts=texts, text_place=place)
+        given = [point for point in points if not point.name.endswith(_FINE_TUNED)]
+        tuned = [point for point in points if point.name.endswith(_FINE_TUNED)]
+        texts = [point.name.removeprefix(name).strip() for point in given]
+        _scatter(figure, name, given, {"color": colour, "symbol": "diamond", "size": 11}, texts=texts)
+        # As far to the right as the same one with the network as given, so a label says nothing new.
+        _scatter(figure, name + _FINE_TUNED, tuned, {"color": colour, "symbol": "diamond-open", "size": 11})
     figure.update_layout(
         **_layout(),
         xaxis={"title": "latency (ms), less is better", "gridcolor": _GRID, "zeroline": False, "rangemode": "tozero"},
@@ -130,8 +133,9 @@ def _zoom(data: ParetoData) -> dict[str, Any]:
 
 
 def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figure:
-    """Stacked latency parts of front points, and of the baselines below them."""
-    rows = [*baselines[::-1], *list(points)[::-1]]
+    """Stacked latency parts of front points, and of the baselines below them. Fine-tuning changes nothing in these."""
+    given = [point for point in baselines if not point.name.endswith(_FINE_TUNED)]
+    rows = [*given[::-1], *list(points)[::-1]]
     labels = [_row_label(point) for point in rows]
     figure = go.Figure()
     for name in LatencyParts.names():
@@ -175,7 +179,6 @@ def _scatter(
     *,
     line: dict[str, Any] | None = None,
     texts: list[str] | None = None,
-    text_place: str = "bottom center",
 ) -> None:
     if not points:
         return
@@ -188,7 +191,7 @@ def _scatter(
         marker=marker,
         line=line,
         text=texts,
-        textposition=text_place,
+        textposition="bottom center",
         textfont={"size": 11, "color": marker["color"]},
         hovertext=[hover(point) for point in points],
         hoverinfo="text",

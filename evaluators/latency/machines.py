@@ -163,10 +163,11 @@ class Recorded:
     def describe(self) -> dict[str, Any]:
         """See :class:`Machine`."""
         found = self.recording
+        circumstances = f"{found.runtime}, threads {found.threads}, {found.precision}"
         return {
             "name": self.profile.name,
             "source": str(Source.RECORDED),
-            "how": f"recorded {found.date}: {found.runtime}, threads {found.threads}, {found.precision}",
+            "how": f"recorded {found.date}: {circumstances}; the rest modelled",
             "recording": {"model": found.model, "image_size": found.image_size, "source": found.source},
             "networks": _described(self.networks),
             "rest": _described(self.rest),

@@ -39,9 +39,10 @@ from evaluators.edge import wire
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.settings import FinetuneSettings
+from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.references import as_jpeg, classes, finetuned_uncut
+from evaluators.tasks.references import answers, as_jpeg, finetuned_uncut
 from evaluators.tasks.scoring import paired_drop_pp
 from search.spec import load_spec
 from spaces.config import SplitConfig
@@ -119,10 +120,12 @@ PLANS: dict[str, list[Run]] = {
     "full": [
         run for seed in (0, 1, 2) for run in methods("stem", 0.25, 1, ("qat", "tcl+qat"), budget="full", seed=seed)
     ],
+    "quarter": [*points(DEEPER[:1], (1,), ("tcl",), 1), *points(DEEPER[:1], (1,), ("tcl",), 2)],
     "deepest": points(DEEPER[1:], (1,), ("none", "plain", "tcl")),
     "strengths": [
-        Run(partition="stem", ae_ratio=0.25, bits=1, method=method, tcl=tcl)
-        for method, tcl in (("tcl", 10.0), ("tcl", 30.0), ("tcl", 300.0), ("tcl+qat", 10.0), ("tcl+qat", 100.0))
+        *(replace(run, tcl=tcl) for tcl in (10.0, 30.0) for run in points((STEM_16,), (1,), ("tcl",))),
+        *(replace(run, tcl=tcl) for tcl in (3.0, 10.0) for run in points((STEM_16,), (1, 2), ("tcl+qat",))),
+        *(replace(run, tcl=tcl) for tcl in (3.0, 10.0) for run in points(DEEPER[1:], (1,), ("tcl+qat",))),
     ],
 }
 
@@ -134,14 +137,18 @@ class Bench:
         spec = load_spec(STUDY)
         self.dataset = open_dataset(spec.data)
         self.split = SplitModel(build(spec.model).network.to(memory_format=torch.channels_last), spec.data.image_size)
+        self.validation = self.dataset.validation()
         self._banks: dict[tuple[int, int], FeatureBank] = {}
-        self.labels = self.dataset.validation().labels.numpy()
 
     def bank(self, images: int, seed: int) -> FeatureBank:
         """Feature maps of that many training pictures; one bank at a time, they are large."""
         if (images, seed) not in self._banks:
-            self._banks = {(images, seed): FeatureBank(self.split, self.dataset, images, seed)}
+            self._banks = {(images, seed): FeatureBank(self.split, self.dataset, Classification(), images, seed)}
         return self._banks[images, seed]
+
+    def hits(self, scores: torch.Tensor) -> np.ndarray:
+        """Which of the search-validation pictures are classified right."""
+        return Classification().judge(scores, self.validation).right
 
     def score(self, run: Run) -> dict:
         """Train, send, count."""
@@ -150,16 +157,16 @@ class Bench:
         bank = self.bank(settings.images, run.seed)
         config = SplitConfig(partition=run.partition, ae_ratio=run.ae_ratio, bits=run.bits, tcl=run.tcl, lzma=True)
         folder = KEPT / f"{run.budget}-{settings.quantization}-{settings.epochs}-{run.seed}"
-        candidate = Candidates(folder, self.split, bank, settings, run.seed).get(config)
-        features = candidate.features(bank, run.partition, "validation")
-        scores = {lzma: candidate.score(replace(config, lzma=lzma), features) for lzma in (False, True)}
+        candidates = Candidates(folder, self.split, bank, settings, run.seed)
+        candidate, with_context = candidates.get(config), replace(config, lzma=False, coder="context")
+        scores = {lzma: candidate.score(replace(config, lzma=lzma), bank) for lzma in (False, True)}
         smallest = min(scores.values(), key=lambda score: score.payload_bytes)
-        right = smallest.predictions == self.labels
-        uncut = bank.scores("validation").argmax(1).numpy() == self.labels
+        right = self.hits(smallest.answers)
+        uncut = self.hits(bank.answers("validation"))
         finetuned = self.finetuned(run.partition, run.seed, run.budget)
         drop, interval = paired_drop_pp(finetuned, right)
         levels = {name: replace(candidate, levels=each) for name, each in self.rivals(candidate, run).items()}
-        found = {name: rival.score(config, features).predictions == self.labels for name, rival in levels.items()}
+        found = {name: self.hits(rival.score(config, bank).answers) for name, rival in levels.items()}
         return {
             **asdict(run),
             "accuracy": float(right.mean()),
@@ -169,7 +176,8 @@ class Bench:
             "drop_interval_pp": interval,
             "packed_bytes": scores[False].payload_bytes,
             "lzma_bytes": scores[True].payload_bytes,
-            "bits_per_element": 8 * smallest.payload_bytes / sum(tensor[0].numel() for tensor in features),
+            "context_bytes": candidates.get(with_context).score(with_context, bank).payload_bytes,
+            "bits_per_element": 8 * smallest.payload_bytes / self.split.tap(run.partition).point.elements,
             **{f"accuracy_{name}": float(each.mean()) for name, each in found.items()},
             "precision": "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32",
             "training": candidate.history,
@@ -201,7 +209,7 @@ class Bench:
             bank = self.bank(settings.images, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             network = finetuned_uncut(self.split, bank, partition, settings, seed)
-            np.save(path, classes(network, bank, bank.validation) == self.labels)
+            np.save(path, self.hits(answers(network, bank, bank.validation)))
         return np.load(path)
 
     @functools.cached_property
@@ -214,8 +222,8 @@ class Bench:
         """The uncut model on JPEG pictures."""
         bank = self.bank(4000, 0)
         pictures, size = as_jpeg(bank, quality)
-        found = {key: classes(network, bank, pictures) for key, network in self._networks.items()}
-        accuracies = {key: float((right == self.labels).mean()) for key, right in found.items()}
+        found = {key: self.hits(answers(network, bank, pictures)) for key, network in self._networks.items()}
+        accuracies = {key: float(right.mean()) for key, right in found.items()}
         return {"method": "jpeg", "quality": quality, **accuracies, "bytes": size}
 
 
@@ -306,8 +314,20 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def table(rows: list[dict]) -> str:
     """Markdown: one line for each configuration and method, mean over seeds."""
-    lines = ["| cut | AE | bits | method | seeds | accuracy | drop pp | bytes | with LZMA | bits an element |"]
-    lines.append("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heads = (
+        "cut",
+        "AE",
+        "bits",
+        "method",
+        "seeds",
+        "accuracy",
+        "drop pp",
+        "bytes",
+        "LZMA",
+        "context",
+        "bits an element",
+    )
+    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | --- |" + 7 * " ---: |"]
     runs = [row for row in rows if row["method"] != "jpeg"]
 
     def group(row: dict) -> tuple:
@@ -317,17 +337,21 @@ def table(rows: list[dict]) -> str:
         same = list(found)
         mean = {name: float(np.mean([row[name] for row in same])) for name in
                 ("accuracy", "drop_pp", "packed_bytes", "lzma_bytes", "bits_per_element")}  # fmt: skip
+        modelled = [
+            row["context_bytes"] for row in same if "context_bytes" in row
+        ]  # rows of an earlier version have none
         what = f"{method} {tcl:g}" if tcl else method
         what += "" if budget == "quick" else f" ({budget})"
         lines.append(
             f"| {partition} | {ratio:g} | {bits} | {what} | {len(same)} | {mean['accuracy']:.1%} "
             f"| {mean['drop_pp']:+.1f} | {mean['packed_bytes']:,.0f} | {mean['lzma_bytes']:,.0f} "
+            f"| {f'{np.mean(modelled):,.0f}' if modelled else ''} "
             f"| {mean['bits_per_element']:.3f} |"
         )
     for row in sorted((row for row in rows if row["method"] == "jpeg"), key=lambda row: row["quality"]):
         for key, what in (("accuracy", ""), ("accuracy_finetuned", ", fine-tuned")):
             lines.append(
-                f"| input | | | JPEG {row['quality']}{what} | 1 | {row[key]:.1%} | | {row['bytes']:,.0f} | | |"
+                f"| input | | | JPEG {row['quality']}{what} | 1 | {row[key]:.1%} | | {row['bytes']:,.0f} | | | |"
             )
     return "\n".join(lines)
 

@@ -58,6 +58,7 @@ WEIGHTS = ROOT.parent / "shared" / "weights" / "resnet50-tinyimagenet50.safetens
 PHOTOS = ROOT.parent / "shared" / "data" / "voc2007-15.tar.gz"
 
 SIZE = 224
+FORM = pictures.PictureFormat(size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CLASSES = 50
 RATES_MB_PER_S = (1.0, 2.0, 5.0, 10.0)
 REPEATS = 30
@@ -502,15 +503,14 @@ def write_folders(root: Path) -> None:
     from spaces.partition import INPUT, OUTPUT
 
     photos = read_photos()
-    form = pictures.PictureFormat(size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     weights = WEIGHTS if WEIGHTS.exists() else None  # random ones take as long and have the same shapes
     loaded = build(ModelSettings(name="torchvision/resnet50", num_classes=CLASSES, weights=weights))
     split = SplitModel(loaded.network, SIZE)
     network = OnnxNetwork(split)
-    batch = torch.from_numpy(np.concatenate([pictures.to_input(photo, form) for photo in photos]))
+    batch = torch.from_numpy(np.concatenate([pictures.to_input(photo, FORM) for photo in photos]))
     for case in CASES:
         device, server = root / case.folder / "device", root / case.folder / "server"
-        manifest: dict[str, Any] = {"picture": form.to_dict(), "threads": 1, "jpeg_quality": case.jpeg_quality}
+        manifest: dict[str, Any] = {"picture": FORM.to_dict(), "threads": 1, "jpeg_quality": case.jpeg_quality}
         if not case.cut:
             folders.write_device(device, manifest, photos[0])
             folders.write_server(server, manifest, photos[0])
@@ -542,7 +542,7 @@ def read_photos() -> list[np.ndarray]:
             names = sorted(name for name in archive.getnames() if name.endswith(".jpg"))
             files = [archive.extractfile(name) for name in names]
             data = [io.BytesIO(file.read()) for file in files if file is not None]
-        return [pictures.to_rgb(pictures.open_picture(each, SIZE), SIZE) for each in data]
+        return [pictures.to_rgb(pictures.open_picture(each, FORM), SIZE) for each in data]
     random = np.random.default_rng(0)
     coarse = [Image.fromarray(random.integers(0, 256, (28, 28, 3), np.uint8)) for _ in range(8)]
     return [np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in coarse]

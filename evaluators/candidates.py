@@ -21,7 +21,7 @@ from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import context, wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import FinetuneSettings
-from evaluators.tasks.features import FeatureBank, Role
+from evaluators.tasks.features import FeatureBank
 from evaluators.tasks.scoring import Score, score_split
 from evaluators.tasks.training import Lesson, compute_device, finetune, mean_loss
 from spaces.config import SplitConfig
@@ -37,7 +37,7 @@ class Candidate:
     """A trained bottleneck with the tail behind it and its quantization levels; between uses on the CPU.
 
     ``head`` is there only where it learned too; ``tables`` are those of a context model, where the configuration asks
-    for one.
+    for one; ``sized`` where payloads say how large their pictures were.
     """
 
     bottleneck: Bottleneck
@@ -46,18 +46,18 @@ class Candidate:
     history: list[dict[str, Any]]
     head: nn.Module | None = None
     tables: tuple[np.ndarray, ...] = ()
+    sized: bool = False
 
-    def features(self, bank: FeatureBank, partition: str, role: Role) -> Tensors:
-        """What this candidate's head makes of pictures, (N, ...) for each tensor."""
-        if self.head is None:
-            return bank.features(partition, role)
-        return bank.through(self.head, bank.train if role == "train" else bank.validation)
+    def train_features(self, bank: FeatureBank, partition: str) -> Tensors:
+        """What this candidate's head makes of the training pictures, (N, ...) for each tensor."""
+        return bank.features(partition, "train") if self.head is None else bank.through(self.head, bank.train)
 
-    def score(self, config: SplitConfig, features: Tensors) -> Score:
-        """Send every picture's features, each tensor (N, ...), through bytes and classify what arrives."""
+    def score(self, config: SplitConfig, bank: FeatureBank) -> Score:
+        """Send every search-validation picture's features through bytes and have the tail answer what arrives."""
         device = compute_device()
         bottleneck, tail = self.bottleneck.to(device), self.tail.to(device)
-        score = score_split(bottleneck.encoder, bottleneck.decoder, tail, features, self.wire_format(config))
+        batches = bank.batches(config.partition, self.head)
+        score = score_split(bottleneck.encoder, bottleneck.decoder, tail, batches, self.wire_format(config))
         bottleneck.cpu()
         tail.cpu()
         return score
@@ -65,7 +65,9 @@ class Candidate:
     def wire_format(self, config: SplitConfig) -> wire.WireFormat:
         """What both ends agree on."""
         tables = self.tables if config.lossless == "context" else ()
-        return wire.WireFormat(bits=config.bits, tensors=self.levels, coder=config.lossless, tables=tables)
+        return wire.WireFormat(
+            bits=config.bits, tensors=self.levels, coder=config.lossless, tables=tables, sized=self.sized
+        )
 
 
 class Candidates:
@@ -88,7 +90,7 @@ class Candidates:
         """
         if config.lossless == "context" and config.bits > context.MOST_BITS:
             raise InfeasibleSplit(f"context models are made for 1 to {context.MOST_BITS} bits, not for {config.bits}")
-        candidate = self._trained(config)
+        candidate = replace(self._trained(config), sized=self._bank.dataset.picture.letterbox)
         if config.lossless != "context":
             return candidate
         return replace(candidate, tables=self._tables(config, candidate))
@@ -148,7 +150,7 @@ class Candidates:
 
     def _activations(self, config: SplitConfig, candidate: Candidate) -> Tensors:
         """Of the training pictures that levels and context tables are made for."""
-        features = candidate.features(self._bank, config.partition, "train")
+        features = candidate.train_features(self._bank, config.partition)
         with torch.no_grad():
             found: Tensors = candidate.bottleneck.encoder(*(tensor[:_CALIBRATION_PICTURES] for tensor in features))
         return found

@@ -158,7 +158,8 @@ class Evaluation:
     Attributes:
         name: for people.
         config: None for a baseline.
-        accuracy: in 0..1, through the real byte path, on the search-validation split.
+        accuracy: in 0..1, through the real byte path, on the search-validation split; what it is depends on the task.
+        metrics: what else people of the task's field ask for, in 0..1, by name.
         payload_bytes: mean length of the real payloads, header included.
         latency: the parts; their sum is the latency objective.
         sources: where the latency parts of device, server and link come from; of each the weakest.
@@ -181,6 +182,7 @@ class Evaluation:
     link_p90_ms: float = 0.0
     timings: Mapping[str, Timing] = field(default_factory=dict)
     jobs: Mapping[str, Job] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     accuracy_drop_pp: float = 0.0
     drop_interval_pp: tuple[float, float] = (0.0, 0.0)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -230,6 +232,7 @@ class Evaluation:
             "link_p90_ms": self.link_p90_ms,
             "jobs": {stage: job.to_dict() for stage, job in self.jobs.items()},
             "timings": {stage: timing.to_dict() for stage, timing in self.timings.items()},
+            "metrics": dict(self.metrics),
             "accuracy_drop_pp": self.accuracy_drop_pp,
             "drop_interval_pp": list(self.drop_interval_pp),
             "details": dict(self.details),
@@ -246,11 +249,12 @@ class Evaluation:
             payload_bytes=data["payload_bytes"],
             latency=LatencyParts(**data["latency"]),
             sources=Sources(**{key: Source(value) for key, value in data["sources"].items()}),
-            # Studies of earlier versions know nothing of these four.
+            # Studies of earlier versions know nothing of these five.
             link_busy_ms=data.get("link_busy_ms", data["latency"]["link_ms"]),
             link_p90_ms=data.get("link_p90_ms", data["latency"]["link_ms"]),
             jobs={stage: Job.from_dict(job) for stage, job in data.get("jobs", {}).items()},
             timings={stage: Timing.from_dict(timing) for stage, timing in data.get("timings", {}).items()},
+            metrics=data.get("metrics", {}),
             accuracy_drop_pp=data["accuracy_drop_pp"],
             drop_interval_pp=(low, high),
             details=data["details"],

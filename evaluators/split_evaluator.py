@@ -31,18 +31,23 @@ from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
 from evaluators.latency.runners import Runner
 from evaluators.latency.stopwatch import Stages, Stopwatch
 from evaluators.latency.table import StageTable
-from evaluators.models.cut import SplitModel
+from evaluators.models.cut import FirstTensor, SplitModel
+from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.load import build
 from evaluators.models.onnx_export import save_module
 from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
-from evaluators.tasks.baseline import baseline_path, baseline_record, train_or_load
-from evaluators.tasks.data import Pictures
+from evaluators.tasks.baseline import Train, baseline_path, baseline_record, train_classifier, train_or_load
+from evaluators.tasks.boxed import BoxedFiles
+from evaluators.tasks.classification import Classification
+from evaluators.tasks.data import Dataset, Pictures
 from evaluators.tasks.datasets import open_dataset
+from evaluators.tasks.detection import Detection
 from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.references import Whole, as_jpeg, classes, finetuned_uncut
-from evaluators.tasks.scoring import paired_drop_pp
+from evaluators.tasks.references import Whole, answers, as_jpeg, finetuned_uncut
+from evaluators.tasks.task import Task, Verdict
 from evaluators.tasks.training import compute_device
+from evaluators.tasks.yolo_training import train_detector
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
@@ -87,7 +92,7 @@ def _made(record: dict[str, Any]) -> str:
     )
 
 
-def _task(model: ModelSettings) -> str:
+def _task_name(model: ModelSettings) -> str:
     return "detection" if model.name.startswith("ultralytics/") else "classification"
 
 
@@ -110,15 +115,17 @@ class SplitEvaluator(Evaluator):
         if settings.model.num_classes != len(self._dataset.classes):
             found = f"{settings.data.name} has {len(self._dataset.classes)} classes; give that number"
             raise SpecError("model.num_classes", settings.model.num_classes, found)
-        if self._dataset.task != _task(settings.model):
-            needs = f"{settings.model.name} needs data for {_task(settings.model)}, this is for {self._dataset.task}"
+        if self._dataset.task != _task_name(settings.model):
+            needs = f"{settings.model.name} needs data for {_task_name(settings.model)}, "
+            needs += f"this is for {self._dataset.task}"
             raise SpecError("data.name", settings.data.name, needs)
         if self._dataset.carved and settings.model.weights not in (None, PRETRAINED):
             raise SpecError("model.weights", str(settings.model.weights), _CARVED)
         loaded = build(settings.model)
         self._network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._split = SplitModel(self._network, settings.data.image_size)
-        self._bank = FeatureBank(self._split, self._dataset, settings.finetune.images, settings.seed)
+        self._task = self._task_for(loaded.network)
+        self._bank = FeatureBank(self._split, self._dataset, self._task, settings.finetune.images, settings.seed)
         self._candidates = Candidates(folder / "splits", self._split, self._bank, settings.finetune, settings.seed)
         self._loaded_trained = self._prepared = loaded.trained
 
@@ -145,44 +152,38 @@ class SplitEvaluator(Evaluator):
 
     def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
         """Train the uncut model if no weights are given (or load it from an earlier training); time heads and tails."""
-        self._needs_classification()
         self._give_weights(progress)
         for number, partition in enumerate(partitions, 1):
             progress(f"timing head and tail of {partition} ({number} of {len(partitions)})")
             self._stopwatch.head(partition)
             self._stopwatch.tail(partition)
 
-    def _needs_classification(self) -> None:
-        if self._dataset.task != "classification":
-            raise NotFinished("detectors can be checked, not searched yet: their boxes are not scored so far")
-
     def _give_weights(self, progress: Progress) -> None:
         if self._prepared:
             return
-        settings = self._settings
-        train_or_load(self._network, self._baseline_path, self._dataset, settings.baseline, settings.seed, progress)
+        settings, train = self._settings, self._train_uncut
+        train_or_load(
+            self._network, self._baseline_path, self._dataset, settings.baseline, settings.seed, progress, train
+        )
         self._prepared = True
 
     def evaluate(self, config: SplitConfig) -> Evaluation:
         """Train (or load), encode to bytes and back, measure, compose."""
         candidate = self._candidates.get(config)
-        features = candidate.features(self._bank, config.partition, "validation")
-        score = candidate.score(config, features)
-        elements = sum(tensor[0].numel() for tensor in features)
+        score = candidate.score(config, self._bank)
         stages = self._stopwatch.split(config, candidate, score.sample)
         point = self._split.tap(config.partition).point
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.kept),
             "encoder_macs": point.encoder_macs(config.ae_ratio),
             "head_macs": point.head_macs,
-            "bits_per_element": 8 * score.payload_bytes / elements,
+            "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
         }
-        return self._evaluation(config.label, score.predictions, score.payload_bytes, stages, config, details)
+        return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
-        self._needs_classification()
         if not self.is_trained:
             raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
         self._give_weights(lambda _: None)
@@ -198,7 +199,7 @@ class SplitEvaluator(Evaluator):
         for quality in JPEG_QUALITIES:
             ways.append((f"server-only, JPEG {quality}", *as_jpeg(self._bank, quality), watch.server_only(quality)))
         return [
-            self._evaluation(name + how, classes(network, self._bank, pictures), size, stages)
+            self._evaluation(name + how, answers(network, self._bank, pictures), size, stages)
             for name, pictures, size, stages in ways
             for how, network in networks.items()
         ]
@@ -206,7 +207,7 @@ class SplitEvaluator(Evaluator):
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
         """Write both halves, then run every search-validation picture through them as a user would."""
         candidate = self._candidates.get(config)
-        features = candidate.features(self._bank, config.partition, "validation")
+        sample = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
         form = candidate.wire_format(config)
         device, server = directory / "device", directory / "server"
         bottleneck = candidate.bottleneck.eval()
@@ -215,8 +216,7 @@ class SplitEvaluator(Evaluator):
             self._stopwatch.network.save_part(INPUT, config.partition, device / "head.onnx")
         else:
             size = self._settings.data.image_size
-            save_module(candidate.head, [torch.zeros(1, 3, size, size)], device / "head.onnx", len(features))
-        sample = [tensor[:1] for tensor in features]
+            save_module(candidate.head, [torch.zeros(1, 3, size, size)], device / "head.onnx", len(sample))
         save_module(bottleneck.encoder, sample, device / "encoder.onnx", len(sample))
 
         half = halves.DeviceHalf(device)
@@ -226,15 +226,15 @@ class SplitEvaluator(Evaluator):
         folders.write_server(server, manifest, payload=payloads[0])
         activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
         save_module(bottleneck.decoder, activations, server / "decoder.onnx", len(sample))
-        save_module(candidate.tail, sample, server / "tail.onnx")
+        save_module(FirstTensor(candidate.tail), sample, server / "tail.onnx")
 
         other = halves.ServerHalf(server)
-        predictions = np.array([other.decode(payload).argmax() for payload in payloads])
-        scored = candidate.score(config, features)
+        found = torch.from_numpy(np.stack([other.decode(payload) for payload in payloads]))
+        scored = candidate.score(config, self._bank)
         return {
             "pictures": len(payloads),
-            "agreement_with_trial": float((predictions == scored.predictions).mean()),
-            "accuracy": float((predictions == self._labels).mean()),
+            "agreement_with_trial": self._task.agreement(found, scored.answers),
+            "accuracy": self._task.judge(found, self._bank.validation).accuracy,
             "payload_bytes": float(np.mean([len(payload) for payload in payloads])),
         }
 
@@ -249,6 +249,7 @@ class SplitEvaluator(Evaluator):
         return {
             "machine": this_machine(),
             "compute": str(compute_device()),
+            "metric": self._task.metric,
             "versions": versions,
             "device": device,
             "server": server,
@@ -260,11 +261,16 @@ class SplitEvaluator(Evaluator):
 
     def notes(self) -> list[str]:
         """See :class:`Evaluator`."""
-        accuracy, count = self._held_out_accuracy()
-        said = [
-            f"The uncut model as given: top-1 {accuracy:.2%} on all {count:,} held-out pictures (search-validation and "
-            f"test together); the table shows search-validation alone."
-        ]
+        said = []
+        if self.is_trained:
+            self._give_weights(lambda _: None)
+            accuracy, count = self._held_out_accuracy()
+            said.append(
+                f"The uncut model as given: {self._task.metric} {accuracy:.2%} on all {count:,} held-out pictures "
+                f"(search-validation and test together); the table shows search-validation alone."
+            )
+        if isinstance(self._dataset, BoxedFiles) and (dropped := self._dataset.degenerate_boxes):
+            said.append(f"{dropped} annotated {'box has' if dropped == 1 else 'boxes have'} no area and were left out.")
         if not self._loaded_trained and (record := baseline_record(self._baseline_path)):
             said.insert(0, _made(record))
         if self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet":
@@ -278,13 +284,10 @@ class SplitEvaluator(Evaluator):
 
         For checking weights against what their maker says of them. It chooses nothing, so test stays a test.
         """
-        test = self._dataset.test()
-        right = (
-            self._reference_right.sum()
-            + (self._bank.through_head(OUTPUT, test)[0].argmax(1) == test.labels).sum().item()
-        )
-        count = len(self._labels) + len(test)
-        return float(right) / count, count
+        bank, test = self._bank, self._dataset.test()
+        both = torch.cat([bank.answers("validation"), bank.through_head(OUTPUT, test)[0]])
+        pictures = bank.validation + test
+        return self._task.judge(both, pictures).accuracy, len(pictures)
 
     @functools.cached_property
     def _table(self) -> StageTable:
@@ -318,13 +321,34 @@ class SplitEvaluator(Evaluator):
         settings = self._settings
         return baseline_path(settings.model, self._dataset, settings.baseline, settings.seed)
 
-    @functools.cached_property
-    def _labels(self) -> np.ndarray:
-        return self._bank.validation.labels.numpy()
+    def _task_for(self, network: nn.Module) -> Task:
+        if self._dataset.task == "classification":
+            return Classification()
+        if not has_one_to_one_head(network):
+            needs = "it finds things twice and leaves the rest to another step; yolov10 and yolo26 models do not"
+            raise SpecError("model.name", self._settings.model.name, needs)
+        return Detection(network, self._dataset.picture)
+
+    @property
+    def _train_uncut(self) -> Train:
+        return train_classifier if self._dataset.task == "classification" else self._train_detector
+
+    def _train_detector(
+        self,
+        network: nn.Module,
+        data: Dataset,
+        recipe: BaselineSettings,
+        seed: int,
+        checkpoint: Path,
+        progress: Progress,
+    ) -> list[dict[str, Any]]:
+        assert isinstance(data, BoxedFiles)
+        return train_detector(network, self._settings.model, data, recipe, seed, checkpoint, progress)
 
     @functools.cached_property
-    def _reference_right(self) -> np.ndarray:
-        return self._bank.scores("validation").argmax(1).numpy() == self._labels
+    def _reference(self) -> Verdict:
+        """The uncut model as given."""
+        return self._task.judge(self._bank.answers("validation"), self._bank.validation)
 
     @functools.cached_property
     def _finetuned(self) -> Whole:
@@ -335,19 +359,20 @@ class SplitEvaluator(Evaluator):
     def _evaluation(
         self,
         name: str,
-        predictions: np.ndarray,
+        found: torch.Tensor,
         payload_bytes: float,
         stages: Stages,
         config: SplitConfig | None = None,
         details: dict[str, Any] | None = None,
     ) -> Evaluation:
-        right = predictions == self._labels
-        drop, interval = paired_drop_pp(self._reference_right, right)
+        verdict = self._task.judge(found, self._bank.validation)
+        drop, interval = self._task.drop_pp(self._reference, verdict)
         watch = self._stopwatch
         return Evaluation(
             name=name,
             config=config,
-            accuracy=float(right.mean()),
+            accuracy=verdict.accuracy,
+            metrics=verdict.metrics,
             payload_bytes=payload_bytes,
             jobs=stages.jobs,
             accuracy_drop_pp=drop,

@@ -46,9 +46,9 @@ def check(spec: StudySpec, evaluator: Evaluator) -> Check:
     notes = []
     try:
         baselines = [Point(trial=None, evaluation=found) for found in evaluator.baselines(trained=False)]
-        notes += evaluator.notes()
     except NotFinished as reason:
         baselines, notes = [], [f"No baselines: {reason}."]
+    notes += evaluator.notes()
     return Check(
         spec=spec,
         choices=warn_of_encoders(spec.choices(points), space.ae_ratios),

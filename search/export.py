@@ -22,7 +22,7 @@ A split network made by splitsearch: `{label}`, trial {trial} of study `{study}`
 
 | | |
 | --- | --- |
-| accuracy | {accuracy:.2%} on {pictures} search-validation pictures ({drop:+.2f} pp against the uncut model) |
+| {metric} | {accuracy:.2%} on {pictures} search-validation pictures ({drop:+.2f} pp against the uncut model) |
 | payload | {payload:,.0f} bytes in the mean, header included |
 | latency | {latency:.2f} ms: device {device}, server {server}, link {link} |
 | the halves together | same answer as the trial on {agreement:.2%} of those pictures |
@@ -38,11 +38,14 @@ Needs Python 3.9 or newer with {packages}; copy the folder `device/` there.
 
 The same packages; copy the folder `server/` there.
 
-    python server decode payloads/picture.payload
+    python server decode payloads/picture.payload{drawing}
     python server measure
 
 `bundle.json` holds the configuration, the circumstances of every number above and the SHA-256 of every file.
 """
+
+_DRAWING = """
+    python server decode payloads/picture.payload --draw drawn --on picture.jpg"""
 
 
 def write_bundle(
@@ -62,7 +65,7 @@ def write_bundle(
     with fresh_folder(target) as folder:
         evidence = evaluator.export(config, folder)
         found = point.evaluation
-        (folder / "README.md").write_text(_readme(point, spec, evidence))
+        (folder / "README.md").write_text(_readme(point, spec, evidence, environment.get("metric", "top-1")))
         bundle = {
             "format": FORMAT,
             "study": spec.name,
@@ -93,11 +96,13 @@ def check_target(target: Path) -> None:
         raise SplitsearchError(f"{target} exists already; give -o a folder that does not, or remove it")
 
 
-def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any]) -> str:
+def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any], metric: str) -> str:
     found = point.evaluation
     library = CODERS[found.config.lossless].library if found.config else ""
     packages = [f"`{name}`" for name in ("numpy", "pillow", "onnxruntime", library) if name]
     return _README.format(
+        metric="accuracy (top-1)" if metric == "top-1" else metric,
+        drawing="" if metric == "top-1" else _DRAWING,
         packages=", ".join(packages[:-1]) + f" and {packages[-1]}",
         name=spec.name,
         study=spec.name,

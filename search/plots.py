@@ -64,6 +64,7 @@ def hover(point: Point) -> str:
     low, high = found.drop_interval_pp
     lines += [
         f"accuracy: {found.accuracy:.2%} (drop {found.accuracy_drop_pp:+.2f} pp, 95 % {low:+.2f} to {high:+.2f})",
+        *(f"{name}: {value:.2%}" for name, value in found.metrics.items()),
         f"payload: {found.payload_bytes:,.0f} bytes",
         f"<b>latency: {found.latency_ms:.3f} ms</b>",
     ]

@@ -16,7 +16,7 @@ from search.front import Point, pareto_front, verdicts
 from search.plots import pareto_data, pareto_figure, parts_figure
 from search.spec import StudySpec
 from search.study import baseline_points, environment, finished_trials, trial_points
-from search.tables import DOUBTFUL, hardware_line, latency_cell
+from search.tables import DOUBTFUL, hardware_line, latency_cell, metric_names
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -89,10 +89,12 @@ def _figure(figure: Any, name: str, first: bool) -> str:
 
 
 def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None) -> str:
+    metrics = metric_names([*front, *baselines])
     heads = (
         "trial",
         "what",
         "accuracy",
+        *metrics,
         "drop pp (95 %)",
         "bytes",
         "latency ms",
@@ -110,6 +112,7 @@ def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None)
             "" if point.trial is None else str(point.trial),
             html.escape(found.name) + (" (knee)" if kind == "knee" else ""),
             f"{found.accuracy:.2%}",
+            *(f"{found.metrics[name]:.2%}" if name in found.metrics else "" for name in metrics),
             f"{found.accuracy_drop_pp:+.2f} ({low:+.2f} to {high:+.2f})",
             f"{found.payload_bytes:,.0f}",
             latency_cell(found),

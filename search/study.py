@@ -206,6 +206,8 @@ def _record(trial: optuna.Trial, evaluation: Evaluation, limits: Constraints) ->
     trial.set_user_attr("configuration", evaluation.name)
     trial.set_user_attr("payload_bytes", round(evaluation.payload_bytes, 1))
     trial.set_user_attr("accuracy_drop_pp", round(evaluation.accuracy_drop_pp, 3))
+    for name, value in evaluation.metrics.items():
+        trial.set_user_attr(name, round(value, 4))
     for part, ms in evaluation.latency.to_dict().items():
         trial.set_user_attr(part, round(ms, 4))
     for part, ms in evaluation.latency.to_dict().items():

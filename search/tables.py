@@ -19,19 +19,24 @@ DOUBTFUL = f"* a stage was timed while the machine was slowed down, or with a sp
 
 def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Point | None, title: str) -> Table:
     """Front points fastest first, then the baselines."""
+    metrics = metric_names([*front, *baselines])
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
-    for heading in ("accuracy", "drop pp", "bytes", "latency ms", "device", "link", "server", "frames/s"):
+    rest = ("drop pp", "bytes", "latency ms", "device", "link", "server", "frames/s")
+    for heading in ("accuracy", *metrics, *rest):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in front:
         knee = point is chosen
         table.add_row(
-            str(point.trial), point.name + ("  <- knee" if knee else ""), *_cells(point), style="bold" if knee else ""
+            str(point.trial),
+            point.name + ("  <- knee" if knee else ""),
+            *_cells(point, metrics),
+            style="bold" if knee else "",
         )
     table.add_section()
     for point in baselines:
-        table.add_row("", point.name, *_cells(point), style="cyan")
+        table.add_row("", point.name, *_cells(point, metrics), style="cyan")
     if any(point.evaluation.doubts for point in [*front, *baselines]):
         table.caption = DOUBTFUL
         table.caption_justify = "left"
@@ -43,10 +48,16 @@ def latency_cell(found: Evaluation) -> str:
     return f"{found.latency_ms:.2f}{'*' if found.doubts else ''}"
 
 
-def _cells(point: Point) -> list[str]:
+def metric_names(points: Sequence[Point]) -> list[str]:
+    """Metrics beside accuracy, as far as there are any."""
+    return list(dict.fromkeys(name for point in points for name in point.evaluation.metrics))
+
+
+def _cells(point: Point, metrics: Sequence[str]) -> list[str]:
     found = point.evaluation
     return [
         f"{found.accuracy:.1%}",
+        *(f"{found.metrics[name]:.1%}" if name in found.metrics else "" for name in metrics),
         f"{found.accuracy_drop_pp:+.1f}",
         f"{found.payload_bytes:,.0f}",
         latency_cell(found),
@@ -59,7 +70,7 @@ def _cells(point: Point) -> list[str]:
 
 def hardware_line(environment: dict[str, Any]) -> str:
     """``device raspberry_pi_4b (modelled: measured here x 4.9), server local (measured, 2 threads), link 2 MB/s, 2 ms
-    round trip (modelled)``.
+    round trip (modelled)``, and what accuracy is where that is not top-1.
     """
 
     def place(key: str) -> str:
@@ -68,7 +79,8 @@ def hardware_line(environment: dict[str, Any]) -> str:
         name = found.get("name") or f"{found['rate_mb_per_s']:g} MB/s with {found['rtt_ms']:g} ms round trip"
         return f"{key} {name} ({found.get('how') or found.get('source', 'modelled')})"
 
-    return ", ".join(place(key) for key in _PLACES)
+    metric = environment.get("metric", "top-1")  # which most people take for granted
+    return ", ".join(place(key) for key in _PLACES) + ("" if metric == "top-1" else f"; accuracy is {metric}")
 
 
 def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], title: str) -> Table:
@@ -102,7 +114,7 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
     config_keys += sorted(further)  # coder and stride, where a study asks for them
     columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
     columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
-    columns += ["latency_p90_ms", "frames_per_s", "doubts"]
+    columns += ["latency_p90_ms", "frames_per_s", "doubts", *metric_names([*front, *baselines])]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -114,5 +126,5 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
             found = point.evaluation
             further_cells: dict[str, Any] = {"latency_p90_ms": found.latency_p90_ms}
             further_cells |= {"frames_per_s": found.frames_per_s, "doubts": "; ".join(found.doubts)}
-            writer.writerow({"kind": kind, **row, **config, **latency, **places, **further_cells})
+            writer.writerow({"kind": kind, **row, **config, **latency, **places, **further_cells, **found.metrics})
     return text.getvalue()

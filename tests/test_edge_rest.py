@@ -11,6 +11,10 @@ from evaluators.edge import circumstances, measure, picture
 FORMAT = picture.PictureFormat(8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
 
 
+def plain(size, **more):
+    return picture.PictureFormat(size, (0, 0, 0), (1, 1, 1), **more)
+
+
 def test_input_is_normalised_rgb():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     tensor = picture.to_input(pixels, FORMAT)
@@ -27,10 +31,10 @@ def test_open_crops_the_middle_and_scales_down(tmp_path):
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    pixels = picture.open_picture(str(tmp_path / "wide.png"), 8)
+    pixels = picture.open_picture(str(tmp_path / "wide.png"), plain(8))
     assert pixels.shape == (8, 8, 3) and pixels.min() == 255
     Image.fromarray(wide[:, :, 0]).save(tmp_path / "grey.png")
-    assert picture.open_picture(str(tmp_path / "grey.png"), 64).shape == (20, 20)
+    assert picture.open_picture(str(tmp_path / "grey.png"), plain(64)).shape == (20, 20)
 
 
 def test_jpeg_round_trip_is_a_real_jpeg():

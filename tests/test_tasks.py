@@ -14,6 +14,7 @@ from evaluators.edge import wire
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.tasks import baseline
 from evaluators.tasks.baseline import baseline_path, train_or_load
+from evaluators.tasks.classification import ClassCriterion
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.scoring import paired_drop_pp, score_split
 from evaluators.tasks.training import Lesson, finetune
@@ -23,7 +24,7 @@ def lesson(count=64):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(count, 8, 4, 4, generator=generator)
     labels = (features.mean((1, 2, 3)) > 0).long()
-    return Lesson(features=(features,), labels=labels, teacher=nn.functional.one_hot(labels).float() * 3)
+    return Lesson(features=(features,), criterion=ClassCriterion(labels, nn.functional.one_hot(labels).float() * 3))
 
 
 def train(tcl, seed=0, **settings):
@@ -118,9 +119,9 @@ def test_scoring_goes_through_bytes():
         def forward(self, one, two):
             return torch.cat([one.mean((2, 3)), two.mean(2)], 1)
 
-    score = score_split(Alone(), Alone(), Tail(), features, form)
+    score = score_split(Alone(), Alone(), Tail(), zip(*(tensor.split(4) for tensor in features)), form)
     signs = [torch.where(tensor >= 0, 1.0, -1.0) for tensor in features]
-    assert np.array_equal(score.predictions, Tail()(*signs).argmax(1).numpy())
+    assert torch.equal(score.answers, Tail()(*signs))
     assert score.payload_bytes == len(score.sample) == wire.HEADER_BYTES + 6  # 46 bits
 
 
@@ -160,13 +161,13 @@ def test_a_stopped_baseline_goes_on_as_if_nothing_had_happened(tmp_path, optimiz
 
     with pytest.raises(Stop):
         train_or_load(small_network(), tmp_path / "cut.safetensors", data, recipe, 0, stop_in_epoch_three)
-    assert not (tmp_path / "cut.safetensors").exists() and (tmp_path / "cut.checkpoint.pt").exists()
+    assert not (tmp_path / "cut.safetensors").exists() and (tmp_path / "cut.checkpoint").exists()
     said = []
     train_or_load(small_network(), tmp_path / "cut.safetensors", data, recipe, 0, said.append)
     assert any("epoch 3 of 4" in text for text in said) and not any("epoch 2 of 4" in text for text in said)
     assert "a GPU takes minutes" in said[-1] or torch.cuda.is_available()
     assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert not (tmp_path / "cut.checkpoint.pt").exists()
+    assert not (tmp_path / "cut.checkpoint").exists()
     epochs = json.loads((tmp_path / "cut.json").read_text())["epochs"]
     assert [row["epoch"] for row in epochs] == [1, 2, 3, 4] and epochs[-1]["loss"] < epochs[0]["loss"]
 

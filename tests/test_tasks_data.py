@@ -5,15 +5,18 @@ import http.server
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import squares
 import torch
+import yaml
 from PIL import Image
 
 from evaluators.settings import DataSettings
-from evaluators.tasks import archives, datasets
+from evaluators.tasks import archives, datasets, voc
 from evaluators.tasks.archives import Archive, fetch
 from evaluators.tasks.datasets import open_dataset
 from spaces.errors import SpecError, SplitsearchError
@@ -359,8 +362,6 @@ def test_voc_reads_boxes_and_drops_those_without_area(tmp_path):
     assert grey.tolist() == [True] * 8 + [False] * 16 + [True] * 8
     (folder / "Annotations" / "2.xml").write_text("<annotation><object><bndbox/></object></annotation>")
     with pytest.raises(SpecError, match=r"2\.xml.*not readable as a VOC annotation"):
-        from evaluators.tasks import voc
-
         voc._things.cache_clear()
         open_dataset(DataSettings(name="voc", image_size=32, root=tmp_path))
 
@@ -376,3 +377,91 @@ def test_real_boxes(name, counts, boxes, dropped):
     roles = data.train(None, 0), data.validation(), data.test()
     assert tuple(len(role) for role in roles) == counts and data.degenerate_boxes == dropped
     assert sum(len(role.labels) for role in roles) == boxes
+
+
+def voc_folder(root, name, lists):
+    """A VOCdevkit of blank pictures with one dog each; ``lists`` are pictures by list."""
+    folder = root / "VOCdevkit" / name
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    for role, pictures in lists.items():
+        (folder / "ImageSets" / "Main" / f"{role}.txt").write_text("\n".join(pictures) + "\n")
+        for picture in pictures:
+            Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(folder / "JPEGImages" / f"{picture}.jpg")
+            (folder / "Annotations" / f"{picture}.xml").write_text(BOXES.format(right=20, difficult=0))
+
+
+def test_voc0712_trains_on_both_years_and_halves_the_test_pictures_of_one(tmp_path):
+    lists = {"train": ["1"], "val": ["2"], "trainval": ["1", "2"], "test": [f"t{number}" for number in range(10)]}
+    voc_folder(tmp_path, "VOC2007", lists)
+    voc_folder(tmp_path, "VOC2012", {"train": ["7"], "val": ["8", "9"], "trainval": ["7", "8", "9"]})
+    data = open_dataset(DataSettings(name="voc0712", image_size=32, root=tmp_path))
+    named = {role: {file.stem for file in getattr(data, role)(*args).pixels.files}
+             for role, args in {"train": (None, 0), "validation": (), "test": ()}.items()}  # fmt: skip
+    assert named["train"] == {"1", "2", "7", "8", "9"}
+    assert len(named["validation"]) == len(named["test"]) == 5
+    assert named["validation"] | named["test"] == set(lists["test"])
+
+
+def test_voc0712_is_downloaded_from_its_three_archives(serve, own_cache, monkeypatch, tmp_path):
+    parts = {"a.tar": ("VOC2007", {"trainval": ["1", "2"]}), "b.tar": ("VOC2007", {"test": ["3", "4"]}),
+             "c.tar": ("VOC2012", {"trainval": ["5"]})}  # fmt: skip
+    public = []
+    for name, (year, lists) in parts.items():
+        voc_folder(tmp_path / name, year, lists)
+        with tarfile.open(tmp_path / "packed.tar", "w") as packed:
+            packed.add(tmp_path / name / "VOCdevkit", "VOCdevkit")
+        served = as_archive(serve((tmp_path / "packed.tar").read_bytes()))
+        public.append(replace(served, url=f"{served.url.rsplit('/', 1)[0]}/{name}"))
+    monkeypatch.setattr(voc.Voc0712, "public", tuple(public))
+    settings = {"name": "voc0712", "image_size": 32, "root": tmp_path / "there"}
+    with pytest.raises(SpecError, match=r"download: true fetches .*a\.tar.*c\.tar"):
+        open_dataset(DataSettings(**settings))
+    data = open_dataset(DataSettings(**settings, download=True))
+    assert len(data.train(None, 0)) == 3 and len(data.test()) == 1
+    assert not list((own_cache / "downloads").iterdir())
+
+
+def test_ultralytics_own_layout(tmp_path):
+    file = squares.write(tmp_path, train=3, val=4)
+    data = open_dataset(DataSettings(name="yolo", image_size=64, root=file))
+    assert data.classes == ("red", "green") and data.degenerate_boxes == 0
+    pictures = data.train(None, 0)
+    assert len(pictures) == 3 and len(data.validation()) == len(data.test()) == 2
+    assert pictures.sizes == [(128, 72)] * 3 and pictures.labels.shape == (6, 7)
+    for number, pixels in enumerate(pictures.pixels):
+        assert pixels.shape == (36, 64, 3)  # scaled down, while boxes stay in the picture's own pixels
+        red = pictures.labels[(pictures.labels[:, 0] == number) & (pictures.labels[:, 1] == 0)][0]
+        left, top, right, bottom = (int(value / 2) for value in red[2:6])
+        inside = pixels[top + 2 : bottom - 2, left + 2 : right - 2].reshape(-1, 3)
+        assert (inside == (200, 40, 40)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"names": None}, "needs train, val and names"),
+        ({"val": "images/absent"}, "neither a folder nor a list"),
+        ({"train": "empty"}, "names no pictures for train"),
+    ],
+)
+def test_ultralytics_layout_with_something_missing(tmp_path, change, told):
+    file = squares.write(tmp_path, train=2, val=2)
+    (tmp_path / "empty").mkdir()
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **change}))
+    with pytest.raises(SpecError, match=told):
+        open_dataset(DataSettings(name="yolo", image_size=64, root=file))
+
+
+def test_ultralytics_layout_with_lists_and_bad_labels(tmp_path):
+    file = squares.write(tmp_path, train=2, val=2)
+    (tmp_path / "train.txt").write_text("./images/train/0.png\n./images/train/1.png\n")
+    file.write_text(yaml.safe_dump({"train": "train.txt", "val": ["images/val"], "names": ["red", "green"]}))
+    data = open_dataset(DataSettings(name="yolo", image_size=64, root=file))
+    (tmp_path / "labels" / "train" / "0.txt").unlink()  # a picture of nothing
+    assert data.train(None, 0).labels.shape == (2, 7)
+    (tmp_path / "labels" / "train" / "1.txt").write_text("5 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(SpecError, match=r"1\.txt.*not readable as labels of boxes"):
+        data.train(None, 0)
+    with pytest.raises(SpecError, match=r"data\.root.*YAML file"):
+        open_dataset(DataSettings(name="yolo", image_size=64, root=tmp_path))

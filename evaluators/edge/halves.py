@@ -16,6 +16,8 @@ import onnxruntime
 
 from . import picture as pictures
 from . import wire as wires
+from .boxes import LEAST_SCORE, Box, boxes_of
+from .letterbox import Letterbox
 
 FORMAT = 1
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -84,24 +86,48 @@ class DeviceHalf(Half):
         """Run the encoder: bottleneck activations without the batch dimension."""
         return [tensor[0] for tensor in self.run("encoder", features)]
 
-    def encode(self, pixels: np.ndarray) -> bytes:
-        """The payload of one picture. Raises PayloadError on NaN or infinite activations."""
+    def encode(self, pixels: np.ndarray, picture_size: tuple[int, int] | None = None) -> bytes:
+        """The payload of one picture.
+
+        Args:
+            pixels: as :func:`.picture.open_picture` returns them.
+            picture_size: width and height of the picture itself, if it was scaled down; a detector's boxes are in its
+                pixels.
+
+        Raises:
+            PayloadError: NaN or infinite activations.
+        """
         if self.wire is None:
             raise ValueError(f"{self.folder} holds a whole network; there is no payload to encode")
-        return wires.encode(self.activations(self.head(pixels)), self.wire)
+        size = picture_size or (pixels.shape[1], pixels.shape[0])
+        return wires.encode(self.activations(self.head(pixels)), self.wire, size)
 
 
 class ServerHalf(Half):
-    """Payload in, class scores out."""
+    """Payload in, answer out: class scores, or boxes."""
 
     manifest_name = "server.json"
 
     def tail(self, activations: list[np.ndarray]) -> np.ndarray:
-        """Run decoder and tail: scores of shape (classes,)."""
+        """Run decoder and tail: the network's answer, class scores (classes,) or boxes (M, 6)."""
         return self.run("tail", self.run("decoder", [tensor[None] for tensor in activations]))[0][0]
 
     def decode(self, payload: bytes) -> np.ndarray:
-        """Class scores for one payload, shape (classes,). Raises PayloadError for a payload that is not ours."""
+        """The network's answer to one payload: class scores (classes,), or a detector's rows (M, 6) in pixels of its
+        input, see :meth:`boxes`. Raises PayloadError for a payload that is not ours.
+        """
         if self.wire is None:
             raise ValueError(f"{self.folder} takes pictures; there is no payload to decode")
         return self.tail(wires.decode(payload, self.wire))
+
+    @property
+    def finds_boxes(self) -> bool:
+        """Whether this is a detector's server half."""
+        return self.wire is not None and self.wire.sized
+
+    def boxes(self, payload: bytes, least_score: float = LEAST_SCORE) -> list[Box]:
+        """What a detector finds, in pixels of the picture, the surest first."""
+        answer = self.decode(payload)
+        assert self.wire is not None
+        width, height = wires.picture_size(payload, self.wire)
+        return boxes_of(answer, Letterbox(width, height, self.picture.size), least_score)

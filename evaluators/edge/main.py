@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
+from PIL import Image
 
-from . import halves, measure, picture, probe
+from . import boxes, halves, measure, picture, probe
 from .errors import PayloadError
 
 
@@ -31,13 +32,19 @@ def device(folder: Path, arguments: list[str] | None = None) -> int:
 
 
 def server(folder: Path, arguments: list[str] | None = None) -> int:
-    """``python server measure [--json]`` and ``python server decode PAYLOAD... [--json]``."""
+    """``python server measure [--json]`` and ``python server decode PAYLOAD... [--json]``; a detector's server half
+    also takes ``--least-score`` and ``--draw DIR --on PICTURE...``.
+    """
     parser = argparse.ArgumentParser(prog="python server", description="The server half of a split network.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_measure(commands)
-    decode = commands.add_parser("decode", help="turn payloads into class scores")
+    decode = commands.add_parser("decode", help="turn payloads into class scores, or into boxes")
     decode.add_argument("payloads", nargs="+", type=Path, metavar="PAYLOAD")
-    decode.add_argument("--json", action="store_true", help="all scores, one JSON list")
+    decode.add_argument("--json", action="store_true", help="everything, one JSON list")
+    finding = decode.add_argument_group("for detectors")
+    finding.add_argument("--least-score", type=float, default=boxes.LEAST_SCORE, help="default: %(default)s")
+    finding.add_argument("--draw", type=Path, metavar="DIR", help="draw the boxes; DIR is made if absent")
+    finding.add_argument("--on", nargs="+", type=Path, metavar="PICTURE", help="to draw on, one for each payload")
     options = parser.parse_args(arguments)
     return _guard(lambda: _measure(folder, options) if options.command == "measure" else _decode(folder, options))
 
@@ -72,7 +79,8 @@ def _encode(folder: Path, options: argparse.Namespace) -> None:
     half = halves.DeviceHalf(folder)
     options.out.mkdir(parents=True, exist_ok=True)
     for image in options.images:
-        payload = half.encode(picture.open_picture(str(image), half.picture.size))
+        with Image.open(image) as file:
+            payload = half.encode(picture.fit_picture(file, half.picture), file.size)
         target = options.out / f"{image.stem}.payload"
         target.write_bytes(payload)
         print(f"{target}  {len(payload)} bytes")
@@ -88,6 +96,9 @@ def _probe(folder: Path, options: argparse.Namespace) -> None:
 
 def _decode(folder: Path, options: argparse.Namespace) -> None:
     half = halves.ServerHalf(folder)
+    if half.finds_boxes:
+        _detect(half, options)
+        return
     classes = half.manifest.get("classes") or []
     rows = []
     for path in options.payloads:
@@ -101,3 +112,28 @@ def _decode(folder: Path, options: argparse.Namespace) -> None:
             print(f"{path}  {classes[best] if classes else best}  score {scores[best]:.3f}")
     if options.json:
         print(json.dumps(rows))
+
+
+def _detect(half: halves.ServerHalf, options: argparse.Namespace) -> None:
+    classes = half.manifest.get("classes") or []
+    if options.draw and len(options.on or []) != len(options.payloads):
+        raise ValueError(f"--draw needs --on with {len(options.payloads)} pictures, one for each payload")
+    rows: list[dict] = []
+    for number, path in enumerate(options.payloads):
+        try:
+            found = half.boxes(path.read_bytes(), options.least_score)
+        except PayloadError as error:
+            raise ValueError(f"{path}: {error}") from None
+        rows.append({"payload": str(path), "boxes": [box.to_dict(classes) for box in found]})
+        if options.draw:
+            options.draw.mkdir(parents=True, exist_ok=True)
+            with Image.open(options.on[number]) as file:
+                boxes.drawn(file, found, classes).save(options.draw / f"{path.stem}.png")
+    if options.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{row['payload']}  {len(row['boxes'])} found")
+        for box in row["boxes"]:
+            corners = "  ".join(f"{box[key]:7.1f}" for key in ("left", "top", "right", "bottom"))
+            print(f"  {box['name']:<16}{box['score']:6.3f}  {corners}")

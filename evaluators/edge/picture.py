@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
-_GREY = (114, 114, 114)  # what detectors are trained with around a picture
+from .letterbox import Letterbox, letterboxed, resized
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,23 @@ class PictureFormat:
         )
 
 
-def open_picture(source: str | io.BytesIO, size: int) -> np.ndarray:
+def open_picture(source: str | io.BytesIO, picture: PictureFormat) -> np.ndarray:
     """The pixels of a picture file no larger than the network needs: uint8, (H, W, 3), or (H, W) when greyscale.
 
-    A picture that is not square is cropped around its centre first; one that is larger than ``size`` is scaled down.
-    A smaller one stays as it is, since enlarging it on the device would only make the raw picture longer to send.
+    A picture that is not square is cropped around its centre first, unless it goes into a letterbox; one that is larger
+    than the network's input is scaled down. A smaller one stays as it is, since enlarging it on the device would only
+    make the raw picture longer to send.
     """
     with Image.open(source) as file:
-        return fit_picture(file, size)
+        return fit_picture(file, picture)
 
 
-def fit_picture(picture: Image.Image, size: int) -> np.ndarray:
+def fit_picture(file: Image.Image, picture: PictureFormat) -> np.ndarray:
     """As :func:`open_picture`, for a picture that is open already."""
-    image = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+    image, size = file.convert("L" if file.mode in ("1", "L", "I;16") else "RGB"), picture.size
+    if picture.letterbox:
+        place = Letterbox(image.width, image.height, size)
+        return np.asarray(image if place.scale >= 1 else resized(image, place.width, place.height))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -70,16 +74,6 @@ def to_rgb(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape[:2] != (size, size):
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
-
-
-def letterboxed(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Pixels scaled until their longer side is ``size``, in the middle of a grey square: uint8, (size, size, 3)."""
-    image = Image.fromarray(pixels).convert("RGB")
-    scale = size / max(image.size)
-    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    square = Image.new("RGB", (size, size), _GREY)
-    square.paste(image.resize((width, height), Image.Resampling.BILINEAR), ((size - width) // 2, (size - height) // 2))
-    return np.asarray(square)
 
 
 def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:

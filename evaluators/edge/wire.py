@@ -3,8 +3,9 @@
     byte 0      version of this layout
     byte 1      number of the coder, see coders.py
     bytes 2-5   fingerprint of the configuration that made it (levels, shapes, bit-width)
-    bytes 6-9   CRC-32 of the body as sent
-    bytes 10-   body
+    bytes 6-9   CRC-32 of all that follows
+    bytes 10-   only where a configuration says so (detectors): width and height of the picture, two bytes each
+    then        body
 
 Symbols come channel by channel, row by row, tensors one after the other, and are packed as bit planes: the most
 significant bit of each, then the next; the last byte is filled with zeros. Their number follows from the configuration,
@@ -31,6 +32,7 @@ from .errors import PayloadError
 WIRE_VERSION = 2  # 1 knew no coder but LZMA
 _HEADER = struct.Struct("<BB4sI")
 HEADER_BYTES = _HEADER.size
+_SIZE = struct.Struct("<HH")
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,15 @@ class TensorLevels:
 class WireFormat:
     """Everything both ends must agree on: bit-width, levels of each tensor, coder.
 
-    ``tables`` are those of a context model, one for each tensor, see :func:`evaluators.edge.context.learn`.
+    ``tables`` are those of a context model, one for each tensor, see :func:`evaluators.edge.context.learn`. With
+    ``sized`` the payload says how large the picture was, which whoever gets boxes has to know.
     """
 
     bits: int
     tensors: tuple[TensorLevels, ...]
     coder: str = "packed"
     tables: tuple[np.ndarray, ...] = ()
+    sized: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -105,6 +109,8 @@ class WireFormat:
             digest.update(tensor.low.astype("<f4").tobytes() + tensor.high.astype("<f4").tobytes())
         for table in self.tables:
             digest.update(table.astype("<u2").tobytes())
+        if self.sized:
+            digest.update(b"sized")
         return digest.digest()[:4]
 
     def to_dict(self) -> dict:
@@ -115,8 +121,13 @@ class WireFormat:
             for table in self.tables
         ]
         return {
-            "version": WIRE_VERSION, "bits": self.bits, "coder": self.coder, "tensors": tensors, "tables": tables
-        }  # fmt: skip
+            "version": WIRE_VERSION,
+            "bits": self.bits,
+            "coder": self.coder,
+            "tensors": tensors,
+            "tables": tables,
+            "sized": self.sized,
+        }
 
     @classmethod
     def from_dict(cls, data: dict) -> WireFormat:
@@ -131,7 +142,8 @@ class WireFormat:
             np.frombuffer(base64.b64decode(t["uint16"]), "<u2").reshape(t["shape"]).astype(np.uint16)
             for t in data["tables"]
         )
-        return cls(bits=data["bits"], tensors=tensors, coder=data["coder"], tables=tables)
+        sized = data.get("sized", False)
+        return cls(bits=data["bits"], tensors=tensors, coder=data["coder"], tables=tables, sized=sized)
 
 
 def quantize(values: np.ndarray, levels: TensorLevels, bits: int) -> np.ndarray:
@@ -207,9 +219,10 @@ def decompress(body: bytes, wire: WireFormat) -> bytes:
     return packed
 
 
-def frame(body: bytes, wire: WireFormat) -> bytes:
-    """The payload: header and body."""
-    return _HEADER.pack(WIRE_VERSION, CODERS[wire.coder].number, wire.fingerprint, zlib.crc32(body)) + body
+def frame(body: bytes, wire: WireFormat, picture_size: tuple[int, int] = (0, 0)) -> bytes:
+    """The payload: header, the picture's width and height where the format is ``sized``, and body."""
+    rest = _SIZE.pack(*picture_size) + body if wire.sized else body
+    return _HEADER.pack(WIRE_VERSION, CODERS[wire.coder].number, wire.fingerprint, zlib.crc32(rest)) + rest
 
 
 def unframe(payload: bytes, wire: WireFormat) -> bytes:
@@ -218,10 +231,11 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
     Raises:
         PayloadError: too short, another version, coder or configuration, or damaged on the way.
     """
-    if len(payload) < HEADER_BYTES:
-        raise PayloadError(f"{len(payload)} bytes are too few for a payload; its header alone takes {HEADER_BYTES}")
+    least = HEADER_BYTES + (_SIZE.size if wire.sized else 0)
+    if len(payload) < least:
+        raise PayloadError(f"{len(payload)} bytes are too few for a payload; its header alone takes {least}")
     version, coder, fingerprint, checksum = _HEADER.unpack_from(payload)
-    body = payload[HEADER_BYTES:]
+    rest = payload[HEADER_BYTES:]
     if version != WIRE_VERSION:
         raise PayloadError(f"payload of version {version}; this end knows version {WIRE_VERSION}")
     if coder != CODERS[wire.coder].number:
@@ -229,21 +243,35 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
         raise PayloadError(f"payload coded as {named}; this configuration has {wire.coder}")
     if fingerprint != wire.fingerprint:
         raise PayloadError("payload of another configuration; device and server must come from the same bundle")
-    if zlib.crc32(body) != checksum:
+    if zlib.crc32(rest) != checksum:
         raise PayloadError("payload damaged on the way: its checksum does not match")
-    return body
+    return payload[least:]
 
 
-def encode(tensors: list[np.ndarray], wire: WireFormat) -> bytes:
+def picture_size(payload: bytes, wire: WireFormat) -> tuple[int, int]:
+    """Width and height of the picture, from a payload of a ``sized`` format.
+
+    Raises:
+        PayloadError: as :func:`unframe`, or a picture without area.
+    """
+    unframe(payload, wire)
+    width, height = _SIZE.unpack_from(payload, HEADER_BYTES)
+    if not width or not height:
+        raise PayloadError("the payload does not say how large its picture was")
+    return width, height
+
+
+def encode(tensors: list[np.ndarray], wire: WireFormat, picture_size: tuple[int, int] = (0, 0)) -> bytes:
     """One picture's bottleneck activations as a payload.
 
     Args:
         tensors: one float32 array per ``wire.tensors``, of that shape.
+        picture_size: width and height, up to 65,535; sent where the format is ``sized``.
 
     Raises:
         PayloadError: NaN or infinite activations.
     """
-    return frame(compress(pack_tensors(tensors, wire), wire), wire)
+    return frame(compress(pack_tensors(tensors, wire), wire), wire, picture_size)
 
 
 def decode(payload: bytes, wire: WireFormat) -> list[np.ndarray]:

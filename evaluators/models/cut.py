@@ -135,6 +135,18 @@ class SplitModel:
                 copies[node] = _size(network.scalars[node], graph, batch)
 
 
+class FirstTensor(nn.Module):
+    """A module of which only the first tensor that it returns is wanted."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """The first tensor of the module's answer."""
+        return first_tensor(self.module(*tensors))
+
+
 def first_tensor(answer: Any) -> torch.Tensor:
     """The first tensor in whatever a model returns."""
     return next(leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor))

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 
 from evaluators import own_code
 from evaluators.cache import cache_folder
+from evaluators.models.detector import prepare_detector
 from evaluators.models.weights import load_weights, load_what_fits
 from evaluators.settings import PRETRAINED, ModelSettings
 from spaces.errors import SpecError, SplitsearchError, nearest
@@ -107,6 +109,7 @@ def _ultralytics(settings: ModelSettings, name: str) -> _Found:
         if settings.options:
             raise SpecError("model.options", dict(settings.options), "ultralytics models take none")
         model: nn.Module = tasks.DetectionModel(f"{name}.yaml", nc=settings.num_classes, verbose=False)
+        prepare_detector(model, importlib.import_module("ultralytics.cfg").get_cfg())
         return model
 
     return make, lambda: library.YOLO(f"{name}.pt").model.state_dict()
@@ -181,9 +184,19 @@ def import_ultralytics(settings: ModelSettings) -> Any:
     os.environ.setdefault("YOLO_VERBOSE", "0")
     if "YOLO_CONFIG_DIR" not in os.environ:
         folder = cache_folder("ultralytics")
-        folder.mkdir(parents=True, exist_ok=True)
+        _lay_out_font(folder / "Ultralytics" / "Arial.ttf")
         os.environ["YOLO_CONFIG_DIR"] = str(folder)
     return _extra(settings, "ultralytics", "yolo")
+
+
+def _lay_out_font(file: Path) -> None:
+    """Any font under the name of the one that ultralytics would fetch before it trains."""
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    package = importlib.util.find_spec("matplotlib")  # comes with ultralytics
+    if package is not None and package.origin is not None:
+        shutil.copyfile(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", file)
 
 
 def _yolo_names(package: Path) -> list[str]:

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,21 +41,21 @@ class Archive:
         return self.url.rsplit("/", 1)[-1]
 
 
-def find_root(settings: DataSettings, landmark: str | None = None, public: Archive | None = None) -> Path:
+def find_root(settings: DataSettings, landmark: str | None = None, public: Sequence[Archive] = ()) -> Path:
     """The folder that holds a data set.
 
     Args:
         settings: ``root`` is the folder, an archive, or a name to which an archive's ending can be added.
         landmark: a file that must be in it, or in an only folder inside it; without one, an only folder is gone into.
-        public: fetched with ``download: true`` where nothing is at ``root``.
+        public: fetched with ``download: true`` where nothing is at ``root``, all of them into one folder.
 
     Raises:
         SpecError: nothing there, or not what is needed; says how to get it.
         SplitsearchError: the download failed.
     """
     root = _existing(settings.root)
-    if root is None and settings.download and public is not None:
-        root = _downloaded(settings.root or cache_folder("data") / public.file_name.split(".")[0], public)
+    if root is None and settings.download and public:
+        root = _downloaded(settings.root or cache_folder("data") / public[0].file_name.split(".")[0], public)
     if root is None:
         raise SpecError("data.root", settings.root and str(settings.root), _how_to_get(settings, public))
     folder = _unpacked(root) if root.is_file() else root
@@ -119,14 +120,17 @@ def _fetch_rest(url: str, partial: Path) -> None:
             raise http.client.IncompleteRead(b"", total - done)
 
 
-def _downloaded(root: Path, archive: Archive) -> Path:
+def _downloaded(root: Path, archives: Sequence[Archive]) -> Path:
     """Fetch and unpack; the folder appears whole or not at all."""
-    file = cache_folder("downloads") / archive.file_name
-    if not file.exists():
-        fetch(archive, file)
+    files = [cache_folder("downloads") / archive.file_name for archive in archives]
+    for archive, file in zip(archives, files):
+        if not file.exists():
+            fetch(archive, file)
     with fresh_folder(root) as folder:
-        _extract(file, folder)
-    file.unlink()
+        for file in files:
+            _extract(file, folder)
+    for file in files:
+        file.unlink()
     return root
 
 
@@ -136,11 +140,11 @@ def _existing(root: Path | None) -> Path | None:
     return next((path for ending in ENDINGS if (path := root.with_name(root.name + ending)).exists()), None)
 
 
-def _how_to_get(settings: DataSettings, public: Archive | None) -> str:
+def _how_to_get(settings: DataSettings, public: Sequence[Archive]) -> str:
     what = "a folder or archive is needed" if settings.root is None else "no such folder or archive"
-    if public is None:
+    if not public:
         return f"{what}; give the path of either"
-    return f"{what}; give the path of either, or download: true fetches {public.url} there"
+    return f"{what}; give the path of either, or download: true fetches {', '.join(a.url for a in public)} there"
 
 
 def _unpacked(archive: Path) -> Path:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,8 +53,30 @@ def baseline_path(model: ModelSettings, data: Dataset, recipe: BaselineSettings,
     return cache_folder("baselines") / f"{model.label}-{data.name}-{digest}.safetensors"
 
 
+Train = Callable[[nn.Module, Dataset, BaselineSettings, int, Path, Callable[[str], None]], list[dict[str, Any]]]
+
+
+def train_classifier(
+    network: nn.Module,
+    data: Dataset,
+    recipe: BaselineSettings,
+    seed: int,
+    checkpoint: Path,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Train in place; what is needed to go on after a stop is kept in ``checkpoint``. Returns one row an epoch."""
+    progress("reading the training pictures")
+    return _Training(network, data, recipe, seed, checkpoint).run(progress)
+
+
 def train_or_load(
-    network: nn.Module, path: Path, data: Dataset, recipe: BaselineSettings, seed: int, progress: Callable[[str], None]
+    network: nn.Module,
+    path: Path,
+    data: Dataset,
+    recipe: BaselineSettings,
+    seed: int,
+    progress: Callable[[str], None],
+    train: Train = train_classifier,
 ) -> None:
     """Give the network the baseline's weights, training it on the whole of train if nobody has yet.
 
@@ -62,15 +85,14 @@ def train_or_load(
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        progress("reading the training pictures")
-        training = _Training(network, data, recipe, seed, path.with_suffix(".checkpoint.pt"))
-        history = training.run(progress)
+        checkpoint = path.with_suffix(".checkpoint")
+        history = train(network, data, recipe, seed, checkpoint, progress)
         record = {"format": 1, "recipe": asdict(recipe), "seed": seed, "epochs": history, **_circumstances()}
         path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
         partial = path.with_suffix(f".{os.getpid()}.part")
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
         os.replace(partial, path)
-        training.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink(missing_ok=True)
     network.load_state_dict(load_file(path))
     network.eval()
 
@@ -93,7 +115,7 @@ class _Training:
     def __init__(
         self, network: nn.Module, data: Dataset, recipe: BaselineSettings, seed: int, checkpoint: Path
     ) -> None:
-        self.checkpoint = checkpoint
+        self._checkpoint = checkpoint
         self._network, self._recipe, self._seed, self._data = network, recipe, seed, data
         pictures = data.train(None, seed)
         self._pixels, self._labels = _stack(pictures, data.picture.size), pictures.labels
@@ -170,14 +192,14 @@ class _Training:
             "schedule": self._schedule.state_dict(),
             "history": self._history,
         }
-        partial = self.checkpoint.with_suffix(f".{os.getpid()}.part")
+        partial = self._checkpoint.with_suffix(f".{os.getpid()}.part")
         torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        os.replace(partial, self._checkpoint)
 
     def _resume(self) -> None:
-        if not self.checkpoint.exists():
+        if not self._checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self._device, weights_only=True)
+        state = torch.load(self._checkpoint, map_location=self._device, weights_only=True)
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])

@@ -15,17 +15,46 @@ from evaluators.edge.picture import PictureFormat, to_input
 
 @dataclass(frozen=True)
 class Pictures:
-    """Labelled pictures: uint8 pixels as a device would have them, and class indices (N,), or boxes as rows."""
+    """Labelled pictures: uint8 pixels as a device would have them, and class indices (N,), or boxes as rows.
+
+    ``sizes`` are width and height of each picture before it was scaled down to what the device needs; boxes are in its
+    pixels. Only detection has them.
+    """
 
     pixels: Sequence[np.ndarray]
     labels: torch.Tensor
+    sizes: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __add__(self, other: Pictures) -> Pictures:
+        """Both, one after the other; the number of a picture stands first in a row of labels where there are rows."""
+        labels = other.labels.clone()
+        if labels.ndim > 1:
+            labels[:, 0] += len(self)
+        pixels = _Joined(self.pixels, other.pixels)
+        return Pictures(pixels, torch.cat([self.labels, labels]), [*self.sizes, *other.sizes])
+
     def inputs(self, picture: PictureFormat, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """A slice as network input, (B, 3, S, S)."""
         return torch.from_numpy(np.concatenate([to_input(pixels, picture) for pixels in self.pixels[start:stop]]))
+
+
+class _Joined(Sequence[np.ndarray]):
+    """Two sequences of pictures as one, without looking at any."""
+
+    def __init__(self, one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> None:
+        self._one, self._other = one, other
+
+    def __len__(self) -> int:
+        return len(self._one) + len(self._other)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return self._one[index] if index < len(self._one) else self._other[index - len(self._one)]
 
 
 class Dataset(ABC):

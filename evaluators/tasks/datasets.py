@@ -22,7 +22,8 @@ from evaluators.edge.picture import PictureFormat, fit_picture, open_picture
 from evaluators.settings import DataSettings
 from evaluators.tasks.archives import Archive, find_root
 from evaluators.tasks.data import Dataset, Pictures, divide, sample
-from evaluators.tasks.voc import Voc
+from evaluators.tasks.voc import Voc, Voc0712
+from evaluators.tasks.yolo_data import YoloData
 from spaces.errors import SpecError, nearest
 
 # Fixed for everybody, apart from the search's seed, so that no search ever sees a test picture. Of the seeds 0 to 5
@@ -99,7 +100,7 @@ class _Files(Dataset):
     def _read(self, role: str, index: Sequence[int] | np.ndarray | None = None) -> Pictures:
         rows = self._roles[role]
         chosen = [rows[i] for i in index] if index is not None else rows
-        pixels = [open_picture(str(path), self.picture.size) for path, _ in chosen]
+        pixels = [open_picture(str(path), self.picture) for path, _ in chosen]
         return Pictures(pixels, torch.tensor([label for _, label in chosen]))
 
     def _share(self, rows: list[tuple[Path, int]], shares: tuple[float, ...], roles: tuple[str, ...]) -> None:
@@ -114,7 +115,7 @@ class TinyImageNet(_Files):
     name = "tinyimagenet"
 
     def __init__(self, settings: DataSettings) -> None:
-        self._root = root = find_root(settings, "wnids.txt", TINY_IMAGENET)
+        self._root = root = find_root(settings, "wnids.txt", (TINY_IMAGENET,))
         self.picture = PictureFormat(settings.image_size, _IMAGENET_MEAN, _IMAGENET_STD)
         self.classes = tuple((root / "wnids.txt").read_text().split())
         number = {name: index for index, name in enumerate(self.classes)}
@@ -229,7 +230,7 @@ class OwnData(Dataset):
             picture = Image.fromarray(picture)
         if not isinstance(picture, Image.Image):
             raise self._wrong(f"pictures are PIL images or uint8 arrays (H, W, 3), not {type(picture).__name__}")
-        return fit_picture(picture, self.picture.size)
+        return fit_picture(picture, self.picture)
 
     def _call(self, factory: Callable[..., Any]) -> Any:
         try:
@@ -253,6 +254,8 @@ _DATASETS: dict[str, type[Dataset]] = {
     "tinyimagenet": TinyImageNet,
     "imagefolder": ImageFolder,
     "voc": Voc,
+    "voc0712": Voc0712,
+    "yolo": YoloData,
 }
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
-from evaluators.models.cut import SplitModel, first_tensor
+from evaluators.models.cut import SplitModel
 from evaluators.settings import Scope
 from evaluators.tasks.data import Dataset, Pictures
 from evaluators.tasks.statistics import Statistics, renew_statistics, set_statistics, statistics_of
+from evaluators.tasks.task import Task
 from evaluators.tasks.training import Lesson, compute_device
-from spaces.partition import OUTPUT
+from spaces.partition import INPUT, OUTPUT
 
 Role = Literal["train", "validation"]
 
@@ -31,8 +33,8 @@ class FeatureBank:
     trial. The least recently used points make room for new ones.
     """
 
-    def __init__(self, split: SplitModel, dataset: Dataset, train_pictures: int, seed: int) -> None:
-        self.dataset = dataset
+    def __init__(self, split: SplitModel, dataset: Dataset, task: Task, train_pictures: int, seed: int) -> None:
+        self.dataset, self.task = dataset, task
         self._split, self._train_pictures, self._seed = split, train_pictures, seed
         self._kept: OrderedDict[tuple[str, Role], Tensors] = OrderedDict()
         self._statistics: dict[str, Statistics] = {}  # of tails, renewed
@@ -57,8 +59,8 @@ class FeatureBank:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def scores(self, role: Role) -> torch.Tensor:
-        """Class scores of the uncut model, (N, classes)."""
+    def answers(self, role: Role) -> torch.Tensor:
+        """Those of the uncut model, see :class:`Task`."""
         return self.features(OUTPUT, role)[0]
 
     def through_head(self, partition: str, pictures: Pictures) -> Tensors:
@@ -67,15 +69,29 @@ class FeatureBank:
 
     def through(self, head: nn.Module, pictures: Pictures) -> Tensors:
         """Feature maps of any pictures from any head, which is on the CPU before and afterwards; not kept."""
-        device = compute_device()
-        head.to(device)
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(pictures), _BATCH):
-                batch = self._inputs(pictures, slice(start, start + _BATCH))
-                parts.append([tensor.cpu() for tensor in head(batch)])
+        return tuple(torch.cat(tensors) for tensors in zip(*self._stream(head, pictures)))
+
+    def batches(self, partition: str, head: nn.Module | None = None) -> Iterator[Tensors]:
+        """Feature maps of the search-validation pictures, some pictures at a time.
+
+        Args:
+            partition: where they cross.
+            head: a head of a candidate's own. The uncut model's are computed once and kept, if they leave room for
+                those of other points.
+        """
+        size = self._split.tap(partition).point.float_bytes * len(self.validation)
+        if head is None and size <= _ROOM_BYTES / 2:
+            yield from zip(*(tensor.split(_BATCH) for tensor in self.features(partition, "validation")), strict=True)
+        else:
+            yield from self._stream(self._split.head(partition) if head is None else head, self.validation)
+
+    def _stream(self, head: nn.Module, pictures: Pictures) -> Iterator[Tensors]:
+        head.to(compute_device())
+        for start in range(0, len(pictures), _BATCH):
+            with torch.no_grad():
+                found = head(self._inputs(pictures, slice(start, start + _BATCH)))
+            yield tuple(tensor.cpu() for tensor in found)
         head.cpu()  # it may share its modules with the uncut model, which others expect here
-        return tuple(torch.cat(tensors) for tensors in zip(*parts))
 
     def lesson(self, partition: str, scope: Scope) -> Lesson:
         """What candidates at a point learn from.
@@ -83,10 +99,9 @@ class FeatureBank:
         The teacher is the uncut model with the BatchNorm statistics that the tails get as well, where they change.
         """
         inputs = self.train.inputs(self.dataset.picture) if scope == "all" else None
-        teacher = self.scores("train") if scope == "bottleneck" else self._renewed_scores
-        return Lesson(
-            features=self.features(partition, "train"), labels=self.train.labels, teacher=teacher, inputs=inputs
-        )
+        teacher = self._teacher if scope == "bottleneck" else self._renewed_teacher
+        criterion = self.task.criterion(self.train, teacher)
+        return Lesson(features=self.features(partition, "train"), criterion=criterion, inputs=inputs)
 
     def tail(self, partition: str, scope: Scope) -> nn.Module:
         """A copy of the uncut model's tail for a candidate to learn with, on the CPU.
@@ -104,23 +119,33 @@ class FeatureBank:
         return tail
 
     def _renew(self, tail: nn.Module, features: Tensors) -> None:
-        def scores(part: slice) -> torch.Tensor:
-            # Copies: a tail may work in place, and others need these.
-            return first_tensor(tail(*(tensor[part].to(compute_device(), copy=True) for tensor in features)))
+        criterion = self.task.criterion(self.train)
 
-        renew_statistics(tail, scores, self.train.labels)
+        def loss(index: torch.Tensor) -> torch.Tensor:
+            # Copies, as an index makes them: a tail may work in place, and others need these.
+            return criterion(tail(*(tensor[index].to(compute_device()) for tensor in features)), index, 0.0)
+
+        with criterion.learning(tail, 0.0):
+            renew_statistics(tail, loss, len(criterion))
 
     @functools.cached_property
-    def _renewed_scores(self) -> torch.Tensor:
-        """Class scores of the uncut model on the training pictures, its BatchNorm statistics renewed."""
-        network = copy.deepcopy(self._split.head(OUTPUT)).to(compute_device())
+    def _teacher(self) -> Tensors:
+        """What the uncut model says of the training pictures."""
+        return self.through(_Teacher(self._split.tail(INPUT), self.task), self.train)
 
-        def scores(part: slice) -> torch.Tensor:
-            found: torch.Tensor = network(self._inputs(self.train, part))[0]
-            return found
+    @functools.cached_property
+    def _renewed_teacher(self) -> Tensors:
+        """The same with its BatchNorm statistics renewed."""
+        network = copy.deepcopy(self._split.tail(INPUT)).to(compute_device())
+        criterion = self.task.criterion(self.train)
 
-        renew_statistics(network, scores, self.train.labels)
-        return self.through(network.cpu(), self.train)[0]
+        def loss(index: torch.Tensor) -> torch.Tensor:
+            part = slice(int(index[0]), int(index[-1]) + 1)
+            return criterion(network(self._inputs(self.train, part)), index, 0.0)
+
+        with criterion.learning(network, 0.0):
+            renew_statistics(network, loss, len(criterion))
+        return self.through(_Teacher(network.cpu(), self.task), self.train)
 
     def _inputs(self, pictures: Pictures, part: slice) -> torch.Tensor:
         found = pictures.inputs(self.dataset.picture, part.start, part.stop).to(compute_device())
@@ -131,3 +156,14 @@ class FeatureBank:
         removable = [key for key in self._kept if key != newest and key[0] != OUTPUT]
         while removable and sum(tensor.nbytes for kept in self._kept.values() for tensor in kept) > _ROOM_BYTES:
             del self._kept[removable.pop(0)]
+
+
+class _Teacher(nn.Module):
+    """A whole network that returns what a task's criterion wants of a teacher."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network, self._task = network, task
+
+    def forward(self, pictures: torch.Tensor) -> Tensors:
+        return self._task.teaching(self.network(pictures))

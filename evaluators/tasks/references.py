@@ -18,14 +18,14 @@ from evaluators.tasks.training import compute_device, finetune
 
 
 class Whole(nn.Module):
-    """Head and tail in one again: pictures (B, 3, S, S) to a tuple that holds the class scores."""
+    """Head and tail in one again: pictures (B, 3, S, S) to a tuple that holds the answers."""
 
     def __init__(self, head: nn.Module, tail: nn.Module) -> None:
         super().__init__()
         self.head, self.tail = head, tail
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
-        """Class scores (B, classes), alone in a tuple as a head would return them."""
+        """Answers (B, ...), alone in a tuple as a head would return them."""
         return (first_tensor(self.tail(*self.head(pictures))),)
 
 
@@ -46,13 +46,13 @@ def finetuned_uncut(
     return Whole(head.cpu(), tail.cpu())
 
 
-def classes(network: nn.Module, bank: FeatureBank, pictures: Pictures) -> np.ndarray:
-    """Class indices (N,) that a network like :class:`Whole` finds in pictures."""
-    return bank.through(network, pictures)[0].argmax(1).numpy()
+def answers(network: nn.Module, bank: FeatureBank, pictures: Pictures) -> torch.Tensor:
+    """What a network like :class:`Whole` says of pictures, (N, ...)."""
+    return bank.through(network, pictures)[0]
 
 
 def as_jpeg(bank: FeatureBank, quality: int) -> tuple[Pictures, float]:
     """The search-validation pictures after JPEG; mean bytes of the files."""
     files = [to_jpeg(pixels, quality) for pixels in bank.validation.pixels]
-    decoded = Pictures([from_jpeg(data) for data in files], bank.validation.labels)
+    decoded = replace(bank.validation, pixels=[from_jpeg(data) for data in files])
     return decoded, float(np.mean([len(data) for data in files]))

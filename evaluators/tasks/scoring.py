@@ -1,29 +1,29 @@
-"""Accuracy through the real byte path, and how far it lies below the uncut model's."""
+"""Answers through the real byte path, and how far an accuracy lies below the uncut model's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from evaluators.compression.bottleneck import Tensors
 from evaluators.edge import wire
-
-_BATCH = 125
+from evaluators.models.cut import first_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """What came out when every picture went through bytes.
 
-    ``predictions`` (N,) are class indices, ``payload_bytes`` the mean length of the payloads, ``sample`` the payload of
-    the first picture.
+    ``answers`` (N, ...) are what the network says, see :class:`evaluators.tasks.task.Task`, ``payload_bytes`` is the
+    mean length of the payloads, ``sample`` the payload of the first picture.
     """
 
-    predictions: np.ndarray
+    answers: torch.Tensor
     payload_bytes: float
     sample: bytes
 
@@ -33,26 +33,26 @@ def score_split(
     encoder: nn.Module,
     decoder: nn.Module,
     tail: nn.Module,
-    features: Sequence[torch.Tensor],
+    batches: Iterable[Tensors],
     form: wire.WireFormat,
 ) -> Score:
-    """Encode each picture's features to a payload, decode the payload, and classify what it holds.
+    """Encode each picture's features to a payload, decode the payload, and have the tail answer what it holds.
 
     Args:
-        features: the frozen head's outputs, one tensor (N, ...) for each that crosses the cut.
+        batches: the head's outputs, some pictures at a time, one tensor (B, ...) for each that crosses the cut.
         form: levels and coder.
     """
     device = next(decoder.parameters()).device
-    predictions, sizes, sample = [], [], b""
-    for batch in zip(*(tensor.split(_BATCH) for tensor in features), strict=True):
+    answers, sizes, sample = [], [], b""
+    for batch in batches:
         activations = [tensor.float().cpu().numpy() for tensor in encoder(*(part.to(device) for part in batch))]
         payloads = [wire.encode(list(picture), form) for picture in zip(*activations, strict=True)]
         received = [np.stack(tensors) for tensors in zip(*(wire.decode(payload, form) for payload in payloads))]
-        scores = tail(*decoder(*(torch.from_numpy(tensor).to(device) for tensor in received)))
-        predictions.append(scores.argmax(1).cpu().numpy())
+        output = tail(*decoder(*(torch.from_numpy(tensor).to(device) for tensor in received)))
+        answers.append(first_tensor(output).cpu())
         sizes += [len(payload) for payload in payloads]
         sample = sample or payloads[0]
-    return Score(predictions=np.concatenate(predictions), payload_bytes=float(np.mean(sizes)), sample=sample)
+    return Score(answers=torch.cat(answers), payload_bytes=float(np.mean(sizes)), sample=sample)
 
 
 def paired_drop_pp(reference: np.ndarray, other: np.ndarray) -> tuple[float, tuple[float, float]]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Statistics = list[dict[str, torch.Tensor]]  # state of each BatchNorm layer, in order
@@ -32,40 +31,39 @@ def set_statistics(network: nn.Module, statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def renew_statistics(network: nn.Module, run: Callable[[slice], torch.Tensor], labels: torch.Tensor) -> bool:
+def renew_statistics(network: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], pictures: int) -> bool:
     """Replace the statistics of all BatchNorm layers by means over training pictures, in place, if that helps.
 
-    It helps where the cross-entropy on these pictures falls; otherwise everything stays as it was.
+    It helps where the loss on these pictures falls; otherwise everything stays as it was.
 
     Args:
         network: in eval mode, before and afterwards.
-        run: the network's class scores (n, classes) of some of the pictures.
-        labels: classes (N,) of the pictures; the first 1,000 are used.
+        loss: runs the network on the pictures of an index (B,) and returns its mean loss on them.
+        pictures: how many there are; the first 1,000 are used.
 
     Returns:
         Whether the statistics were replaced.
     """
-    layers, labels = _layers(network), labels[:PICTURES]
-    parts = [slice(start, min(start + _BATCH, len(labels))) for start in range(0, len(labels), _BATCH)]
-    parts = [part for part in parts if part.stop - part.start > 1]  # a variance needs two
+    layers = _layers(network)
+    parts = torch.arange(min(PICTURES, pictures)).split(_BATCH)
+    parts = [part for part in parts if len(part) > 1]  # a variance needs two
     if not layers or not parts:
         return False
 
-    def loss() -> float:
-        scores = torch.cat([run(part).float().cpu() for part in parts])
-        return functional.cross_entropy(scores, labels[: len(scores)]).item()
+    def total() -> float:
+        return sum(loss(part).item() * len(part) for part in parts)
 
-    kept, momenta, before = statistics_of(network), [layer.momentum for layer in layers], loss()
+    kept, momenta, before = statistics_of(network), [layer.momentum for layer in layers], total()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over batches
         layer.train()
     for part in parts:
-        run(part)
+        loss(part)
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum
         layer.eval()
-    if loss() < before:
+    if total() < before:
         return True
     set_statistics(network, kept)
     return False

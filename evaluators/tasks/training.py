@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.compression.warm_start import SHARPNESS_RATE, importance, warm_cosine, warm_start
 from evaluators.settings import FinetuneSettings
+from evaluators.tasks.task import Criterion
 
 _GRADIENT_NORM = 5.0
-_TEMPERATURE = 2.0  # of the distillation
 _START_PICTURES = 512
 _IMPORTANCE_PICTURES = 256
+_IMPORTANCE_BATCH = 64
+_IMPORTANCE_DISTILLATION = 0.5
 _EVALUATION_BATCH = 125
 
 
@@ -29,15 +30,17 @@ _EVALUATION_BATCH = 125
 class Lesson:
     """What one fine-tuning learns from.
 
-    ``features`` are the frozen head's outputs, (N, ...) for each tensor that crosses the cut, ``labels`` (N,) the
-    classes, ``teacher`` (N, classes) the uncut model's scores on the same pictures; ``inputs`` (N, 3, S, S) are the
-    pictures themselves, for a head that learns too.
+    ``features`` are the frozen head's outputs, (N, ...) for each tensor that crosses the cut; ``criterion`` knows the
+    labels of the same pictures and what the uncut model says of them; ``inputs`` (N, 3, S, S) are the pictures
+    themselves, for a head that learns too.
     """
 
     features: Tensors
-    labels: torch.Tensor
-    teacher: torch.Tensor
+    criterion: Criterion
     inputs: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.criterion)
 
 
 def compute_device() -> torch.device:
@@ -90,8 +93,9 @@ def finetune(
 
     It starts in closed form, then learns to rebuild the features (:func:`warm_start`), then the task.
 
-    The loss is distillation from the uncut model and cross-entropy, in the proportion that the settings give, plus TCL.
-    BatchNorm statistics stay as they are, so the levels do not move with the batch. Deterministic for a seed on a CPU.
+    The loss is distillation from the uncut model and the task's own, in the proportion that the settings give, plus
+    TCL. BatchNorm statistics stay as they are, so the levels do not move with the batch. Deterministic for a seed on a
+    CPU.
 
     Args:
         tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
@@ -118,7 +122,7 @@ def finetune(
         head = None
     elif head is None or lesson.inputs is None:
         raise ValueError("scope 'all' needs the head and the pictures")
-    batches = math.ceil(len(lesson.labels) / settings.batch_size)
+    batches = math.ceil(len(lesson) / settings.batch_size)
     total = batches * settings.epochs
     history: list[dict[str, Any]] = []
     tail.eval()
@@ -148,17 +152,16 @@ def finetune(
     device = compute_device()
     for epoch in range(settings.epochs):
         sums = torch.zeros(3)
-        for index in _batches(len(lesson.labels), settings.batch_size, generator):
+        for index in _batches(len(lesson), settings.batch_size, generator):
             cluster = settled = torch.zeros(())
-            with autocast(tail):
+            with autocast(tail), lesson.criterion.learning(tail, settings.distillation):
                 signal = _features(head, lesson, index, device)
                 if bottleneck is not None and grid is not None:
                     activations, settling = bottleneck.activations(*signal)
                     rounded = settings.quantization == "straight-through"
                     signal = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
-                scores = tail(*signal)
-            labels, teacher = lesson.labels[index].to(device), lesson.teacher[index].to(device)
-            loss = task = _task_loss(scores.float(), labels, teacher, settings.distillation)
+                output = tail(*signal)
+            loss = task = lesson.criterion(output, index, settings.distillation)
             if bottleneck is not None and grid is not None:
                 joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
                 cluster, settled = clustering_loss(joined, grid), settled_share(joined, grid)
@@ -186,11 +189,9 @@ def mean_loss(tail: nn.Module, decoder: nn.Module, received: Tensors, lesson: Le
     """
     device, losses = next(decoder.parameters()).device, []
     for index in torch.arange(len(received[0])).split(_EVALUATION_BATCH):
-        with autocast(tail):
-            scores = tail(*decoder(*(tensor[index].to(device) for tensor in received)))
-        labels, teacher = lesson.labels[index].to(device), lesson.teacher[index].to(device)
-        loss = _task_loss(scores.float(), labels, teacher, distillation)
-        losses.append(loss.item() * len(index))
+        with autocast(tail), lesson.criterion.learning(tail, distillation):
+            output = tail(*decoder(*(tensor[index].to(device) for tensor in received)))
+        losses.append(lesson.criterion(output, index, distillation).item() * len(index))
     return sum(losses) / len(received[0])
 
 
@@ -225,26 +226,15 @@ def _importance(tail: nn.Module, bottleneck: Bottleneck, lesson: Lesson) -> list
     """Of each tensor's channels, from the uncut model's own loss."""
     device = compute_device()
     gradients: list[Tensors] = []
-    for start in range(0, min(_IMPORTANCE_PICTURES, len(lesson.labels)), 64):
-        part = slice(start, start + 64)
+    for index in torch.arange(min(_IMPORTANCE_PICTURES, len(lesson))).split(_IMPORTANCE_BATCH):
         # Copies: a tail may work in place, and others need these.
-        signal = tuple(tensor[part].to(device, copy=True).requires_grad_() for tensor in lesson.features)
-        scores = tail(*(tensor * 1.0 for tensor in signal))
-        loss = _task_loss(scores, lesson.labels[part].to(device), lesson.teacher[part].to(device), 0.5)
+        signal = tuple(tensor[index].to(device, copy=True).requires_grad_() for tensor in lesson.features)
+        with lesson.criterion.learning(tail, _IMPORTANCE_DISTILLATION):
+            output = tail(*(tensor * 1.0 for tensor in signal))
+        loss = lesson.criterion(output, index, _IMPORTANCE_DISTILLATION)
         gradients.append(torch.autograd.grad(loss, signal))
     axes = [-1 if encoder.moved else 1 for encoder in bottleneck.encoders]
     return importance([torch.cat(parts).cpu() for parts in zip(*gradients)], axes)
-
-
-def _task_loss(scores: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor, distillation: float) -> torch.Tensor:
-    """Cross-entropy and distillation (Hinton et al., arXiv 1503.02531), the latter with this share."""
-    hard = functional.cross_entropy(scores, labels)
-    soft = functional.kl_div(
-        functional.log_softmax(scores / _TEMPERATURE, 1),
-        functional.softmax(teacher / _TEMPERATURE, 1),
-        reduction="batchmean",
-    )
-    return (1.0 - distillation) * hard + distillation * _TEMPERATURE**2 * soft
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

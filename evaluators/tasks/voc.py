@@ -1,109 +1,73 @@
 """Pascal VOC's layout: pictures with boxes around the things in them.
 
 ``VOCdevkit/<name>/`` holds ``JPEGImages``, ``Annotations`` (one XML file a picture) and lists of pictures in
-``ImageSets/Main``. Several names side by side count as one data set, as VOC2007 and VOC2012 usually do.
+``ImageSets/Main``. Several names side by side count as one data set.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
-from evaluators.edge.picture import PictureFormat
 from evaluators.settings import DataSettings
-from evaluators.tasks.archives import find_root
-from evaluators.tasks.data import Dataset, Pictures, sample
+from evaluators.tasks.archives import Archive, find_root
+from evaluators.tasks.boxed import BoxedFiles, Thing, letterbox_format
 from spaces.errors import SpecError
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+# What ``download: true`` fetches; the checksums are those that readers of VOC have gone by for years.
+_HOST = "http://host.robots.ox.ac.uk/pascal/VOC"
+VOC_0712 = (
+    Archive(url=f"{_HOST}/voc2007/VOCtrainval_06-Nov-2007.tar", md5="c52e279531787c972589f7e41ab4ae64"),
+    Archive(url=f"{_HOST}/voc2007/VOCtest_06-Nov-2007.tar", md5="b6e924de25625d8de591ea690078ad9f"),
+    Archive(url=f"{_HOST}/voc2012/VOCtrainval_11-May-2012.tar", md5="6cd6e144f989b92b3379bac3b3de84fd"),
+)
 _DEEPEST = 3  # folders between the root and VOCdevkit/<name>
+_SPLIT_SEED = 2  # fixed for everybody, so that no search ever sees a test picture
 
 
-@dataclass(frozen=True)
-class _Thing:
-    """One annotated object; corners in pixels of the picture, from 0.
-
-    A ``degenerate`` box has its right or bottom end at its left or top one, a slip of whoever drew it.
-    """
-
-    name: str
-    corners: tuple[float, float, float, float]
-    difficult: bool
-    degenerate: bool
-
-
-class Voc(Dataset):
+class Voc(BoxedFiles):
     """Pictures with boxes in Pascal VOC's layout.
 
     Train and search-validation are the ``train`` and ``val`` lists, test the ``test`` list; without a ``val`` list
-    train is ``trainval``, and the test list is halved. Labels are one tensor of rows (picture, class, left, top, right,
-    bottom, difficult), in pixels of the picture as it lies on disk. Boxes without area are left out.
+    train is ``trainval``, and the test list is halved.
     """
 
     name = "voc"
-    task = "detection"
-    mirrored = True
+    public: tuple[Archive, ...] = ()
 
     def __init__(self, settings: DataSettings) -> None:
-        self._root = find_root(settings)
+        self._root = find_root(settings, public=self.public)
         self._sets = sorted(_sets_below(self._root))
         if not self._sets:
             raise SpecError("data.root", str(self._root), "holds no VOCdevkit/<name>/ImageSets/Main")
-        self.picture = PictureFormat(settings.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), letterbox=True)
-        found = {thing.name for file in self._annotations() for thing in _things(file)}
+        self.picture = letterbox_format(settings.image_size)
+        annotations = [path for folder in self._sets for path in sorted((folder / "Annotations").glob("*.xml"))]
+        found = {thing.name for file in annotations for thing in _things(file)}
         self.classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
+        self._roles = self._divided()
+        for role, files in self._roles.items():
+            if not files:
+                needed = "ImageSets/Main needs train, val and test.txt, or trainval and test.txt, with pictures in them"
+                raise SpecError("data.root", str(self._root), f"has no pictures for {role}; {needed}")
 
-    @functools.cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """See :class:`Dataset`."""
-        rows = [f"{path.name} {path.stat().st_size}" for path in self._roles["train"]]
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    def things(self, file: Path) -> Sequence[Thing]:
+        """See :class:`BoxedFiles`."""
+        return _things(file.parent.parent / "Annotations" / f"{file.stem}.xml")
 
-    @functools.cached_property
-    def degenerate_boxes(self) -> int:
-        """How many boxes were left out because they have no area."""
-        return sum(thing.degenerate for file in self._annotations() for thing in _things(file))
-
-    def train(self, count: int | None, seed: int) -> Pictures:
-        """See :class:`Dataset`; a sample is drawn without regard to classes, of which a picture may hold several."""
-        files = self._roles["train"]
-        chosen = sample(np.zeros(len(files), int), np.arange(len(files)), count, seed)
-        return self._read([files[i] for i in chosen])
-
-    def validation(self) -> Pictures:
-        """See :class:`Dataset`."""
-        return self._read(self._roles["validation"])
-
-    def test(self) -> Pictures:
-        """See :class:`Dataset`."""
-        return self._read(self._roles["test"])
-
-    @functools.cached_property
-    def _roles(self) -> dict[str, list[Path]]:
+    def _divided(self) -> dict[str, list[Path]]:
         train, val, test = self._list("train"), self._list("val"), self._list("test")
         if not val:
             train = self._list("trainval") or train
             val, test = test[::2], test[1::2]
-        roles = {"train": train, "validation": val, "test": test}
-        for role, files in roles.items():
-            if not files:
-                needed = "ImageSets/Main needs train, val and test.txt, or trainval and test.txt, with pictures in them"
-                raise SpecError("data.root", str(self._root), f"has no pictures for {role}; {needed}")
-        return roles
-
-    def _annotations(self) -> list[Path]:
-        return [path for folder in self._sets for path in sorted((folder / "Annotations").glob("*.xml"))]
+        return {"train": train, "validation": val, "test": test}
 
     def _list(self, name: str) -> list[Path]:
         lists = [(folder, folder / "ImageSets" / "Main" / f"{name}.txt") for folder in self._sets]
@@ -115,31 +79,22 @@ class Voc(Dataset):
             if line.strip()
         ]
 
-    def _read(self, files: list[Path]) -> Pictures:
-        rows = []
-        for number, file in enumerate(files):
-            annotation = file.parent.parent / "Annotations" / f"{file.stem}.xml"
-            for thing in _things(annotation):
-                if not thing.degenerate:
-                    label = self.classes.index(thing.name)
-                    rows.append([number, label, *thing.corners, float(thing.difficult)])
-        return Pictures(_Files(files), torch.tensor(rows, dtype=torch.float32).reshape(-1, 7))
 
+class Voc0712(Voc):
+    """VOC2007 and VOC2012 as detectors are usually trained and compared: train is the ``trainval`` of both.
 
-class _Files(Sequence[np.ndarray]):
-    """Pictures read when they are looked at: a whole VOC does not fit into memory."""
+    The test list of 2007, shuffled, is one half search-validation and one half test.
+    """
 
-    def __init__(self, files: list[Path]) -> None:
-        self._files = files
+    name = "voc0712"
+    public = VOC_0712
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return _Files(self._files[index])
-        with Image.open(self._files[index]) as image:
-            return np.asarray(image.convert("RGB"))
+    def _divided(self) -> dict[str, list[Path]]:
+        held_out = self._list("test")
+        order = np.random.default_rng(_SPLIT_SEED).permutation(len(held_out))
+        halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+        validation, test = ([held_out[i] for i in half] for half in halves)
+        return {"train": self._list("trainval"), "validation": validation, "test": test}
 
 
 def _sets_below(root: Path) -> list[Path]:
@@ -148,7 +103,7 @@ def _sets_below(root: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _things(annotation: Path) -> tuple[_Thing, ...]:
+def _things(annotation: Path) -> tuple[Thing, ...]:
     try:
         tree = ElementTree.parse(annotation)
         return tuple(_thing(node) for node in tree.iterfind("object"))
@@ -156,9 +111,9 @@ def _things(annotation: Path) -> tuple[_Thing, ...]:
         raise SpecError("data.root", str(annotation), f"not readable as a VOC annotation: {error}") from None
 
 
-def _thing(node: ElementTree.Element) -> _Thing:
+def _thing(node: ElementTree.Element) -> Thing:
     left, top, right, bottom = (float(node.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))  # type: ignore[arg-type]
     difficult = (node.findtext("difficult") or "0").strip() == "1"
     # VOC counts pixels from 1, both ends included: the picture's first column is 1 to 1, here 0 to 1.
     corners, degenerate = (left - 1, top - 1, right, bottom), right <= left or bottom <= top
-    return _Thing((node.findtext("name") or "").strip(), corners, difficult, degenerate)
+    return Thing((node.findtext("name") or "").strip(), corners, difficult, degenerate)

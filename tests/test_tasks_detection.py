@@ -1,0 +1,293 @@
+"""Detection: boxes, letterbox, loss and mean average precision, against ultralytics' and OpenCV's own."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import squares
+import torch
+from PIL import Image
+from torch.nn import functional
+
+pytest.importorskip("ultralytics")
+
+from evaluators.edge import boxes, picture, wire
+from evaluators.edge.errors import PayloadError
+from evaluators.edge.letterbox import Letterbox, letterboxed, resized
+from evaluators.models.load import build
+from evaluators.settings import BaselineSettings, DataSettings, ModelSettings
+from evaluators.tasks.boxed import PictureFiles, letterbox_format
+from evaluators.tasks.data import Pictures
+from evaluators.tasks.datasets import open_dataset
+from evaluators.tasks.detection import BoxCriterion, Detection, in_float
+from evaluators.tasks.yolo_training import train_detector, yolo_layout
+
+SIZE = 96
+SHAPES = [(500, 375), (375, 500), (333, 500), (640, 480), (60, 80), (320, 320), (1000, 31)]  # width, height
+
+
+def network(classes=3):
+    return build(ModelSettings(name="ultralytics/yolov10n", num_classes=classes)).network
+
+
+def photograph(width, height, seed=0):
+    """Smooth noise, as sharp as a photograph."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (max(height // 8, 2), max(width // 8, 2), 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+# -- the letterbox -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+@pytest.mark.parametrize("size", [320, 416])
+def test_the_letterbox_is_that_of_ultralytics(width, height, size):
+    """Its loader scales with OpenCV, its LetterBox pads."""
+    import cv2
+    from ultralytics.data.augment import LetterBox
+
+    pixels = np.asarray(photograph(width, height))
+    scale = size / max(width, height)
+    wide, high = min(math.ceil(width * scale), size), min(math.ceil(height * scale), size)
+    scaled = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR) if scale != 1 else pixels
+    expected = LetterBox((size, size), scaleup=False)(image=scaled)
+    found = letterboxed(pixels, size)
+    assert found.shape == expected.shape == (size, size, 3)
+    difference = np.abs(found.astype(int) - expected.astype(int))
+    assert difference.max() <= 2 and difference.mean() < 0.6  # OpenCV rounds its weights to 11 bits
+    # Scaled down beforehand, as a device does it, the picture is the same.
+    form = letterbox_format(size)
+    assert np.array_equal(picture.to_input(picture.fit_picture(photograph(width, height), form), form)[0, 0] * 255,
+                          found[..., 0].astype(np.float32))  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_boxes_find_back_to_the_picture(width, height):
+    place = Letterbox(width, height, 320)
+    corners = np.array([[0, 0, width, height], [width / 4, height / 8, width / 2, height / 2]], np.float32)
+    assert np.allclose(place.to_picture(place.to_square(corners)), corners, atol=1e-3)
+    assert np.allclose(place.to_square(corners)[0], [place.left, place.top, place.left + place.width,
+                                                     place.top + place.height])  # fmt: skip
+    assert place.to_picture(np.array([[-50, -50, 900, 900]])).tolist() == [[0, 0, width, height]]
+
+
+def test_pictures_are_not_cropped_for_a_letterbox_nor_enlarged():
+    form = letterbox_format(320)
+    assert picture.fit_picture(photograph(640, 480), form).shape == (240, 320, 3)
+    assert picture.fit_picture(photograph(60, 80), form).shape == (80, 60, 3)
+    grey = photograph(640, 480).convert("L")
+    assert picture.fit_picture(grey, form).shape == (240, 320)
+    assert picture.to_input(picture.fit_picture(grey, form), form).shape == (1, 3, 320, 320)
+    assert resized(grey, 640, 480) is grey
+
+
+# -- payloads of a detector --------------------------------------------------------------------------------------------
+
+
+def test_a_payload_says_how_large_its_picture_was():
+    levels = (wire.TensorLevels((2, 3, 3), np.array([-1, -1]), np.array([1, 1])),)
+    plain, sized = wire.WireFormat(bits=2, tensors=levels), wire.WireFormat(bits=2, tensors=levels, sized=True)
+    values = [np.random.default_rng(0).uniform(-1, 1, (2, 3, 3)).astype(np.float32)]
+    payload = wire.encode(values, sized, (640, 480))
+    assert len(payload) == len(wire.encode(values, plain)) + 4 and wire.HEADER_BYTES + 4 <= 16
+    assert wire.picture_size(payload, sized) == (640, 480)
+    assert np.array_equal(wire.decode(payload, sized)[0], wire.decode(wire.encode(values, plain), plain)[0])
+    assert wire.WireFormat.from_dict(sized.to_dict()).fingerprint == sized.fingerprint != plain.fingerprint
+    with pytest.raises(PayloadError, match="another configuration"):
+        wire.decode(payload, plain)
+    with pytest.raises(PayloadError, match="how large"):
+        wire.picture_size(wire.encode(values, sized), sized)
+    with pytest.raises(PayloadError, match="too few"):
+        wire.decode(payload[:12], sized)
+    with pytest.raises(PayloadError, match="checksum"):
+        wire.picture_size(payload[:10] + b"\0" + payload[11:], sized)
+
+
+def test_boxes_are_in_the_pictures_pixels_and_can_be_drawn():
+    answer = np.array([[80, 40, 240, 280, 0.5, 1], [0, 40, 160, 160, 0.9, 0], [0, 0, 9, 9, 0.1, 0]], np.float32)
+    found = boxes.boxes_of(answer, Letterbox(640, 480, 320))
+    assert [(box.label, box.score) for box in found] == [(0, 0.9), (1, 0.5)]
+    assert (found[1].left, found[1].top, found[1].right, found[1].bottom) == (160, 0, 480, 480)
+    assert (
+        found[0].to_dict(("cat", "dog"))["name"] == "cat" and len(boxes.boxes_of(answer, Letterbox(9, 9, 320), 0)) == 3
+    )
+    white = Image.new("RGB", (640, 480), "white")
+    drawn = np.asarray(boxes.drawn(white, found, ("cat", "dog")))
+    assert drawn.shape == (480, 640, 3) and (drawn[300, 160] != 255).any() and (drawn[300, 300] == 255).all()
+
+
+# -- mean average precision --------------------------------------------------------------------------------------------
+
+
+def in_memory(rows, sizes):
+    blank = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
+    return Pictures(blank, torch.tensor(rows, dtype=torch.float32).reshape(-1, 7), sizes)
+
+
+def answers_of(*pictures, room=10):
+    """Each a list of rows (left, top, right, bottom, score, class)."""
+    found = torch.zeros(len(pictures), room, 6)
+    for number, rows in enumerate(pictures):
+        found[number, : len(rows)] = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return found
+
+
+TASK = Detection(None, letterbox_format(SIZE))
+SQUARE = [(SIZE, SIZE)] * 2
+
+
+def test_perfect_and_useless_answers():
+    pictures = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 1, 20, 20, 90, 60, 0]], SQUARE)
+    right = answers_of([[10, 10, 50, 50, 0.9, 0]], [[20, 20, 90, 60, 0.8, 1]])
+    perfect = TASK.judge(right, pictures)
+    assert perfect.accuracy == pytest.approx(0.995, abs=0.006) and perfect.metrics["mAP50"] > 0.99
+    swapped = right.clone()
+    swapped[..., 5] = 1 - swapped[..., 5]
+    nothing = TASK.judge(swapped, pictures)
+    assert nothing.accuracy == 0
+    drop, (low, high) = TASK.drop_pp(perfect, nothing)
+    assert drop == pytest.approx(100 * perfect.accuracy) and low <= drop <= high
+    assert TASK.drop_pp(perfect, perfect) == (0.0, (0.0, 0.0))
+    assert TASK.agreement(right, right) == 1 and TASK.agreement(right, swapped) == 0
+    assert TASK.judge(torch.zeros(2, 5, 6), pictures).accuracy == 0
+
+
+def test_looser_boxes_count_at_lower_thresholds_alone():
+    pictures = in_memory([[0, 0, 0, 0, 80, 80, 0]], SQUARE[:1])
+    loose = TASK.judge(answers_of([[0, 0, 80, 60, 0.9, 0]]), pictures)  # three quarters of the area
+    assert loose.metrics["mAP50"] > 0.99 and loose.accuracy == pytest.approx(0.6 * loose.metrics["mAP50"], abs=0.01)
+
+
+def test_difficult_boxes_count_neither_way():
+    easy, hard = [0, 0, 10, 10, 50, 50, 0], [0, 0, 60, 60, 90, 90, 1]
+    both = answers_of([[60, 60, 90, 90, 0.95, 0], [10, 10, 50, 50, 0.9, 0]])
+    one = answers_of([[10, 10, 50, 50, 0.9, 0]])
+    with_hard = in_memory([easy, hard], SQUARE[:1])
+    assert TASK.judge(both, with_hard).accuracy == TASK.judge(one, with_hard).accuracy > 0.99
+    assert TASK.judge(both, in_memory([easy], SQUARE[:1])).accuracy < 0.6  # a surer wrong box
+    # At thresholds above its overlap with the difficult box, the same answer is wrong.
+    near = answers_of([[60, 60, 90, 84, 0.95, 0], [10, 10, 50, 50, 0.9, 0]])
+    assert TASK.judge(near, with_hard).metrics["mAP50"] > 0.99 > TASK.judge(near, with_hard).accuracy
+
+
+# -- loss --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_ultralytics_own():
+    net = network()
+    pictures = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 1, 20, 20, 90, 60, 0], [1, 2, 0, 0, 30, 30, 1]], SQUARE)
+    torch.manual_seed(0)
+    criterion = Detection(net, letterbox_format(SIZE)).criterion(pictures)
+    inputs = torch.rand(2, 3, SIZE, SIZE)
+    with criterion.learning(net, 0.0):
+        output = net(inputs)
+    found = criterion(output, torch.arange(2), 1.0)  # without a teacher there is nothing to distil
+    theirs = net.init_criterion()
+    theirs.o2m, theirs.o2o = 0.1, 0.9
+    batch = {
+        "batch_idx": torch.tensor([0.0, 1.0]),
+        "cls": torch.tensor([[0.0], [1.0]]),
+        "bboxes": torch.tensor([[30, 30, 40, 40], [55, 40, 70, 40]]) / SIZE,
+    }
+    expected = theirs(in_float(output[1]), batch)[0].sum() / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and len(criterion) == 2
+    answering = net(inputs)  # by one head alone, which is all that is learned from then
+    assert not answering[1]["one2many"] and torch.equal(answering[0], output[0])
+    part = theirs.one2one.loss(in_float(output[1]["one2one"]), batch)[0].sum() / 2
+    assert criterion(answering, torch.arange(2), 0.0).item() == pytest.approx(part.item(), rel=1e-5)
+    none = in_memory([], SQUARE)
+    assert torch.isfinite(Detection(net, letterbox_format(SIZE)).criterion(none)(output, torch.arange(2), 0.0))
+
+
+def test_distillation_is_zero_with_the_teacher_itself_and_pulls_towards_it():
+    net, task = network(), Detection(network(), letterbox_format(SIZE))
+    inputs = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    output = net(inputs)
+    teacher = task.teaching(output)
+    criterion = BoxCriterion(net, [torch.zeros(0, 6)] * 2, SIZE, teacher)
+    assert criterion(output, torch.arange(2), 1.0).item() == pytest.approx(0, abs=2e-3)  # half precision
+    raw = {name: value.detach().clone().requires_grad_() for name, value in output[1]["one2one"].items()
+           if name != "feats"}  # fmt: skip
+    with torch.no_grad():
+        raw["scores"] += torch.randn_like(raw["scores"])
+        raw["boxes"] += torch.randn_like(raw["boxes"])
+    moved = (None, {"one2one": raw})
+    before = criterion(moved, torch.arange(2), 1.0)
+    before.backward()
+    with torch.no_grad():
+        for value in raw.values():
+            value -= 1e-3 * functional.normalize(value.grad.flatten(), dim=0).view_as(value) * value.numel() ** 0.5
+    assert 0 < criterion(moved, torch.arange(2), 1.0) < before
+
+
+# -- training from scratch, and ultralytics' own validation of what comes out ------------------------------------------
+
+
+@pytest.mark.slow
+def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monkeypatch):
+    """A short training that is stopped and goes on; then mAP by our path and by ultralytics' own validator."""
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    file = squares.write(tmp_path / "squares")
+    data = open_dataset(DataSettings(name="yolo", root=file, image_size=SIZE))
+    model = ModelSettings(name="ultralytics/yolov10n", num_classes=2)
+    net, said = network(2), []
+    recipe = BaselineSettings(epochs=30, batch_size=4)
+
+    def stop(text):
+        said.append(text)
+        if text.startswith("training the uncut model: epoch 3 of"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(net, model, data, recipe, 0, tmp_path / "check", stop)
+    history = train_detector(net, model, data, recipe, 0, tmp_path / "check", said.append)
+    assert [row["epoch"] for row in history] == list(range(1, 31)) and history[-1]["loss"] < history[0]["loss"]
+    assert sum("epoch 2 of" in text for text in said) == 1  # it did not start over
+
+    pictures = data.train(None, 0)
+    with torch.no_grad():
+        found = net(pictures.inputs(data.picture))[0]
+    verdict = Detection(net, data.picture).judge(found, pictures)
+    theirs = by_ultralytics(net, pictures, data.classes, tmp_path)
+    assert verdict.metrics["mAP50"] > 0.3
+    assert verdict.metrics["mAP50"] == pytest.approx(theirs["metrics/mAP50(B)"], abs=0.002)
+    assert verdict.accuracy == pytest.approx(theirs["metrics/mAP50-95(B)"], abs=0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [None, "pretrained"])
+def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, monkeypatch, weights):
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    data = open_dataset(DataSettings(name="yolo", root=squares.write(tmp_path / "squares", train=4), image_size=SIZE))
+    net = network(2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.5)
+    before = net.model[4].cv1.conv.weight.clone()
+    model = ModelSettings(name="ultralytics/yolov10n", num_classes=2, weights=weights)
+    hardly = BaselineSettings(epochs=1, batch_size=4, learning_rate=1e-9)
+    train_detector(net, model, data, hardly, 0, tmp_path / "check", lambda _: None)
+    assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights == "pretrained")
+
+
+def by_ultralytics(net, pictures, classes, folder):
+    """Its validator on the same pictures, square as ours are, with the head that needs no suppression."""
+    from ultralytics.models.yolo.detect import DetectionValidator
+
+    assert isinstance(pictures.pixels, PictureFiles)
+    file = yolo_layout(pictures, classes, folder / "layout")
+    net.names, net.pt_path = dict(enumerate(classes)), None
+    arguments = {
+        "data": str(file),
+        "nms": False,
+        "imgsz": SIZE,
+        "rect": False,
+        "plots": False,
+        "device": "cpu",
+        "batch": 4,
+        "project": str(folder),
+        "name": "validation",
+        "verbose": False,
+    }
+    return DetectionValidator(args=arguments)(model=copy.deepcopy(net))  # it fuses layers

@@ -52,7 +52,7 @@ STUDY = "resnet50_tinyimagenet50"
 RESULTS = Path(__file__).parent / "results" / "compression.jsonl"
 KEPT = Path("runs") / "benchmarks" / "splits"  # trained candidates, some 90 MB each; benchmarks/coders.py reads them
 QUALITIES = (5, 10, 25, 50, 75, 95)
-STRENGTHS = {"tcl": 100.0, "tcl+qat": 30.0}
+STRENGTHS = {"tcl": 100.0, "tcl+qat": 10.0}  # of those tried with seed 0, the group "strengths", the best
 BUDGETS = {
     "quick": FinetuneSettings(images=4000, epochs=1),
     "full": FinetuneSettings(images=24_980, epochs=1),  # every training picture
@@ -121,11 +121,12 @@ PLANS: dict[str, list[Run]] = {
         run for seed in (0, 1, 2) for run in methods("stem", 0.25, 1, ("qat", "tcl+qat"), budget="full", seed=seed)
     ],
     "quarter": [*points(DEEPER[:1], (1,), ("tcl",), 1), *points(DEEPER[:1], (1,), ("tcl",), 2)],
+    "weaker": [replace(run, tcl=10.0) for seed in (0, 1, 2) for run in points((STEM_16,), (3,), ("tcl",), seed)],
     "deepest": points(DEEPER[1:], (1,), ("none", "plain", "tcl")),
     "strengths": [
         *(replace(run, tcl=tcl) for tcl in (10.0, 30.0) for run in points((STEM_16,), (1,), ("tcl",))),
-        *(replace(run, tcl=tcl) for tcl in (3.0, 10.0) for run in points((STEM_16,), (1, 2), ("tcl+qat",))),
-        *(replace(run, tcl=tcl) for tcl in (3.0, 10.0) for run in points(DEEPER[1:], (1,), ("tcl+qat",))),
+        *(replace(run, tcl=tcl) for tcl in (3.0, 30.0) for run in points((STEM_16,), (1, 2), ("tcl+qat",))),
+        *(replace(run, tcl=tcl) for tcl in (3.0, 30.0) for run in points(DEEPER[1:], (1,), ("tcl+qat",))),
     ],
 }
 

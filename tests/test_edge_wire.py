@@ -169,6 +169,7 @@ def test_broken_context_streams():
 
 
 FORMATS = {pair: make_format(*pair) for pair in PAIRS}
+SIZED = {pair: dataclasses.replace(form, sized=True) for pair, form in FORMATS.items()}
 
 
 @settings(max_examples=10_000, deadline=None)
@@ -176,10 +177,11 @@ FORMATS = {pair: make_format(*pair) for pair in PAIRS}
     data=st.data(),
     pair=st.sampled_from([pair for pair in PAIRS if pair[0] in (1, 2, 3, 8)]),
     fix_checksum=st.booleans(),
+    sized=st.booleans(),
 )
-def test_mutated_payloads_never_crash(data, pair, fix_checksum):
-    form = FORMATS[pair]
-    payload = bytearray(wire.encode([values()], form))
+def test_mutated_payloads_never_crash(data, pair, fix_checksum, sized):
+    form = SIZED[pair] if sized else FORMATS[pair]
+    payload = bytearray(wire.encode([values()], form, (640, 480)))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     payload = payload[: data.draw(st.integers(0, len(payload)))]
@@ -187,6 +189,9 @@ def test_mutated_payloads_never_crash(data, pair, fix_checksum):
         payload[6:10] = zlib.crc32(bytes(payload[10:])).to_bytes(4, "little")
     try:
         (received,) = wire.decode(bytes(payload), form)
+        if sized:
+            width, height = wire.picture_size(bytes(payload), form)
+            assert 0 < width < 2**16 and 0 < height < 2**16
     except wire.PayloadError:
         return
     assert received.shape == (3, 4, 5) and np.isfinite(received).all()

@@ -129,9 +129,8 @@ class BoxCriterion(Criterion):
     """ultralytics' own loss of both heads, and distillation of the one-to-one head.
 
     The loss's two parts have the weights that ultralytics' trainer ends with; where only the one-to-one head ran, its
-    part is all. Gradients of the one-to-one part reach
-    whatever stands before the heads: what is fine-tuned has to serve the head that answers. In ultralytics' own
-    training from scratch they do not.
+    part is all. Gradients of the one-to-one part reach whatever stands before the heads, as they do not in ultralytics'
+    own training from scratch: what is fine-tuned has to serve the head that answers.
 
     Distillation compares what the heads say before anything is assigned: cross-entropy with the teacher's class
     probabilities, and Kullback-Leibler divergence of the distributions of box edges where the teacher sees something

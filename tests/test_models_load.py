@@ -1,6 +1,9 @@
 """Models by name, and weights from files."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +138,21 @@ def test_pretrained_weights_out_of_reach(monkeypatch, tmp_path):
         build(ModelSettings(name="torchvision/squeezenet1_1", num_classes=7, weights="pretrained"))
     with pytest.raises(SpecError, match="a model of your own has none"):
         build(ModelSettings(name="python:torchvision.models:squeezenet1_1", num_classes=7, weights="pretrained"))
+
+
+def test_ultralytics_reports_nothing_to_anybody(tmp_path):
+    """In a process of its own: it is asked at import."""
+    pytest.importorskip("ultralytics")
+    code = (
+        "from evaluators.models.load import import_ultralytics\n"
+        "from evaluators.settings import ModelSettings\n"
+        "library = import_ultralytics(ModelSettings(name='ultralytics/yolov10n', num_classes=2))\n"
+        "from ultralytics.utils import ONLINE, events\n"
+        "from ultralytics.utils.checks import check_font\n"
+        "print(ONLINE, events.events.enabled, library.settings['sync'], library.settings['mlflow'], check_font())\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("YOLO_")}
+    environment = {**clean, "SPLITSEARCH_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    *flags, font = told.stdout.split()
+    assert flags == ["False"] * 4 and font == str(tmp_path / "ultralytics" / "Ultralytics" / "Arial.ttf")

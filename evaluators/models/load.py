@@ -173,10 +173,14 @@ def _fetch(settings: ModelSettings, pretrained: Callable[[], _State] | None) -> 
         ) from error
 
 
+_REPORTS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
+
+
 def import_ultralytics(settings: ModelSettings) -> Any:
     """ultralytics, kept from looking for the network, installing packages and writing outside our cache.
 
-    It does the first at import, unless told so before. Only ``pretrained`` weights let it go online.
+    It does the first at import, unless told so before. Only ``pretrained`` weights let it go online, and even then it
+    reports nothing to anybody: no usage statistics, no experiment trackers.
     """
     if settings.weights != PRETRAINED:
         os.environ.setdefault("YOLO_OFFLINE", "1")
@@ -186,7 +190,13 @@ def import_ultralytics(settings: ModelSettings) -> Any:
         folder = cache_folder("ultralytics")
         _lay_out_font(folder / "Ultralytics" / "Arial.ttf")
         os.environ["YOLO_CONFIG_DIR"] = str(folder)
-    return _extra(settings, "ultralytics", "yolo")
+    library = _extra(settings, "ultralytics", "yolo")
+    if os.environ["YOLO_CONFIG_DIR"] == str(cache_folder("ultralytics")):
+        told = {key: False for key in _REPORTS if library.settings.get(key)}
+        if told:
+            library.settings.update(told)
+    importlib.import_module("ultralytics.utils.events").events.enabled = False  # type: ignore[attr-defined]
+    return library
 
 
 def _lay_out_font(file: Path) -> None:

@@ -406,19 +406,22 @@ def test_voc0712_trains_on_both_years_and_halves_the_test_pictures_of_one(tmp_pa
 def test_voc0712_is_downloaded_from_its_three_archives(serve, own_cache, monkeypatch, tmp_path):
     parts = {"a.tar": ("VOC2007", {"trainval": ["1", "2"]}), "b.tar": ("VOC2007", {"test": ["3", "4"]}),
              "c.tar": ("VOC2012", {"trainval": ["5"]})}  # fmt: skip
-    public = []
+    public, servers = [], []
     for name, (year, lists) in parts.items():
         voc_folder(tmp_path / name, year, lists)
         with tarfile.open(tmp_path / "packed.tar", "w") as packed:
             packed.add(tmp_path / name / "VOCdevkit", "VOCdevkit")
-        served = as_archive(serve((tmp_path / "packed.tar").read_bytes()))
+        servers.append(serve((tmp_path / "packed.tar").read_bytes()))
+        served = as_archive(servers[-1])
         public.append(replace(served, url=f"{served.url.rsplit('/', 1)[0]}/{name}"))
     monkeypatch.setattr(voc.Voc0712, "public", tuple(public))
     settings = {"name": "voc0712", "image_size": 32, "root": tmp_path / "there"}
     with pytest.raises(SpecError, match=r"download: true fetches .*a\.tar.*c\.tar"):
         open_dataset(DataSettings(**settings))
-    data = open_dataset(DataSettings(**settings, download=True))
-    assert len(data.train(None, 0)) == 3 and len(data.test()) == 1
+    for root in (settings["root"], None, None):  # without a root, once into the cache
+        data = open_dataset(DataSettings(**{**settings, "root": root}, download=True))
+        assert len(data.train(None, 0)) == 3 and len(data.test()) == 1
+    assert [len(server.asked) for server in servers] == [2, 2, 2]
     assert not list((own_cache / "downloads").iterdir())
 
 

@@ -55,7 +55,8 @@ def find_root(settings: DataSettings, landmark: str | None = None, public: Seque
     """
     root = _existing(settings.root)
     if root is None and settings.download and public:
-        root = _downloaded(settings.root or cache_folder("data") / public[0].file_name.split(".")[0], public)
+        place = settings.root or cache_folder("data") / public[0].file_name.split(".")[0]
+        root = place if place.exists() else _downloaded(place, public)
     if root is None:
         raise SpecError("data.root", settings.root and str(settings.root), _how_to_get(settings, public))
     folder = _unpacked(root) if root.is_file() else root

@@ -106,4 +106,8 @@ def test_enumerating_does_not_run_the_network_once_a_point(name, image_size, mon
 def test_the_papers_networks_as_onnx(name, image_size, tmp_path):
     if name.startswith("ultralytics"):
         pytest.importorskip("ultralytics")
-    assert_onnx_agrees(build(ModelSettings(name=name, num_classes=10)).network, image_size, tmp_path)
+    network = build(ModelSettings(name=name, num_classes=10)).network
+    if name.startswith("ultralytics"):
+        # All that it says, unsorted: untrained, it has many equal scores, and which of them come first is anybody's.
+        network.end2end = False
+    assert_onnx_agrees(network, image_size, tmp_path)

@@ -98,6 +98,8 @@ def test_a_payload_says_how_large_its_picture_was():
         wire.decode(payload, plain)
     with pytest.raises(PayloadError, match="how large"):
         wire.picture_size(wire.encode(values, sized), sized)
+    with pytest.raises(PayloadError, match="70000x480; up to 65535"):
+        wire.encode(values, sized, (70_000, 480))
     with pytest.raises(PayloadError, match="too few"):
         wire.decode(payload[:12], sized)
     with pytest.raises(PayloadError, match="checksum"):
@@ -219,6 +221,16 @@ def test_distillation_is_zero_with_the_teacher_itself_and_pulls_towards_it():
         for value in raw.values():
             value -= 1e-3 * functional.normalize(value.grad.flatten(), dim=0).view_as(value) * value.numel() ** 0.5
     assert 0 < criterion(moved, torch.arange(2), 1.0) < before
+
+
+def test_edges_without_a_distribution_are_taught_too():
+    net = network()
+    scores, edges = torch.full((2, 3, 5), 4.0), torch.rand(2, 4, 5)
+    criterion = BoxCriterion(net, [torch.zeros(0, 6)] * 2, SIZE, (edges, scores))
+    same, moved = ({"one2one": {"boxes": edges + by, "scores": scores}} for by in (0.0, 0.5))
+    assert criterion((None, same), torch.arange(2), 1.0).item() == pytest.approx(0, abs=1e-5)
+    # Half a stride at every place, all of them equally sure.
+    assert criterion((None, moved), torch.arange(2), 1.0).item() == pytest.approx(0.5 * net.args.dfl, rel=1e-4)
 
 
 # -- training from scratch, and ultralytics' own validation of what comes out ------------------------------------------

@@ -33,6 +33,7 @@ WIRE_VERSION = 2  # 1 knew no coder but LZMA
 _HEADER = struct.Struct("<BB4sI")
 HEADER_BYTES = _HEADER.size
 _SIZE = struct.Struct("<HH")
+MOST_PIXELS = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ def decompress(body: bytes, wire: WireFormat) -> bytes:
 
 def frame(body: bytes, wire: WireFormat, picture_size: tuple[int, int] = (0, 0)) -> bytes:
     """The payload: header, the picture's width and height where the format is ``sized``, and body."""
+    if wire.sized and max(picture_size) > MOST_PIXELS:
+        raise PayloadError(f"a picture of {picture_size[0]}x{picture_size[1]}; up to {MOST_PIXELS} a side can be sent")
     rest = _SIZE.pack(*picture_size) + body if wire.sized else body
     return _HEADER.pack(WIRE_VERSION, CODERS[wire.coder].number, wire.fingerprint, zlib.crc32(rest)) + rest
 
@@ -269,7 +272,7 @@ def encode(tensors: list[np.ndarray], wire: WireFormat, picture_size: tuple[int,
         picture_size: width and height, up to 65,535; sent where the format is ``sized``.
 
     Raises:
-        PayloadError: NaN or infinite activations.
+        PayloadError: NaN or infinite activations, or too large a picture.
     """
     return frame(compress(pack_tensors(tensors, wire), wire), wire, picture_size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -192,15 +192,17 @@ class SplitEvaluator(Evaluator):
             networks[", fine-tuned"] = self._finetuned
         validation, watch = self._bank.validation, self._stopwatch
         raw = float(np.mean([pixels.nbytes for pixels in validation.pixels]))
-        ways: list[tuple[str, Pictures, float, Stages]] = [
-            ("all-on-device", validation, 0.0, watch.all_on_device()),
-            ("server-only, raw", validation, raw, watch.server_only(None)),
-        ]
-        for quality in JPEG_QUALITIES:
-            ways.append((f"server-only, JPEG {quality}", *as_jpeg(self._bank, quality), watch.server_only(quality)))
+
+        def ways() -> Iterator[tuple[str, Pictures, float, Stages]]:
+            """One after the other: decoded, the pictures of a single quality may fill the memory."""
+            yield "all-on-device", validation, 0.0, watch.all_on_device()
+            yield "server-only, raw", validation, raw, watch.server_only(None)
+            for quality in JPEG_QUALITIES:
+                yield f"server-only, JPEG {quality}", *as_jpeg(self._bank, quality), watch.server_only(quality)
+
         return [
             self._evaluation(name + how, answers(network, self._bank, pictures), size, stages)
-            for name, pictures, size, stages in ways
+            for name, pictures, size, stages in ways()
             for how, network in networks.items()
         ]
 

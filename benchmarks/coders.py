@@ -3,10 +3,10 @@
     python benchmarks/compression.py    # trains the candidates that this reads
     python benchmarks/coders.py         # then this, on a quiet machine
 
-ResNet-50 on 50 classes of TinyImageNet, candidates trained with TCL and straight-through, search-validation pictures
+ResNet-50 on 50 classes of TinyImageNet, candidates trained with TCL and straight-through, search-validation images
 (the first 300 for bytes, one for times). Per cut and bit-width: mean bytes of the body, without the header, and median
 microseconds to compress and to decompress one. ``order 0`` is the entropy of each channel's symbols on their own, with
-probabilities counted on these very pictures: what a coder without context cannot beat. The last table is the whole of
+probabilities counted on these very images: what a coder without context cannot beat. The last table is the whole of
 packing and unpacking beside the head. Results go to benchmarks/results/coders.json.
 """
 
@@ -21,10 +21,10 @@ import onnxruntime
 import torch
 from compression import BUDGETS, KEPT, STRENGTHS, Bench, Run
 
-from evaluators.candidates import Candidates
 from evaluators.edge import wire
 from evaluators.edge.circumstances import machine
 from evaluators.models.onnx_export import OnnxNetwork
+from evaluators.training.candidates import Candidates
 from spaces.config import CODERS, SplitConfig
 
 RESULTS = Path(__file__).parent / "results" / "coders.json"
@@ -38,7 +38,7 @@ def main() -> None:
     """Measure all, write, print."""
     bench = Bench()
     rows = [row for cut, ratio in CUTS for bits in (1, 2, 3) for row in rows_of(bench, cut, ratio, bits)]
-    result = {"machine": machine(), "pictures": PICTURES, "rows": rows, "beside_the_head": beside_the_head(bench)}
+    result = {"machine": machine(), "images": PICTURES, "rows": rows, "beside_the_head": beside_the_head(bench)}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(tables(result))
 
@@ -52,9 +52,9 @@ def rows_of(bench: Bench, cut: str, ratio: float, bits: int) -> list[dict]:
     if not (folder / config.training_key / "split.json").exists():
         print(f"left out, since benchmarks/compression.py has not trained it: {config.label}")
         return []
-    bank = bench.bank(BUDGETS[run.budget].images, run.seed)
-    candidates = Candidates(folder, bench.split, bank, settings, run.seed)
-    features = [tensor[:PICTURES] for tensor in bank.features(cut, "validation")]
+    feature_cache = bench.feature_cache(BUDGETS[run.budget].images, run.seed)
+    candidates = Candidates(folder, bench.split, feature_cache, settings, run.seed)
+    features = [tensor[:PICTURES] for tensor in feature_cache.features(cut, "validation")]
     rows = []
     for coder in CODERS:
         with_coder = SplitConfig(**config.to_dict() | coded(coder))

@@ -4,8 +4,8 @@
     python benchmarks/compression.py --plan stem     # one group of it; --list shows them
     python benchmarks/compression.py --table         # table and plot from what there is, without running anything
 
-ResNet-50 on 50 classes of TinyImageNet, weights and pictures as in studies/resnet50_tinyimagenet50.yaml. Each run
-fine-tunes one bottleneck (and the tail behind it) and sends each of the 1,250 search-validation pictures through real
+ResNet-50 on 50 classes of TinyImageNet, weights and images as in studies/resnet50_tinyimagenet50.yaml. Each run
+fine-tunes one bottleneck (and the tail behind it) and sends each of the 1,250 search-validation images through real
 bytes. Methods:
 
     none      principal components, levels fitted, no training at all
@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from evaluators.candidates import Candidate, Candidates
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
@@ -41,9 +40,10 @@ from evaluators.models.load import build
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
-from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.references import answers, as_jpeg, finetuned_uncut
-from evaluators.tasks.scoring import paired_drop_pp
+from evaluators.training.candidates import Candidate, Candidates
+from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.references import answers, as_jpeg, finetuned_uncut
+from evaluators.training.scoring import paired_drop_pp
 from search.spec import load_spec
 from spaces.config import SplitConfig
 from spaces.partition import OUTPUT
@@ -75,7 +75,7 @@ class Run:
         """How the candidate is trained."""
         settings = BUDGETS[self.budget]
         if self.method == "none":
-            return replace(settings, epochs=0, warm_start=0)
+            return replace(settings, epochs=0, reconstruction_steps=0)
         return replace(settings, quantization="straight-through" if "qat" in self.method else "post-training")
 
 
@@ -132,42 +132,44 @@ PLANS: dict[str, list[Run]] = {
 
 
 class Bench:
-    """The uncut model, its pictures, and what a run needs of them."""
+    """The uncut model, its images, and what a run needs of them."""
 
     def __init__(self) -> None:
         spec = load_spec(STUDY)
         self.dataset = open_dataset(spec.data)
         self.split = SplitModel(build(spec.model).network.to(memory_format=torch.channels_last), spec.data.image_size)
         self.validation = self.dataset.validation()
-        self._banks: dict[tuple[int, int], FeatureBank] = {}
+        self._feature_caches: dict[tuple[int, int], FeatureCache] = {}
 
-    def bank(self, images: int, seed: int) -> FeatureBank:
-        """Feature maps of that many training pictures; one bank at a time, they are large."""
-        if (images, seed) not in self._banks:
-            self._banks = {(images, seed): FeatureBank(self.split, self.dataset, Classification(), images, seed)}
-        return self._banks[images, seed]
+    def feature_cache(self, images: int, seed: int) -> FeatureCache:
+        """Feature maps of that many training images; one feature_cache at a time, they are large."""
+        if (images, seed) not in self._feature_caches:
+            self._feature_caches = {
+                (images, seed): FeatureCache(self.split, self.dataset, Classification(), images, seed)
+            }
+        return self._feature_caches[images, seed]
 
     def hits(self, scores: torch.Tensor) -> np.ndarray:
-        """Which of the search-validation pictures are classified right."""
+        """Which of the search-validation images are classified right."""
         return Classification().judge(scores, self.validation).right
 
     def score(self, run: Run) -> dict:
         """Train, send, count."""
         start = time.perf_counter()
         settings = run.settings()
-        bank = self.bank(settings.images, run.seed)
+        feature_cache = self.feature_cache(settings.images, run.seed)
         config = SplitConfig(partition=run.partition, ae_ratio=run.ae_ratio, bits=run.bits, tcl=run.tcl, lzma=True)
         folder = KEPT / f"{run.budget}-{settings.quantization}-{settings.epochs}-{run.seed}"
-        candidates = Candidates(folder, self.split, bank, settings, run.seed)
+        candidates = Candidates(folder, self.split, feature_cache, settings, run.seed)
         candidate, with_context = candidates.get(config), replace(config, lzma=False, coder="context")
-        scores = {lzma: candidate.score(replace(config, lzma=lzma), bank) for lzma in (False, True)}
+        scores = {lzma: candidate.score(replace(config, lzma=lzma), feature_cache) for lzma in (False, True)}
         smallest = min(scores.values(), key=lambda score: score.payload_bytes)
         right = self.hits(smallest.answers)
-        uncut = self.hits(bank.answers("validation"))
+        uncut = self.hits(feature_cache.answers("validation"))
         finetuned = self.finetuned(run.partition, run.seed, run.budget)
         drop, interval = paired_drop_pp(finetuned, right)
         levels = {name: replace(candidate, levels=each) for name, each in self.rivals(candidate, run).items()}
-        found = {name: self.hits(rival.score(config, bank).answers) for name, rival in levels.items()}
+        found = {name: self.hits(rival.score(config, feature_cache).answers) for name, rival in levels.items()}
         return {
             **asdict(run),
             "accuracy": float(right.mean()),
@@ -177,7 +179,7 @@ class Bench:
             "drop_interval_pp": interval,
             "packed_bytes": scores[False].payload_bytes,
             "lzma_bytes": scores[True].payload_bytes,
-            "context_bytes": candidates.get(with_context).score(with_context, bank).payload_bytes,
+            "context_bytes": candidates.get(with_context).score(with_context, feature_cache).payload_bytes,
             "bits_per_element": 8 * smallest.payload_bytes / self.split.tap(run.partition).point.elements,
             **{f"accuracy_{name}": float(each.mean()) for name, each in found.items()},
             "precision": "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32",
@@ -191,9 +193,11 @@ class Bench:
         """
         if run.settings().quantization == "straight-through":
             return {}
-        bank = self.bank(BUDGETS[run.budget].images, run.seed)
+        feature_cache = self.feature_cache(BUDGETS[run.budget].images, run.seed)
         with torch.no_grad():
-            (found,) = candidate.bottleneck.encoder(*(each[:1000] for each in bank.features(run.partition, "train")))
+            (found,) = candidate.bottleneck.encoder(
+                *(each[:1000] for each in feature_cache.features(run.partition, "train"))
+            )
         together = calibrate(found.reshape(len(found), 1, -1), run.bits)
         shape, ones = tuple(found.shape[1:]), np.ones(found.shape[1], np.float32)
         return {
@@ -207,23 +211,23 @@ class Bench:
         path = KEPT / f"finetuned-{partition}-{seed}-{budget}.npy"
         if not path.exists():
             settings = BUDGETS[budget]
-            bank = self.bank(settings.images, seed)
+            feature_cache = self.feature_cache(settings.images, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            network = finetuned_uncut(self.split, bank, partition, settings, seed)
-            np.save(path, self.hits(answers(network, bank, bank.validation)))
+            network = finetuned_uncut(self.split, feature_cache, partition, settings, seed)
+            np.save(path, self.hits(answers(network, feature_cache, feature_cache.validation)))
         return np.load(path)
 
     @functools.cached_property
     def _networks(self) -> dict[str, nn.Module]:
         """The uncut model as given, and after a quick fine-tuning."""
-        finetuned = finetuned_uncut(self.split, self.bank(4000, 0), "stem", BUDGETS["quick"], 0)
+        finetuned = finetuned_uncut(self.split, self.feature_cache(4000, 0), "stem", BUDGETS["quick"], 0)
         return {"accuracy": self.split.head(OUTPUT), "accuracy_finetuned": finetuned}
 
     def jpeg(self, quality: int) -> dict:
-        """The uncut model on JPEG pictures."""
-        bank = self.bank(4000, 0)
-        pictures, size = as_jpeg(bank, quality)
-        found = {key: self.hits(answers(network, bank, pictures)) for key, network in self._networks.items()}
+        """The uncut model on JPEG images."""
+        feature_cache = self.feature_cache(4000, 0)
+        images, size = as_jpeg(feature_cache, quality)
+        found = {key: self.hits(answers(network, feature_cache, images)) for key, network in self._networks.items()}
         accuracies = {key: float(right.mean()) for key, right in found.items()}
         return {"method": "jpeg", "quality": quality, **accuracies, "bytes": size}
 
@@ -305,7 +309,7 @@ def plot(rows: list[dict], path: Path) -> None:
         panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda size, _: f"{size:g}"))
         panel.set_xlabel("mean payload bytes, with LZMA")
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("top-1, % of 1,250 search-validation pictures")
+    panels[0][0].set_ylabel("top-1, % of 1,250 search-validation images")
     named = {label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels())}
     figure.suptitle("ResNet-50, 50 classes of TinyImageNet: 1, 2 and 3 bits, from left to right on each line")
     figure.tight_layout(rect=(0, 0.08, 1, 1))

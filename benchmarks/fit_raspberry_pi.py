@@ -389,7 +389,7 @@ are published.
 """
 
 SMALL = """
-## Small pictures
+## Small images
 
 Modelled latency of torchvision's ResNet-50 and of its heads, and the share of it that is arithmetic. One network in the
 fits saw a picture of 128 px (BlazeFace, with ncnn), all others 224 px or more, and nothing at 64 px was published: the

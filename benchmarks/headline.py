@@ -33,7 +33,7 @@ from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import load_machine
 from evaluators.latency.record import untrained
-from evaluators.latency.stopwatch import Stages, Stopwatch
+from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
@@ -70,7 +70,7 @@ class Way:
         return sum(timing.p50_ms for timing in self.stages.timings.values())
 
 
-class Scene:
+class ReplayResult:
     """ResNet-50 at one size between two machines."""
 
     def __init__(self, split: SplitModel, device: Machine, server: Machine) -> None:
@@ -78,7 +78,7 @@ class Scene:
         picture = PictureFormat(size=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         # Noise: JPEG takes longest with it, so the picture's own contents do JPEG no favour.
         noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-        self.split, self.watch = split, Stopwatch(device, server, split, picture, _smooth(noise))
+        self.split, self.watch = split, StageTimer(device, server, split, picture, _smooth(noise))
 
     def cut(self, config: SplitConfig, accuracy: float = 0.0) -> Way:
         """A cut with packed payloads."""
@@ -110,11 +110,11 @@ def headline(table: StageTable, board: str) -> str:
     split = SplitModel(build(ModelSettings(name=MODEL, num_classes=1000)).network, 224)
     device = machine_for(load_machine(board, "device"), table)
     server = machine_for(load_machine("i7_6700k_gpu_resnet50", "server"), table)
-    scene = Scene(split, device, server)
-    alone = scene.on_device()
-    raw, jpeg = scene.picture(None, 3 * 224 * 224), scene.picture(75, JPEG_BYTES)
+    result = ReplayResult(split, device, server)
+    alone = result.on_device()
+    raw, jpeg = result.picture(None, 3 * 224 * 224), result.picture(75, JPEG_BYTES)
     cuts = [
-        scene.cut(SplitConfig(partition="stem", ae_ratio=ratio, bits=bits))
+        result.cut(SplitConfig(partition="stem", ae_ratio=ratio, bits=bits))
         for ratio in (1.0, 0.25)
         for bits in (1, 2, 3)
     ]
@@ -154,8 +154,8 @@ def crossovers(table: StageTable) -> str:
     lines.append("| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for runtime in RUNTIMES:
         device = machine_for(load_machine({"name": "raspberry_pi_4b", "runtime": runtime}, "device"), table)
-        scene = Scene(split, device, server)
-        cuts, jpegs = _cuts(scene, rows), _jpegs(scene, rows)
+        result = ReplayResult(split, device, server)
+        cuts, jpegs = _cuts(result, rows), _jpegs(result, rows)
         best = max(jpegs, key=lambda jpeg: jpeg.accuracy)
         near = [jpeg for jpeg in jpegs if jpeg.accuracy >= best.accuracy - MOST_LOSS]
         for jpeg in dict.fromkeys((best, min(near, key=lambda jpeg: jpeg.payload_bytes))):
@@ -187,7 +187,7 @@ def crossover(cut: Way, jpeg: Way) -> float | None:
     return saved_bytes / (1000.0 * extra_ms) if extra_ms > 0 else float("inf")
 
 
-def _cuts(scene: Scene, rows: list[dict]) -> list[Way]:
+def _cuts(result: ReplayResult, rows: list[dict]) -> list[Way]:
     """Every trained configuration of quick runs, with the mean accuracy of its seeds."""
     found: dict[tuple, list[float]] = defaultdict(list)
     for row in rows:
@@ -196,13 +196,13 @@ def _cuts(scene: Scene, rows: list[dict]) -> list[Way]:
     ways = []
     for (partition, ratio, bits, _method, tcl), accuracies in found.items():
         config = SplitConfig(partition=partition, ae_ratio=ratio, bits=bits, tcl=tcl)
-        ways.append(scene.cut(config, statistics.fmean(accuracies)))
+        ways.append(result.cut(config, statistics.fmean(accuracies)))
     return ways
 
 
-def _jpegs(scene: Scene, rows: list[dict]) -> list[Way]:
+def _jpegs(result: ReplayResult, rows: list[dict]) -> list[Way]:
     found = [row for row in rows if row["method"] == "jpeg"]
-    return [scene.picture(row["quality"], row["bytes"], row["accuracy_finetuned"]) for row in found]
+    return [result.picture(row["quality"], row["bytes"], row["accuracy_finetuned"]) for row in found]
 
 
 _HEAD = """# The headline, and where JPEG loses

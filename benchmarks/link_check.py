@@ -8,7 +8,7 @@ of virtual interfaces; what the device sends is limited by ``tc ... tbf``. For e
     predicted   medians of the stages, from ``python device measure`` and ``python server measure`` in the same
                 namespaces on the same cores, taken before and after and averaged, plus the link: the payload at the
                 rate, and the round trip, that evaluators/edge/probe.py measured over this very pair
-    measured    median over pictures, from having the pixels to having the answer: encode, send over TCP, decode to
+    measured    median over images, from having the pixels to having the answer: encode, send over TCP, decode to
                 scores, answer back
 
 Rates are of payload, 10^6 bytes a second; the shaper is set higher by what Ethernet, IP and TCP headers take. Each half
@@ -47,7 +47,7 @@ import numpy as np
 from PIL import Image
 
 from evaluators.edge import halves
-from evaluators.edge import picture as pictures
+from evaluators.edge import picture as images
 from evaluators.edge.circumstances import machine
 from evaluators.latency.links import LinkProfile, measured_link
 
@@ -58,7 +58,7 @@ WEIGHTS = ROOT.parent / "shared" / "weights" / "resnet50-tinyimagenet50.safetens
 PHOTOS = ROOT.parent / "shared" / "data" / "voc2007-15.tar.gz"
 
 SIZE = 224
-FORM = pictures.PictureFormat(size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+FORM = images.PictureFormat(size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CLASSES = 50
 RATES_MB_PER_S = (1.0, 2.0, 5.0, 10.0)
 REPEATS = 30
@@ -111,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Predicted against measured latency over a rate-limited link.")
     parser.add_argument("part", nargs="?", default="check", choices=("check", "folders", "device", "server"))
     parser.add_argument("folder", nargs="?", type=Path, help="for folders, and for the halves that check starts")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="pictures per configuration and rate")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="images per configuration and rate")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for each measurement of the stages")
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES_MB_PER_S), help="MB/s")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for link-check.json and link-check.md")
@@ -164,7 +164,7 @@ def check(rates: Sequence[float], repeats: int, budget_s: float) -> dict[str, An
         "load": os.getloadavg()[0],
         "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
         "seconds": round(time.monotonic() - began),
-        "pictures": repeats,
+        "images": repeats,
         "links": [{"asked_mb_per_s": rate, **link.describe()} for rate, link in links.items()],
         "rows": rows,
         **errors(rows),
@@ -233,7 +233,7 @@ def report(result: dict[str, Any]) -> str:
 
 `python benchmarks/link_check.py`; its first lines say how things are measured. {about["processor"]}, one core for each
 half, {priority}, load {result["load"]:.1f} at the end, ONNX Runtime {about["onnxruntime"]}, ResNet-50 at {SIZE} px,
-{result["pictures"]} pictures for each row. The links as the probe found them:
+{result["images"]} images for each row. The links as the probe found them:
 
 {probes}
 
@@ -334,7 +334,7 @@ class Halves:
 
     @contextmanager
     def processes(self) -> Iterator[Callable[[int], tuple[list[float], int]]]:
-        """Start both; yields what sends so many pictures and returns their milliseconds and the payload's bytes."""
+        """Start both; yields what sends so many images and returns their milliseconds and the payload's bytes."""
 
         def command(side: str, core: int) -> list[str]:
             return self.pair.command(side, core, sys.executable, __file__, side, self.folder / side)
@@ -423,7 +423,7 @@ def encoder_of(half: halves.DeviceHalf) -> Callable[[np.ndarray], bytes]:
     quality = half.jpeg_quality
     if quality is None:
         return np.ndarray.tobytes
-    return lambda pixels: pictures.to_jpeg(pixels, quality)
+    return lambda pixels: images.to_jpeg(pixels, quality)
 
 
 def run_server(folder: Path) -> None:
@@ -453,8 +453,8 @@ def decoder_of(half: halves.ServerHalf) -> Callable[[bytes], np.ndarray]:
 
     def decode(payload: bytes) -> np.ndarray:
         raw = half.jpeg_quality is None
-        pixels = np.frombuffer(payload, np.uint8).reshape(shape) if raw else pictures.from_jpeg(payload)
-        return half.run("tail", [pictures.to_input(pixels, half.picture)])[0][0]
+        pixels = np.frombuffer(payload, np.uint8).reshape(shape) if raw else images.from_jpeg(payload)
+        return half.run("tail", [images.to_input(pixels, half.picture)])[0][0]
 
     return decode
 
@@ -507,7 +507,7 @@ def write_folders(root: Path) -> None:
     loaded = build(ModelSettings(name="torchvision/resnet50", num_classes=CLASSES, weights=weights))
     split = SplitModel(loaded.network, SIZE)
     network = OnnxNetwork(split)
-    batch = torch.from_numpy(np.concatenate([pictures.to_input(photo, FORM) for photo in photos]))
+    batch = torch.from_numpy(np.concatenate([images.to_input(photo, FORM) for photo in photos]))
     for case in CASES:
         device, server = root / case.folder / "device", root / case.folder / "server"
         manifest: dict[str, Any] = {"picture": FORM.to_dict(), "threads": 1, "jpeg_quality": case.jpeg_quality}
@@ -542,7 +542,7 @@ def read_photos() -> list[np.ndarray]:
             names = sorted(name for name in archive.getnames() if name.endswith(".jpg"))
             files = [archive.extractfile(name) for name in names]
             data = [io.BytesIO(file.read()) for file in files if file is not None]
-        return [pictures.to_rgb(pictures.open_picture(each, FORM), SIZE) for each in data]
+        return [images.to_rgb(images.open_picture(each, FORM), SIZE) for each in data]
     random = np.random.default_rng(0)
     coarse = [Image.fromarray(random.integers(0, 256, (28, 28, 3), np.uint8)) for _ in range(8)]
     return [np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in coarse]

@@ -1,9 +1,9 @@
-"""mAP of an uncut detector by splitsearch's path and by ultralytics' own validator, on the same pictures.
+"""mAP of an uncut detector by splitsearch's path and by ultralytics' own validator, on the same images.
 
     python benchmarks/map_check.py                    # the network of studies/yolov10n_bccd.yaml, trained if need be
 
-splitsearch scales pictures with pillow and numpy, as a device does, runs the network, and compares boxes in the square
-input. ultralytics reads the files itself, scales them with OpenCV, fuses layers, and by default keeps pictures as
+splitsearch scales images with pillow and numpy, as a device does, runs the network, and compares boxes in the square
+input. ultralytics reads the files itself, scales them with OpenCV, fuses layers, and by default keeps images as
 rectangles. Results go to benchmarks/results/map-check.md.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from evaluators.split_evaluator import SplitEvaluator
-from evaluators.tasks.yolo_training import yolo_layout
+from evaluators.training.uncut_detector import yolo_layout
 from search.spec import load_spec
 from search.wiring import build_evaluator
 
@@ -32,21 +32,21 @@ def main() -> None:
         evaluator.prepare((), print)
         network, dataset, task = evaluator._network, evaluator._dataset, evaluator._task
         lines = [f"# {spec.model.name} on {spec.name}, {spec.data.image_size} px: mAP by whom", ""]
-        lines += ["| pictures | path | mAP50 | mAP50-95 |", "| --- | --- | ---: | ---: |"]
-        for role, pictures in (("search-validation", dataset.validation()), ("test", dataset.test())):
+        lines += ["| images | path | mAP50 | mAP50-95 |", "| --- | --- | ---: | ---: |"]
+        for role, images in (("search-validation", dataset.validation()), ("test", dataset.test())):
             with torch.no_grad():
-                parts = range(0, len(pictures), 16)
-                found = [network(pictures.inputs(dataset.picture, start, start + 16))[0] for start in parts]
-            verdict = task.judge(torch.cat(found), pictures)
+                parts = range(0, len(images), 16)
+                found = [network(images.inputs(dataset.picture, start, start + 16))[0] for start in parts]
+            verdict = task.judge(torch.cat(found), images)
             rows = {"splitsearch": (verdict.metrics["mAP50"], verdict.accuracy)}
-            file = yolo_layout(pictures, dataset.classes, Path(scratch) / role)
+            file = yolo_layout(images, dataset.classes, Path(scratch) / role)
             for what, options in {
                 "ultralytics, one-to-one head, square": {"nms": False, "rect": False},
                 "ultralytics, one-to-one head, rectangles": {"nms": False, "rect": True},
                 "ultralytics, one-to-many head and suppression": {"rect": False},
             }.items():
                 rows[what] = by_ultralytics(network, file, dataset, options)
-            lines += [f"| {role}, {len(pictures)} | {what} | {a:.2%} | {b:.2%} |" for what, (a, b) in rows.items()]
+            lines += [f"| {role}, {len(images)} | {what} | {a:.2%} | {b:.2%} |" for what, (a, b) in rows.items()]
     text = "\n".join(lines) + "\n"
     RESULT.write_text(text)
     print(text)

@@ -3,7 +3,7 @@
     python benchmarks/replay.py          # seconds; prints a table, see benchmarks/results/README.md
 
 The study is in an SQLite file, as a user's is; its trials are those of the closed-form evaluator. Timed is everything
-from opening the study to the last scene, without starting Python.
+from opening the study to the last result, without starting Python.
 """
 
 import itertools
@@ -61,13 +61,13 @@ def main() -> None:
         fill(loaded, folder)
         device = machine_for(load_machine(str(folder / "board.yaml"), "device"), StageTable(folder / "none.json"))
         links = tuple(load_link(f"rate_{rate}_mb_per_s") for rate in (1, 2, 5, 10))
-        scenes = {
+        results = {
             "another link": replay.Changes(links=links[:1]),
             "another device": replay.Changes(device=device),
             "another device, four links": replay.Changes(device=device, links=links),
         }
         print(f"| {TRIALS:,} trials | seconds, median of {REPEATS} |\n| --- | ---: |")
-        for name, changes in scenes.items():
+        for name, changes in results.items():
             times = []
             for _ in range(REPEATS):
                 start = time.perf_counter()

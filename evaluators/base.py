@@ -65,7 +65,7 @@ class Evaluator(ABC):
         """Write ``device/`` and ``server/`` for an evaluated configuration into an existing directory.
 
         Returns:
-            Evidence for ``bundle.json``: how well the halves agree with the evaluation, on how many pictures.
+            Evidence for ``bundle.json``: how well the halves agree with the evaluation, on how many images.
         """
 
     def notes(self) -> list[str]:

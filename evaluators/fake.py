@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluators.base import Evaluator, Progress
 from evaluators.latency.links import LinkProfile
-from evaluators.result import Evaluation, Job, LatencyParts, Source, Sources, Timing
+from evaluators.result import Evaluation, LatencyParts, Source, Sources, StageKey, Timing
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
@@ -86,7 +86,7 @@ class FakeEvaluator(Evaluator):
         for side in ("device", "server"):
             (directory / side).mkdir()
             (directory / side / f"{side}.json").write_text(json.dumps(config.to_dict()))
-        return {"pictures": 0, "agreement_with_trial": 1.0}
+        return {"images": 0, "agreement_with_trial": 1.0}
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Evaluator`."""
@@ -109,7 +109,7 @@ def _evaluation(
         sources=_MODELLED,
         link_busy_ms=latency.link_ms,
         timings={stage: Timing.single(ms, Source.MODELLED) for stage, ms in stages.items()},
-        jobs={stage: Job(key=key) for stage in stages},
+        stage_keys={stage: StageKey(key=key) for stage in stages},
         accuracy_drop_pp=100 * (UNCUT_ACCURACY - accuracy),
         drop_interval_pp=(100 * (UNCUT_ACCURACY - accuracy),) * 2,
     )

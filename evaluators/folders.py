@@ -42,7 +42,7 @@ def write_server(
     Args:
         folder: made if absent.
         manifest: as for a device, and ``classes``.
-        sample: a picture's pixels, for a server that takes pictures.
+        sample: a picture's pixels, for a server that takes images.
         payload: a payload, for one that takes payloads.
     """
     _write(folder, "server", manifest, sample)

@@ -65,7 +65,7 @@ class Timing:
         return cls(p50_ms=ms, p90_ms=ms, spread=0.0, repeats=0, source=source)
 
     @property
-    def doubt(self) -> str:
+    def warning(self) -> str:
         """Why not to trust it, empty if nothing speaks against it."""
         if self.throttling:
             return f"timed while slowed down ({', '.join(self.throttling)})"
@@ -87,7 +87,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageKey:
     """A stage to be timed on some machine.
 
     Attributes:
@@ -103,7 +103,7 @@ class Job:
         return {"key": self.key, "work": self.work and self.work.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+    def from_dict(cls, data: Mapping[str, Any]) -> StageKey:
         """The inverse of :meth:`to_dict`."""
         return cls(key=data["key"], work=Work.from_dict(data["work"]) if data["work"] else None)
 
@@ -166,8 +166,8 @@ class Evaluation:
         link_busy_ms: how long the payload occupies the link; the rest of ``latency.link_ms`` is the way.
         link_p90_ms: the link's part in the slowest tenth of cases, for a link with jitter.
         timings: of the stages behind the parts, ``head`` for ``head_ms``; none where they are not known.
-        jobs: the stages as any other machine can be asked for them.
-        accuracy_drop_pp: accuracy of the uncut model, as given, minus this one, on the same pictures.
+        stage_keys: the stages as any other machine can be asked for them.
+        accuracy_drop_pp: accuracy of the uncut model, as given, minus this one, on the same images.
         drop_interval_pp: 95 % confidence interval of that paired difference.
         details: whatever else helps to understand the result, JSON-ready.
     """
@@ -181,7 +181,7 @@ class Evaluation:
     link_busy_ms: float = 0.0
     link_p90_ms: float = 0.0
     timings: Mapping[str, Timing] = field(default_factory=dict)
-    jobs: Mapping[str, Job] = field(default_factory=dict)
+    stage_keys: Mapping[str, StageKey] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     accuracy_drop_pp: float = 0.0
     drop_interval_pp: tuple[float, float] = (0.0, 0.0)
@@ -194,7 +194,7 @@ class Evaluation:
 
     @property
     def latency_p90_ms(self) -> float:
-        """The parts' 90th percentiles added up: nine pictures of ten are faster, unless all parts are slow together."""
+        """The parts' 90th percentiles added up: nine images of ten are faster, unless all parts are slow together."""
         timed = sum(timing.p90_ms for timing in self.timings.values())
         rest = sum(ms for name, ms in self.latency.to_dict().items() if name.removesuffix("_ms") not in self.timings)
         return timed + rest - self.latency.link_ms + max(self.link_p90_ms, self.latency.link_ms)
@@ -210,14 +210,14 @@ class Evaluation:
 
     @property
     def frames_per_s(self) -> float:
-        """Throughput when device, link and server work on consecutive pictures at the same time: the slowest rules."""
+        """Throughput when device, link and server work on consecutive images at the same time: the slowest rules."""
         slowest_ms = max(self.latency.device_ms, self.link_busy_ms, self.latency.server_ms)
         return 1000.0 / slowest_ms if slowest_ms > 0 else 0.0
 
     @property
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Timings not to be trusted, one sentence each."""
-        return [f"{stage}: {timing.doubt}" for stage, timing in self.timings.items() if timing.doubt]
+        return [f"{stage}: {timing.warning}" for stage, timing in self.timings.items() if timing.warning]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -230,7 +230,7 @@ class Evaluation:
             "sources": self.sources.to_dict(),
             "link_busy_ms": self.link_busy_ms,
             "link_p90_ms": self.link_p90_ms,
-            "jobs": {stage: job.to_dict() for stage, job in self.jobs.items()},
+            "stage_keys": {stage: stage_key.to_dict() for stage, stage_key in self.stage_keys.items()},
             "timings": {stage: timing.to_dict() for stage, timing in self.timings.items()},
             "metrics": dict(self.metrics),
             "accuracy_drop_pp": self.accuracy_drop_pp,
@@ -252,7 +252,9 @@ class Evaluation:
             # Studies of earlier versions know nothing of these five.
             link_busy_ms=data.get("link_busy_ms", data["latency"]["link_ms"]),
             link_p90_ms=data.get("link_p90_ms", data["latency"]["link_ms"]),
-            jobs={stage: Job.from_dict(job) for stage, job in data.get("jobs", {}).items()},
+            stage_keys={
+                stage: StageKey.from_dict(stage_key) for stage, stage_key in data.get("stage_keys", {}).items()
+            },
             timings={stage: Timing.from_dict(timing) for stage, timing in data.get("timings", {}).items()},
             metrics=data.get("metrics", {}),
             accuracy_drop_pp=data["accuracy_drop_pp"],

@@ -42,7 +42,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which pictures.
+    """Which images.
 
     ``image_size`` is the side of the network's square input in pixels; ``download`` lets the public archive be fetched
     where nothing is at ``root``.
@@ -58,17 +58,18 @@ class DataSettings:
 class FinetuneSettings:
     """Quick training of one candidate.
 
-    ``images`` and ``epochs`` set the budget, after ``warm_start`` steps in which the bottleneck alone learns to rebuild
-    the features. ``scope`` says what is trained: ``bottleneck`` (encoder and decoder), ``tail`` (those and everything
-    after the cut) or ``all`` (the head too, which then has to run for every picture of every epoch). ``quantization``
-    comes after training, or takes part in it (straight-through). ``ramp`` is how TCL rises over training.
-    ``distillation`` is the share of the task loss that is distillation from the uncut model; the rest is cross-entropy
-    with the labels. At 1 no label is needed: pictures that the uncut model was trained on teach little else.
+    ``images`` and ``epochs`` set the budget, after ``reconstruction_steps`` steps in which the bottleneck alone
+    learns to rebuild the features. ``scope`` says what is trained: ``bottleneck`` (encoder and decoder), ``tail``
+    (those and everything after the cut) or ``all`` (the head too, which then has to run for every picture of every
+    epoch). ``quantization`` comes after training, or takes part in it (straight-through). ``ramp`` is how TCL rises
+    over training. ``distillation`` is the share of the task loss that is distillation from the uncut model; the rest
+    is cross-entropy with the labels. At 1 no label is needed: images that the uncut model was trained on teach little
+    else.
     """
 
     images: int = 4000
     epochs: int = 1
-    warm_start: int = 400
+    reconstruction_steps: int = 400
     batch_size: int = 64
     learning_rate: float = 3e-4
     tail_learning_rate: float = 3e-5

@@ -19,7 +19,7 @@ from torch import nn
 
 from evaluators import folders
 from evaluators.base import Evaluator, Progress
-from evaluators.candidates import Candidates
+from evaluators.compute import compute_device
 from evaluators.edge import halves
 from evaluators.edge.circumstances import machine as this_machine
 from evaluators.latency.compose import latency_fields
@@ -29,7 +29,7 @@ from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import NotRecorded
 from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
 from evaluators.latency.runners import Runner
-from evaluators.latency.stopwatch import Stages, Stopwatch
+from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import FirstTensor, SplitModel
 from evaluators.models.detector import has_one_to_one_head
@@ -37,17 +37,17 @@ from evaluators.models.load import build
 from evaluators.models.onnx_export import save_module
 from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
-from evaluators.tasks.baseline import Train, baseline_path, baseline_record, train_classifier, train_or_load
-from evaluators.tasks.boxed import BoxedFiles
 from evaluators.tasks.classification import Classification
-from evaluators.tasks.data import Dataset, Pictures
+from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import Detection
-from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.references import Whole, answers, as_jpeg, finetuned_uncut
-from evaluators.tasks.task import Task, Verdict
-from evaluators.tasks.training import compute_device
-from evaluators.tasks.yolo_training import train_detector
+from evaluators.tasks.detection_data import DetectionFiles
+from evaluators.tasks.task import Task, TaskMetrics
+from evaluators.training.candidates import Candidates
+from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.references import Whole, answers, as_jpeg, finetuned_uncut
+from evaluators.training.uncut import Train, baseline_path, baseline_record, train_classifier, train_or_load
+from evaluators.training.uncut_detector import train_detector
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
@@ -79,7 +79,7 @@ class SplitSettings:
 
 
 _SEEN = (
-    "These weights come from ImageNet, and so do TinyImageNet's held-out pictures: they may have been seen, and "
+    "These weights come from ImageNet, and so do TinyImageNet's held-out images: they may have been seen, and "
     "accuracies may be too high."
 )
 
@@ -125,8 +125,12 @@ class SplitEvaluator(Evaluator):
         self._network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._split = SplitModel(self._network, settings.data.image_size)
         self._task = self._task_for(loaded.network)
-        self._bank = FeatureBank(self._split, self._dataset, self._task, settings.finetune.images, settings.seed)
-        self._candidates = Candidates(folder / "splits", self._split, self._bank, settings.finetune, settings.seed)
+        self._feature_cache = FeatureCache(
+            self._split, self._dataset, self._task, settings.finetune.images, settings.seed
+        )
+        self._candidates = Candidates(
+            folder / "splits", self._split, self._feature_cache, settings.finetune, settings.seed
+        )
         self._loaded_trained = self._prepared = loaded.trained
 
     # -- the contract ------------------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ class SplitEvaluator(Evaluator):
 
     def _head_ms(self, partition: str) -> float | None:
         try:
-            return self._stopwatch.head(partition).timings["head"].p50_ms
+            return self._stage_timer.head(partition).timings["head"].p50_ms
         except NotRecorded:
             return None
 
@@ -155,8 +159,8 @@ class SplitEvaluator(Evaluator):
         self._give_weights(progress)
         for number, partition in enumerate(partitions, 1):
             progress(f"timing head and tail of {partition} ({number} of {len(partitions)})")
-            self._stopwatch.head(partition)
-            self._stopwatch.tail(partition)
+            self._stage_timer.head(partition)
+            self._stage_timer.tail(partition)
 
     def _give_weights(self, progress: Progress) -> None:
         if self._prepared:
@@ -170,11 +174,11 @@ class SplitEvaluator(Evaluator):
     def evaluate(self, config: SplitConfig) -> Evaluation:
         """Train (or load), encode to bytes and back, measure, compose."""
         candidate = self._candidates.get(config)
-        score = candidate.score(config, self._bank)
-        stages = self._stopwatch.split(config, candidate, score.sample)
+        score = candidate.score(config, self._feature_cache)
+        stages = self._stage_timer.split(config, candidate, score.sample)
         point = self._split.tap(config.partition).point
         details = {
-            "bottleneck_channels": sum(candidate.bottleneck.kept),
+            "bottleneck_channels": sum(candidate.bottleneck.bottleneck_channels),
             "encoder_macs": point.encoder_macs(config.ae_ratio),
             "head_macs": point.head_macs,
             "bits_per_element": 8 * score.payload_bytes / point.elements,
@@ -190,19 +194,19 @@ class SplitEvaluator(Evaluator):
         networks: dict[str, nn.Module] = {"": self._split.head(OUTPUT)}
         if trained:
             networks[", fine-tuned"] = self._finetuned
-        validation, watch = self._bank.validation, self._stopwatch
+        validation, watch = self._feature_cache.validation, self._stage_timer
         raw = float(np.mean([pixels.nbytes for pixels in validation.pixels]))
 
-        def ways() -> Iterator[tuple[str, Pictures, float, Stages]]:
-            """One after the other: decoded, the pictures of a single quality may fill the memory."""
+        def ways() -> Iterator[tuple[str, LabelledImages, float, Stages]]:
+            """One after the other: decoded, the images of a single quality may fill the memory."""
             yield "all-on-device", validation, 0.0, watch.all_on_device()
             yield "server-only, raw", validation, raw, watch.server_only(None)
             for quality in JPEG_QUALITIES:
-                yield f"server-only, JPEG {quality}", *as_jpeg(self._bank, quality), watch.server_only(quality)
+                yield f"server-only, JPEG {quality}", *as_jpeg(self._feature_cache, quality), watch.server_only(quality)
 
         return [
-            self._evaluation(name + how, answers(network, self._bank, pictures), size, stages)
-            for name, pictures, size, stages in ways()
+            self._evaluation(name + how, answers(network, self._feature_cache, images), size, stages)
+            for name, images, size, stages in ways()
             for how, network in networks.items()
         ]
 
@@ -213,16 +217,18 @@ class SplitEvaluator(Evaluator):
         form = candidate.wire_format(config)
         device, server = directory / "device", directory / "server"
         bottleneck = candidate.bottleneck.eval()
-        self._stopwatch.write_device(device, {"wire": form.to_dict(), "threads": self._threads(self._settings.device)})
+        self._stage_timer.write_device(
+            device, {"wire": form.to_dict(), "threads": self._threads(self._settings.device)}
+        )
         if candidate.head is None:
-            self._stopwatch.network.save_part(INPUT, config.partition, device / "head.onnx")
+            self._stage_timer.network.save_part(INPUT, config.partition, device / "head.onnx")
         else:
             size = self._settings.data.image_size
             save_module(candidate.head, [torch.zeros(1, 3, size, size)], device / "head.onnx", len(sample))
         save_module(bottleneck.encoder, sample, device / "encoder.onnx", len(sample))
 
         half = halves.DeviceHalf(device)
-        payloads = [half.encode(pixels) for pixels in self._bank.validation.pixels]
+        payloads = [half.encode(pixels) for pixels in self._feature_cache.validation.pixels]
         manifest = {"picture": self._dataset.picture.to_dict(), "threads": self._threads(self._settings.server)}
         manifest |= {"wire": form.to_dict(), "classes": list(self._dataset.classes)}
         folders.write_server(server, manifest, payload=payloads[0])
@@ -232,11 +238,11 @@ class SplitEvaluator(Evaluator):
 
         other = halves.ServerHalf(server)
         found = torch.from_numpy(np.stack([other.decode(payload) for payload in payloads]))
-        scored = candidate.score(config, self._bank)
+        scored = candidate.score(config, self._feature_cache)
         return {
-            "pictures": len(payloads),
+            "images": len(payloads),
             "agreement_with_trial": self._task.agreement(found, scored.answers),
-            "accuracy": self._task.judge(found, self._bank.validation).accuracy,
+            "accuracy": self._task.judge(found, self._feature_cache.validation).accuracy,
             "payload_bytes": float(np.mean([len(payload) for payload in payloads])),
         }
 
@@ -247,7 +253,7 @@ class SplitEvaluator(Evaluator):
         library = self._settings.model.name.partition("/")[0]
         if library in ("timm", "ultralytics"):
             versions[library] = metadata.version(library)
-        device, server = self._stopwatch.device.describe(), self._stopwatch.server.describe()
+        device, server = self._stage_timer.device.describe(), self._stage_timer.server.describe()
         return {
             "machine": this_machine(),
             "compute": str(compute_device()),
@@ -256,7 +262,10 @@ class SplitEvaluator(Evaluator):
             "device": device,
             "server": server,
             "link": self._link.describe(),
-            "pictures": {"fine-tuning": len(self._bank.train), "search-validation": len(self._bank.validation)},
+            "images": {
+                "fine-tuning": len(self._feature_cache.train),
+                "search-validation": len(self._feature_cache.validation),
+            },
             "seed": self._settings.seed,
             "baseline": None if self._loaded_trained else baseline_record(self._baseline_path),
         }
@@ -268,10 +277,10 @@ class SplitEvaluator(Evaluator):
             self._give_weights(lambda _: None)
             accuracy, count = self._held_out_accuracy()
             said.append(
-                f"The uncut model as given: {self._task.metric} {accuracy:.2%} on all {count:,} held-out pictures "
+                f"The uncut model as given: {self._task.metric} {accuracy:.2%} on all {count:,} held-out images "
                 f"(search-validation and test together); the table shows search-validation alone."
             )
-        if isinstance(self._dataset, BoxedFiles) and (dropped := self._dataset.degenerate_boxes):
+        if isinstance(self._dataset, DetectionFiles) and (dropped := self._dataset.degenerate_boxes):
             said.append(f"{dropped} annotated {'box has' if dropped == 1 else 'boxes have'} no area and were left out.")
         if not self._loaded_trained and (record := baseline_record(self._baseline_path)):
             said.insert(0, _made(record))
@@ -282,14 +291,14 @@ class SplitEvaluator(Evaluator):
     # -- parts of it -------------------------------------------------------------------------------------------------
 
     def _held_out_accuracy(self) -> tuple[float, int]:
-        """Accuracy of the uncut model as given on all pictures it has not seen, and their number.
+        """Accuracy of the uncut model as given on all images it has not seen, and their number.
 
         For checking weights against what their maker says of them. It chooses nothing, so test stays a test.
         """
-        bank, test = self._bank, self._dataset.test()
-        both = torch.cat([bank.answers("validation"), bank.through_head(OUTPUT, test)[0]])
-        pictures = bank.validation + test
-        return self._task.judge(both, pictures).accuracy, len(pictures)
+        feature_cache, test = self._feature_cache, self._dataset.test()
+        both = torch.cat([feature_cache.answers("validation"), feature_cache.through_head(OUTPUT, test)[0]])
+        images = feature_cache.validation + test
+        return self._task.judge(both, images).accuracy, len(images)
 
     @functools.cached_property
     def _table(self) -> StageTable:
@@ -308,14 +317,14 @@ class SplitEvaluator(Evaluator):
         return LinkProfile.from_dict(json.loads(kept.read_text()))
 
     @functools.cached_property
-    def _stopwatch(self) -> Stopwatch:
+    def _stage_timer(self) -> StageTimer:
         settings = self._settings
-        return Stopwatch(
+        return StageTimer(
             machine_for(settings.device, self._table, self._runner),
             machine_for(settings.server, self._table, self._runner),
             self._split,
             self._dataset.picture,
-            self._bank.validation.pixels[0],
+            self._feature_cache.validation.pixels[0],
         )
 
     @property
@@ -344,19 +353,19 @@ class SplitEvaluator(Evaluator):
         checkpoint: Path,
         progress: Progress,
     ) -> list[dict[str, Any]]:
-        assert isinstance(data, BoxedFiles)
+        assert isinstance(data, DetectionFiles)
         return train_detector(network, self._settings.model, data, recipe, seed, checkpoint, progress)
 
     @functools.cached_property
-    def _reference(self) -> Verdict:
+    def _reference(self) -> TaskMetrics:
         """The uncut model as given."""
-        return self._task.judge(self._bank.answers("validation"), self._bank.validation)
+        return self._task.judge(self._feature_cache.answers("validation"), self._feature_cache.validation)
 
     @functools.cached_property
     def _finetuned(self) -> Whole:
         """The uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
         first = next(point.name for point in self._split.points if not point.is_end)
-        return finetuned_uncut(self._split, self._bank, first, self._settings.finetune, self._settings.seed)
+        return finetuned_uncut(self._split, self._feature_cache, first, self._settings.finetune, self._settings.seed)
 
     def _evaluation(
         self,
@@ -367,16 +376,16 @@ class SplitEvaluator(Evaluator):
         config: SplitConfig | None = None,
         details: dict[str, Any] | None = None,
     ) -> Evaluation:
-        verdict = self._task.judge(found, self._bank.validation)
+        verdict = self._task.judge(found, self._feature_cache.validation)
         drop, interval = self._task.drop_pp(self._reference, verdict)
-        watch = self._stopwatch
+        watch = self._stage_timer
         return Evaluation(
             name=name,
             config=config,
             accuracy=verdict.accuracy,
             metrics=verdict.metrics,
             payload_bytes=payload_bytes,
-            jobs=stages.jobs,
+            stage_keys=stages.stage_keys,
             accuracy_drop_pp=drop,
             drop_interval_pp=interval,
             details=details or {},

@@ -142,12 +142,12 @@ def replay(
     loaded, opened = _open(study, storage, out)
     folder, was = studies.run_folder(loaded, out), studies.environment(opened)
     changes = replays.read_changes(loaded, was, folder, device, server, link, rates)
-    scenes = replays.replay_study(opened, loaded, changes)
+    results = replays.replay_study(opened, loaded, changes)
     if as_json:
-        _print_json({"format": 1, "study": loaded.name, "replays": [scene.to_dict() for scene in scenes]})
+        _print_json({"format": 1, "study": loaded.name, "replays": [result.to_dict() for result in results]})
         return
-    for scene in scenes:
-        _print_points(scene.trials, scene.baselines, scene.hardware, loaded.name)
+    for result in results:
+        _print_points(result.trials, result.baselines, result.hardware, loaded.name)
 
 
 @app.command()
@@ -219,7 +219,7 @@ def export(
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)
     _stdout().print(
-        f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['pictures']} pictures"
+        f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['images']} images"
     )
 
 

@@ -22,10 +22,10 @@ A split network made by splitsearch: `{label}`, trial {trial} of study `{study}`
 
 | | |
 | --- | --- |
-| {metric} | {accuracy:.2%} on {pictures} search-validation pictures ({drop:+.2f} pp against the uncut model) |
+| {metric} | {accuracy:.2%} on {images} search-validation images ({drop:+.2f} pp against the uncut model) |
 | payload | {payload:,.0f} bytes in the mean, header included |
 | latency | {latency:.2f} ms: device {device}, server {server}, link {link} |
-| the halves together | same answer as the trial on {agreement:.2%} of those pictures |
+| the halves together | same answer as the trial on {agreement:.2%} of those images |
 
 ## On the device
 
@@ -109,7 +109,7 @@ def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any], metric: str
         label=found.name,
         trial=point.trial,
         accuracy=found.accuracy,
-        pictures=evidence["pictures"],
+        images=evidence["images"],
         drop=-found.accuracy_drop_pp,
         payload=found.payload_bytes,
         latency=found.latency_ms,

@@ -71,7 +71,7 @@ def hover(point: Point) -> str:
     for name, ms in found.latency.to_dict().items():
         if ms:
             lines.append(f"  {name.removesuffix('_ms')}: {ms:.3f} ms ({point.evaluation.source_of(name)})")
-    lines += [f"doubtful: {doubt}" for doubt in found.doubts]
+    lines += [f"doubtful: {warning}" for warning in found.warnings]
     lines.append(f"throughput, all three at work: {found.frames_per_s:.1f} frames/s")
     return "<br>".join(lines)
 

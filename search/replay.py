@@ -25,7 +25,7 @@ from spaces.errors import NotFinished, SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What is to be different. Every link makes one scene; no link keeps the study's own."""
+    """What is to be different. Every link makes one result; no link keeps the study's own."""
 
     device: Machine | None = None
     server: Machine | None = None
@@ -33,7 +33,7 @@ class Changes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class ReplayResult:
     """A study under other circumstances."""
 
     trials: list[Point]
@@ -88,10 +88,10 @@ def _anew(
         for part in places:
             stage = part.removesuffix("_ms")
             timings.pop(stage, None)
-            if parts[part] and stage not in evaluation.jobs:
+            if parts[part] and stage not in evaluation.stage_keys:
                 raise NotFinished(f"'{evaluation.name}' was scored by an earlier version; run the study again")
-        jobs = {stage: job for stage, job in evaluation.jobs.items() if f"{stage}_ms" in places}
-        timings |= machine.timings(jobs, lambda machine=machine: _nothing_is_timed(machine))  # type: ignore[misc]
+        stage_keys = {stage: stage_key for stage, stage_key in evaluation.stage_keys.items() if f"{stage}_ms" in places}
+        timings |= machine.timings(stage_keys, lambda machine=machine: _nothing_is_timed(machine))  # type: ignore[misc]
     sent, sources = evaluation.payload_bytes, evaluation.sources
     parts |= {f"{stage}_ms": timing.p50_ms for stage, timing in timings.items()}
     fields: dict[str, Any] = {"timings": timings}
@@ -155,11 +155,11 @@ def read_changes(
     return Changes(device=machine(device, "--device"), server=machine(server, "--server"), links=links)
 
 
-def replay_study(study: optuna.Study, spec: StudySpec, changes: Changes) -> list[Scene]:
-    """One scene for each link."""
+def replay_study(study: optuna.Study, spec: StudySpec, changes: Changes) -> list[ReplayResult]:
+    """One result for each link."""
     was = environment(study)
     trials, baselines = trial_points(study), baseline_points(study)
-    scenes = []
+    results = []
     for link in changes.links:
         anew = [
             replay(points, spec.constraints, device=changes.device, server=changes.server, link=link)
@@ -167,8 +167,8 @@ def replay_study(study: optuna.Study, spec: StudySpec, changes: Changes) -> list
         ]
         asked = {"device": changes.device, "server": changes.server, "link": link}
         now = dict(was) | {place: found.describe() for place, found in asked.items() if found is not None}
-        scenes.append(Scene(trials=anew[0], baselines=anew[1], environment=now))
-    return scenes
+        results.append(ReplayResult(trials=anew[0], baselines=anew[1], environment=now))
+    return results
 
 
 def _read_link(text: str) -> LinkProfile:

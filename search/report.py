@@ -49,11 +49,11 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     data = pareto_data(trials, baselines)
     front = pareto_front(trials)
     done, could_not_run = finished_trials(study), len(finished_trials(study)) - len(trials)
-    pictures = circumstances.get("pictures", {})
+    images = circumstances.get("images", {})
     counts = (
         f"{len(done)} finished trials, {len(front)} on the front, {len(data.infeasible) + could_not_run} over a limit"
     )
-    seen = f", accuracy on {pictures['search-validation']:,} search-validation pictures" if pictures else ""
+    seen = f", accuracy on {images['search-validation']:,} search-validation images" if images else ""
     knee = data.knee.trial if data.knee else None
     sections = [
         f"<h1>{html.escape(spec.name)}</h1>",
@@ -63,11 +63,11 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
         "<h2>Accuracy against latency</h2>",
         _figure(pareto_figure(data), "pareto", True),
         "<p class='note'>Hover over a point for its whole configuration. Click a legend entry to hide its points. "
-        "The drop is paired: the same pictures as the uncut model. Test pictures were not used.</p>",
+        "The drop is paired: the same images as the uncut model. Test images were not used.</p>",
         "<h2>Where the time goes</h2>",
         _figure(parts_figure(front, baselines), "parts", False),
         "<h2>Front and baselines</h2>",
-        "<p class='note'>frames/s: when device, link and server work on consecutive pictures at the same time; the "
+        "<p class='note'>frames/s: when device, link and server work on consecutive images at the same time; the "
         "slowest of the three rules.</p>",
         _table(front, baselines, knee),
         "<h2>Circumstances</h2>",
@@ -122,12 +122,12 @@ def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None)
             f"{found.frames_per_s:.1f}",
         )
         rows.append(f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    doubts = [
-        f"<li>{html.escape(point.name)}: {html.escape(', '.join(point.evaluation.doubts))}</li>"
+    warnings = [
+        f"<li>{html.escape(point.name)}: {html.escape(', '.join(point.evaluation.warnings))}</li>"
         for point in [*front, *baselines]
-        if point.evaluation.doubts
+        if point.evaluation.warnings
     ]
-    said = f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(doubts)}</ul>" if doubts else ""
+    said = f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(warnings)}</ul>" if warnings else ""
     return f"<table>{''.join(rows)}</table>{said}"
 
 

@@ -230,7 +230,7 @@ def _finetune(section: _Section) -> FinetuneSettings:
     settings = FinetuneSettings(
         images=section.whole("images", default.images),
         epochs=section.whole("epochs", default.epochs),
-        warm_start=section.whole("warm_start", default.warm_start, minimum=0),
+        reconstruction_steps=section.whole("reconstruction_steps", default.reconstruction_steps, minimum=0),
         batch_size=section.whole("batch_size", default.batch_size),
         learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
         tail_learning_rate=section.number("tail_learning_rate", default.tail_learning_rate, above=0) or 0.0,

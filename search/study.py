@@ -197,7 +197,7 @@ def baseline_points(study: optuna.Study) -> list[Point]:
 
 
 def environment(study: optuna.Study) -> dict[str, Any]:
-    """Under which circumstances the study ran: date, machine, versions, hardware, pictures."""
+    """Under which circumstances the study ran: date, machine, versions, hardware, images."""
     return dict(study.user_attrs.get(_ENVIRONMENT, {}))
 
 
@@ -216,8 +216,8 @@ def _record(trial: optuna.Trial, evaluation: Evaluation, limits: Constraints) ->
     for place, source in evaluation.sources.to_dict().items():
         trial.set_user_attr(f"source_{place}", source)
     trial.set_user_attr("frames_per_s", round(evaluation.frames_per_s, 2))
-    if evaluation.doubts:
-        trial.set_user_attr("doubts", "; ".join(evaluation.doubts))
+    if evaluation.warnings:
+        trial.set_user_attr("warnings", "; ".join(evaluation.warnings))
     excess = limits.excess(evaluation)
     broken = [f"{name} exceeded by {over:.3g}" for name, over in excess.items() if over > 0]
     _set_constraints(trial, {"runs": 0.0, **excess}, "; ".join(broken))

@@ -37,7 +37,7 @@ def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Poin
     table.add_section()
     for point in baselines:
         table.add_row("", point.name, *_cells(point, metrics), style="cyan")
-    if any(point.evaluation.doubts for point in [*front, *baselines]):
+    if any(point.evaluation.warnings for point in [*front, *baselines]):
         table.caption = DOUBTFUL
         table.caption_justify = "left"
     return table
@@ -45,7 +45,7 @@ def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Poin
 
 def latency_cell(found: Evaluation) -> str:
     """Milliseconds, with a mark where a timing behind them is not to be trusted."""
-    return f"{found.latency_ms:.2f}{'*' if found.doubts else ''}"
+    return f"{found.latency_ms:.2f}{'*' if found.warnings else ''}"
 
 
 def metric_names(points: Sequence[Point]) -> list[str]:
@@ -107,14 +107,14 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
 
 
 def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
-    """One row a point: the keys of ``front --json``, inner ones flattened, then throughput and doubts."""
+    """One row a point: the keys of ``front --json``, inner ones flattened, then throughput and warnings."""
     config_keys = ["partition", "ae_ratio", "bits", "tcl", "lzma"]
     configs = [point.evaluation.config for point in front]
     further = {key for config in configs if config for key in config.to_dict()} - set(config_keys)
     config_keys += sorted(further)  # coder and stride, where a study asks for them
     columns = ["kind", "trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", *config_keys]
     columns += [*LatencyParts.names(), "source_device", "source_server", "source_link"]
-    columns += ["latency_p90_ms", "frames_per_s", "doubts", *metric_names([*front, *baselines])]
+    columns += ["latency_p90_ms", "frames_per_s", "warnings", *metric_names([*front, *baselines])]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -125,6 +125,6 @@ def to_csv(front: Sequence[Point], baselines: Sequence[Point]) -> str:
             places = {f"source_{place}": source for place, source in sources.items()}
             found = point.evaluation
             further_cells: dict[str, Any] = {"latency_p90_ms": found.latency_p90_ms}
-            further_cells |= {"frames_per_s": found.frames_per_s, "doubts": "; ".join(found.doubts)}
+            further_cells |= {"frames_per_s": found.frames_per_s, "warnings": "; ".join(found.warnings)}
             writer.writerow({"kind": kind, **row, **config, **latency, **places, **further_cells, **found.metrics})
     return text.getvalue()

@@ -14,7 +14,7 @@ names: {0: red, 1: green}
 
 
 def write(folder: Path, train: int = 12, val: int = 6) -> Path:
-    """Write pictures and labels; returns the YAML file."""
+    """Write images and labels; returns the YAML file."""
     random = np.random.default_rng(0)
     for role, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):

@@ -7,9 +7,9 @@ import torch
 from evaluators.compression.bottleneck import Bottleneck, SoftStaircase, kept_channels
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
-from evaluators.compression.warm_start import importance, warm_start
 from evaluators.edge import wire
 from evaluators.settings import FinetuneSettings
+from evaluators.training.reconstruction import importance, reconstruct
 from spaces.errors import InfeasibleSplit
 
 
@@ -56,7 +56,7 @@ def test_tensors_of_any_layout_get_a_bottleneck_each():
     assert [tuple(z.shape) for z in activations] == [(40, 6, 6, 6), (40, 4, 10), (40, 2, 5, 5), (40, 8)]
     for before, after in zip(features, rebuilt, strict=True):
         assert after.shape == before.shape and ((after - before) ** 2).mean() < before.var()
-    assert bottleneck.kept == [6, 4, 2, 8]
+    assert bottleneck.bottleneck_channels == [6, 4, 2, 8]
 
 
 def test_a_tensor_that_never_changes_is_no_obstacle():
@@ -129,15 +129,15 @@ def test_importance_is_the_second_moment_of_gradients():
 
 
 @pytest.mark.parametrize("quantization", ["post-training", "straight-through"])
-def test_warm_start_learns_to_rebuild(quantization):
+def test_reconstruction_learns_to_rebuild(quantization):
     features = correlated()
     rebuilt = []
     for steps in (1, 150):
         bottleneck = Bottleneck([(12, 6, 6)], [1], 6 / 12, 1)
         bottleneck.start_from([features])
-        settings = FinetuneSettings(warm_start=steps, quantization=quantization)
+        settings = FinetuneSettings(reconstruction_steps=steps, quantization=quantization)
         grid = LevelGrid(1)
-        row = warm_start(bottleneck, (features,), [torch.eye(12)], settings, grid=grid, total_steps=steps)
+        row = reconstruct(bottleneck, (features,), [torch.eye(12)], settings, grid=grid, total_steps=steps)
         with torch.no_grad():
             sent = bottleneck.encoder(features)[0]
             sent = grid.snap(sent) if quantization == "straight-through" else sent

@@ -1,4 +1,4 @@
-"""Pictures and timing on the edge."""
+"""Images and timing on the edge."""
 
 import io
 

@@ -169,7 +169,7 @@ def test_broken_context_streams():
 
 
 FORMATS = {pair: make_format(*pair) for pair in PAIRS}
-SIZED = {pair: dataclasses.replace(form, sized=True) for pair, form in FORMATS.items()}
+SIZED = {pair: dataclasses.replace(form, carries_image_size=True) for pair, form in FORMATS.items()}
 
 
 @settings(max_examples=10_000, deadline=None)
@@ -177,10 +177,10 @@ SIZED = {pair: dataclasses.replace(form, sized=True) for pair, form in FORMATS.i
     data=st.data(),
     pair=st.sampled_from([pair for pair in PAIRS if pair[0] in (1, 2, 3, 8)]),
     fix_checksum=st.booleans(),
-    sized=st.booleans(),
+    with_size=st.booleans(),
 )
-def test_mutated_payloads_never_crash(data, pair, fix_checksum, sized):
-    form = SIZED[pair] if sized else FORMATS[pair]
+def test_mutated_payloads_never_crash(data, pair, fix_checksum, with_size):
+    form = SIZED[pair] if with_size else FORMATS[pair]
     payload = bytearray(wire.encode([values()], form, (640, 480)))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -189,7 +189,7 @@ def test_mutated_payloads_never_crash(data, pair, fix_checksum, sized):
         payload[6:10] = zlib.crc32(bytes(payload[10:])).to_bytes(4, "little")
     try:
         (received,) = wire.decode(bytes(payload), form)
-        if sized:
+        if with_size:
             width, height = wire.picture_size(bytes(payload), form)
             assert 0 < width < 2**16 and 0 < height < 2**16
     except wire.PayloadError:

@@ -30,7 +30,7 @@ def digits_settings(**changes):
         "device": LOCAL,
         "server": LOCAL,
         "link": LinkProfile(rate_mb_per_s=1.0, rtt_ms=2.0),
-        "finetune": FinetuneSettings(images=400, epochs=2, warm_start=40, scope="bottleneck"),
+        "finetune": FinetuneSettings(images=400, epochs=2, reconstruction_steps=40, scope="bottleneck"),
         "baseline": BaselineSettings(epochs=2),
     }
     return SplitSettings(**{**settings, **changes})
@@ -85,8 +85,13 @@ class TestSplitEvaluator(EvaluatorContract):
         assert found.latency.link_ms == pytest.approx(2.0 + found.payload_bytes / 1000)
         assert found.sources.to_dict() == {"device": "measured", "server": "measured", "link": "modelled"}
         parts = {f"{stage}_ms": timing.p50_ms for stage, timing in found.timings.items()}
-        assert parts.items() <= found.latency.to_dict().items() and set(parts) == {f"{s}_ms" for s in found.jobs}
-        assert {stage for stage, job in found.jobs.items() if job.work} == {"head", "encode", "decode", "tail"}
+        assert parts.items() <= found.latency.to_dict().items() and set(parts) == {f"{s}_ms" for s in found.stage_keys}
+        assert {stage for stage, stage_key in found.stage_keys.items() if stage_key.work} == {
+            "head",
+            "encode",
+            "decode",
+            "tail",
+        }
 
     def test_another_process_finds_the_training_again(self, real, config):
         first = real.evaluate(config)
@@ -105,7 +110,7 @@ class TestSplitEvaluator(EvaluatorContract):
         picture = tmp_path / "picture.png"
         from PIL import Image
 
-        Image.fromarray(real._bank.validation.pixels[0]).save(picture)
+        Image.fromarray(real._feature_cache.validation.pixels[0]).save(picture)
         run_half(tmp_path, "device", "encode", picture, "--out", tmp_path / "out")
         payload = tmp_path / "out" / "picture.payload"
         (answer,) = json.loads(run_half(tmp_path, "server", "decode", payload, "--json"))
@@ -157,7 +162,7 @@ def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope, stride):
     settings = digits_settings(
         model=model,
         baseline=BaselineSettings(epochs=8),
-        finetune=FinetuneSettings(images=800, warm_start=100, scope=scope),
+        finetune=FinetuneSettings(images=800, reconstruction_steps=100, scope=scope),
     )
     evaluator = SplitEvaluator(settings, tmp_path / "run")
     point = next(point for point in evaluator.partition_points() if point.name == "small")
@@ -217,13 +222,13 @@ def test_the_device_half_runs_without_torch(real, tmp_path):
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0
     from PIL import Image
 
-    for number, pixels in enumerate(real._bank.validation.pixels[:20]):
+    for number, pixels in enumerate(real._feature_cache.validation.pixels[:20]):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
-    pictures = [f"{number:02}.png" for number in range(20)]
-    encode = [python, "device", "encode", *pictures, "--out", "out"]
+    images = [f"{number:02}.png" for number in range(20)]
+    encode = [python, "device", "encode", *images, "--out", "out"]
     subprocess.run(encode, cwd=tmp_path, check=True, capture_output=True)
     half = halves.DeviceHalf(tmp_path / "device")
-    for number, pixels in enumerate(real._bank.validation.pixels[:20]):
+    for number, pixels in enumerate(real._feature_cache.validation.pixels[:20]):
         assert (tmp_path / "out" / f"{number:02}.payload").read_bytes() == half.encode(pixels)
 
 

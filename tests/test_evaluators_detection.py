@@ -33,7 +33,7 @@ STUDY = {
     "link": {"rate_mb_per_s": 0.1, "rtt_ms": 2.0},
     "space": {"partition": "model.9", "ae_ratio": [0.25], "bits": [4], "tcl": [0], "lzma": [False]},
     "baseline": {"epochs": 40, "batch_size": 4},
-    "finetune": {"images": 12, "epochs": 2, "batch_size": 4, "warm_start": 100},
+    "finetune": {"images": 12, "epochs": 2, "batch_size": 4, "reconstruction_steps": 100},
     "search": {"trials": 1, "seed": 0, "sampler": "random"},
 }
 # Notes every way out that Python has; loopback is one too, since nothing here has a reason to use it.
@@ -60,7 +60,7 @@ def settings(**changes):
         "device": LOCAL,
         "server": LOCAL,
         "link": LinkProfile(rate_mb_per_s=1.0, rtt_ms=2.0),
-        "finetune": FinetuneSettings(images=10, epochs=1, batch_size=5, warm_start=20),
+        "finetune": FinetuneSettings(images=10, epochs=1, batch_size=5, reconstruction_steps=20),
         "baseline": BaselineSettings(epochs=2, batch_size=5),
     }
     return SplitSettings(**{**given, **changes})
@@ -126,7 +126,7 @@ def test_a_study_of_a_detector_never_asks_the_network(tmp_path):
     assert best["right"] - best["left"] == pytest.approx(width * 640, rel=0.3)
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "large.png"))
     assert drawn.shape == (360, 640, 3) and (drawn != np.asarray(Image.open(enlarged))).any()
-    assert "--on with 1 pictures" in half(tmp_path, "server", "decode", payload, "--draw", "there", fails=True)
+    assert "--on with 1 images" in half(tmp_path, "server", "decode", payload, "--draw", "there", fails=True)
     assert "found" in half(tmp_path, "server", "decode", payload)
 
 

@@ -13,7 +13,7 @@ from evaluators.latency.machines import Measuring, NotRecorded, Scaled
 from evaluators.latency.profiles import Here, MachineProfile, load_machine
 from evaluators.latency.runners import LocalRunner, read_timings
 from evaluators.latency.table import StageTable
-from evaluators.result import Job, Source, Timing
+from evaluators.result import Source, StageKey, Timing
 from spaces.errors import MeasurementError, SpecError
 from spaces.work import Work
 
@@ -105,8 +105,8 @@ def timing(ms, **more):
     return Timing(**{"p50_ms": ms, "p90_ms": 1.5 * ms, "spread": 0.1, "repeats": 20, **more})
 
 
-def jobs(**keys):
-    return {stage: Job(key=key) for stage, key in keys.items()}
+def stage_keys(**keys):
+    return {stage: StageKey(key=key) for stage, key in keys.items()}
 
 
 def never():
@@ -120,11 +120,11 @@ def test_nothing_is_timed_twice(tmp_path):
     def machine():
         return machine_for(profile, StageTable(tmp_path / "t.json"), runner)
 
-    first = machine().timings(jobs(head="stem", encode="stem/r1"), lambda: tmp_path)
+    first = machine().timings(stage_keys(head="stem", encode="stem/r1"), lambda: tmp_path)
     assert first == {"head": timing(2.0), "encode": timing(2.0)}
-    again = machine().timings(jobs(head="stem", encode="stem/r2"), lambda: tmp_path)
+    again = machine().timings(stage_keys(head="stem", encode="stem/r2"), lambda: tmp_path)
     assert again == first and runner.asked == [["head", "encode"], ["encode"]]
-    machine().timings(jobs(head="stem"), never)
+    machine().timings(stage_keys(head="stem"), never)
 
 
 def test_machines_do_not_share_timings(tmp_path):
@@ -133,7 +133,7 @@ def test_machines_do_not_share_timings(tmp_path):
     for threads in (1, 2):
         for how in (Here(), Here(runtime="torch")):
             machine = machine_for(MachineProfile(name="local", how=how, threads=threads), table, runner)
-            machine.timings(jobs(head="stem"), lambda: tmp_path)
+            machine.timings(stage_keys(head="stem"), lambda: tmp_path)
     assert runner.asked == [["head"]] * 4
 
 
@@ -147,9 +147,9 @@ def test_a_scaled_machine_times_its_reference_once_and_marks_what_it_says(tmp_pa
     asked = []
     machine = Scaled(MachineProfile(name="slow", threads=2), here, 30.0, lambda: asked.append(1) or 10.0)
     assert machine.timings({}, never) == {} and not asked  # no reference for nothing
-    found = machine.timings(jobs(head="stem", pack="x"), lambda: tmp_path)
+    found = machine.timings(stage_keys(head="stem", pack="x"), lambda: tmp_path)
     assert found["head"] == timing(6.0, p90_ms=9.0, source=Source.MODELLED)
-    machine.timings(jobs(head="layer1.0"), lambda: tmp_path)
+    machine.timings(stage_keys(head="layer1.0"), lambda: tmp_path)
     assert asked == [1] and "x 3.00" in machine.describe()["how"]
 
 
@@ -178,18 +178,18 @@ def recorded(tmp_path, text=RECORDED):
 def test_a_recording_answers_and_says_what_it_lacks(tmp_path):
     profile = recorded(tmp_path)
     machine = machine_for(profile, StageTable(tmp_path / "t.json"), CountingRunner())
-    found = machine.timings(jobs(head="output", encode="stem/r0.5"), never)
+    found = machine.timings(stage_keys(head="output", encode="stem/r0.5"), never)
     assert {each.source for each in found.values()} == {Source.RECORDED}
     assert (found["head"].p90_ms, found["head"].repeats, found["encode"].p50_ms) == (22.0, 40, 0.25)
     with pytest.raises(NotRecorded, match=r"has no head of 'layer1.0'; it knows these: stem, output"):
-        machine.timings(jobs(head="layer1.0"), never)
+        machine.timings(stage_keys(head="layer1.0"), never)
     assert "recorded 2026-01-02" in machine.describe()["how"]
 
 
 def test_what_a_recording_lacks_is_modelled_by_its_whole_network(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluators.latency.machine_for._folder", lambda folder, *rest: folder)
     machine = machine_for(recorded(tmp_path), StageTable(tmp_path / "t.json"), CountingRunner())
-    found = machine.timings(jobs(head="stem", pack="stem/r0.5/b1"), lambda: tmp_path)
+    found = machine.timings(stage_keys(head="stem", pack="stem/r0.5/b1"), lambda: tmp_path)
     assert found["pack"] == timing(20.0, p90_ms=30.0, source=Source.MODELLED)  # whole: 20 there, 2 here
     assert found["head"].source == Source.RECORDED
 
@@ -199,8 +199,8 @@ def test_a_recording_may_name_another_network_for_what_is_none(tmp_path, monkeyp
     reference = "{model: m, image_size: 8, latency_ms: 6, runtime: r, threads: 1, precision: p, source: s}"
     profile = recorded(tmp_path, f"{RECORDED}reference: {reference}\n")
     machine = machine_for(profile, StageTable(tmp_path / "t.json"), CountingRunner())
-    encoder = Job(key="stem/r0.25", work=Work(layers=1))
-    found = machine.timings({"encode": encoder, **jobs(pack="x")}, lambda: tmp_path)
+    encoder = StageKey(key="stem/r0.25", work=Work(layers=1))
+    found = machine.timings({"encode": encoder, **stage_keys(pack="x")}, lambda: tmp_path)
     assert found["encode"].p50_ms == pytest.approx(20.0)  # by the recorded network: 20 there, 2 here
     assert found["pack"].p50_ms == pytest.approx(6.0)  # by the reference: 6 there, 2 here
 
@@ -237,7 +237,7 @@ def test_a_fitted_machine_computes_networks_and_scales_the_rest(tmp_path, monkey
     monkeypatch.setattr("evaluators.latency.machine_for._folder", lambda folder, *rest: folder)
     machine = machine_for(load_machine("raspberry_pi_4b", "device"), StageTable(tmp_path / "t.json"), CountingRunner())
     work = Work(pointwise_macs=1_000_000, layers=1, layer_elements=1000)
-    found = machine.timings({"head": Job(key="stem", work=work), **jobs(pack="x")}, lambda: tmp_path)
+    found = machine.timings({"head": StageKey(key="stem", work=work), **stage_keys(pack="x")}, lambda: tmp_path)
     assert found["head"].p50_ms == machine.fitting.fit.predict_ms(work) > 0
     assert found["pack"].p50_ms == pytest.approx(262.83)  # the reference takes 2 ms here, and so does packing
     assert {each.source for each in found.values()} == {Source.MODELLED}
@@ -254,17 +254,17 @@ def test_timings_are_read_and_nonsense_is_refused():
     answer = {"stages": {"head": row, "pack": row}, "throttling": ["under-voltage"]}
     (found,) = read_timings(json.dumps(answer), ["head", "encode"]).values()
     assert (found.p50_ms, found.p90_ms, found.repeats) == (1.5, 2.0, 40)
-    assert "slowed down (under-voltage)" in found.doubt
+    assert "slowed down (under-voltage)" in found.warning
     for text in ("", "[]", "{}", '{"throttling": [], "stages": {"head": {}}}', "Traceback"):
         with pytest.raises(MeasurementError, match="not readable"):
             read_timings(text, ["head"])
 
 
 def test_what_is_doubtful():
-    assert timing(1.0, spread=0.25).doubt == "" and timing(1.0, spread=0.4).doubt == "spread 40%"
+    assert timing(1.0, spread=0.25).warning == "" and timing(1.0, spread=0.4).warning == "spread 40%"
     slowed = timing(1.0, throttling=("throttled",))
     assert Timing.from_dict(json.loads(json.dumps(slowed.to_dict()))) == slowed
-    assert slowed.scaled(2.0).doubt == slowed.doubt and slowed.scaled(2.0).p90_ms == 3.0
+    assert slowed.scaled(2.0).warning == slowed.warning and slowed.scaled(2.0).p90_ms == 3.0
 
 
 def test_measurements_wait_for_each_other(tmp_path):
@@ -279,8 +279,8 @@ def test_measurements_wait_for_each_other(tmp_path):
         "print(json.dumps({'throttling': [], 'stages': {'head': row}}))\n"
     )
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(LocalRunner().measure, tmp_path, ["head"]) for _ in range(3)]
-        assert [job.result()["head"].p50_ms for job in jobs] == [1.0] * 3
+        stage_keys = [pool.submit(LocalRunner().measure, tmp_path, ["head"]) for _ in range(3)]
+        assert [stage_key.result()["head"].p50_ms for stage_key in stage_keys] == [1.0] * 3
 
 
 def test_a_folder_that_cannot_run_says_why(tmp_path):

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper
 from evaluators import folders
 from evaluators.edge.picture import PictureFormat
 from evaluators.edge.wire import TensorLevels, WireFormat
-from evaluators.latency import far_side, ssh
+from evaluators.latency import remote_agent, ssh
 from evaluators.latency.ssh import SshRunner, SshTarget
 from spaces.errors import MeasurementError, SpecError
 
@@ -76,19 +76,19 @@ def change_far_side(tmp_path, monkeypatch):
     """Lets another far side be sent, with pieces of its text replaced."""
 
     def change(*pieces):
-        text = Path(far_side.__file__).read_text()
+        text = Path(remote_agent.__file__).read_text()
         for old, new in zip(pieces[::2], pieces[1::2]):
             assert old in text
             text = text.replace(old, new, 1)
-        (tmp_path / "far_side.py").write_text(text)
-        monkeypatch.setattr(ssh, "_PROGRAM", tmp_path / "far_side.py")
+        (tmp_path / "remote_agent.py").write_text(text)
+        monkeypatch.setattr(ssh, "_PROGRAM", tmp_path / "remote_agent.py")
 
     return change
 
 
 @pytest.fixture
 def device_folder(tmp_path):
-    """A device folder as the stopwatch writes it, around two very small networks."""
+    """A device folder as the stage_timer writes it, around two very small networks."""
     channels = helper.make_tensor("weight", TensorProto.FLOAT, [4, 3, 1, 1], np.linspace(-1, 1, 12))
     levels = TensorLevels((4, 8, 8), -np.ones(4), np.ones(4))
     manifest = {
@@ -175,7 +175,7 @@ def test_a_new_device_gets_an_environment_once(server, device_folder, monkeypatc
     request = {"files": {}, "requirements": list(ssh.PACKAGES)}
     assert not runner.run_far("look", request)["ready"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(server.cache))
-    broken = far_side._environment(list(ssh.PACKAGES))
+    broken = remote_agent._environment(list(ssh.PACKAGES))
     (broken / "bin").mkdir(parents=True)
     (broken / "bin" / "python").write_text("half a file")
 
@@ -209,7 +209,7 @@ def test_files_unused_for_long_go(server, make_folder):
     runner = Watched(server.target())
     runner.measure(make_folder(a=b"used again", b=b"not any more"), ["head"])
     stored = store(server) / "files"
-    old = time.time() - far_side.UNUSED_S - 60
+    old = time.time() - remote_agent.UNUSED_S - 60
     for path in stored.iterdir():
         os.utime(path, (old, old))
     (stored / ".partial").write_text("what a broken transfer left")
@@ -247,8 +247,8 @@ def test_measurements_on_one_device_wait_for_each_other(server, make_folder):
         "busy.rmdir()\n" + ANSWERS
     )
     with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(SshRunner(server.target()).measure, folder, ["head"]) for _ in range(3)]
-        assert [job.result()["head"].p50_ms for job in jobs] == [1.0] * 3
+        stage_keys = [pool.submit(SshRunner(server.target()).measure, folder, ["head"]) for _ in range(3)]
+        assert [stage_key.result()["head"].p50_ms for stage_key in stage_keys] == [1.0] * 3
 
 
 def test_waiting_has_an_end(server, make_folder):
@@ -285,10 +285,10 @@ def is_running(pid):
 def test_cut_while_measuring(server, make_folder):
     runner = SshRunner(server.target())
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(refused, runner, make_folder(SLEEPS))
+        stage_key = pool.submit(refused, runner, make_folder(SLEEPS))
         wait_for(lambda: started(server))
         server.cut()
-        assert "the connection ended before the answer came" in job.result(PATIENCE_S)
+        assert "the connection ended before the answer came" in stage_key.result(PATIENCE_S)
     pid = started(server)
     wait_for(lambda: not is_running(pid))  # the far side has stopped it, and the device is free
     assert runner.measure(make_folder(), ["head"])["head"].p50_ms == 1.0
@@ -298,10 +298,10 @@ def test_a_link_that_goes_silent_while_measuring(server, make_folder, monkeypatc
     monkeypatch.setattr(ssh, "ALIVE_S", 1)
     runner = SshRunner(server.target())
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(refused, runner, make_folder(SLEEPS))
+        stage_key = pool.submit(refused, runner, make_folder(SLEEPS))
         wait_for(lambda: started(server))
         server.cut(signal.SIGSTOP)
-        assert "not responding" in job.result(PATIENCE_S)
+        assert "not responding" in stage_key.result(PATIENCE_S)
 
 
 def test_cut_while_sending(server, make_folder, monkeypatch):
@@ -344,21 +344,21 @@ def test_a_caller_that_goes_silent_while_sending(server, make_folder, monkeypatc
 
     monkeypatch.setattr(ssh, "contents", contents_until_told)
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(refused, SshRunner(server.target()), make_folder())
+        stage_key = pool.submit(refused, SshRunner(server.target()), make_folder())
         wait_for(lambda: (store(server) / "busy.lock").exists())
         wait_for(lambda: not server.sessions())
         told.set()
-        assert "nothing arrived for 1 s" in job.result(PATIENCE_S)
+        assert "nothing arrived for 1 s" in stage_key.result(PATIENCE_S)
 
 
 def test_the_far_side_itself_is_killed(server, make_folder):
     runner = SshRunner(server.target())
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(refused, runner, make_folder(SLEEPS))
+        stage_key = pool.submit(refused, runner, make_folder(SLEEPS))
         wait_for(lambda: started(server))
         measuring = int(started(server))
         os.kill(parent(measuring), signal.SIGKILL)
-        assert "the connection ended before the answer came" in job.result(PATIENCE_S)
+        assert "the connection ended before the answer came" in stage_key.result(PATIENCE_S)
     # What it was measuring goes on, and the device counts as busy until that has ended.
     runner.wait_s = 0.2
     assert "others have kept this device busy" in refused(runner, make_folder())
@@ -617,7 +617,7 @@ def test_keys_and_known_hosts_may_lie_anywhere(server, tmp_path):
 
 
 def test_the_far_side_needs_only_the_standard_library_of_python_3_9():
-    tree = ast.parse(Path(far_side.__file__).read_text(), feature_version=(3, 9))
+    tree = ast.parse(Path(remote_agent.__file__).read_text(), feature_version=(3, 9))
     imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imports | modules} <= {"__future__", *sys.stdlib_module_names}

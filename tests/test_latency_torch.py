@@ -14,7 +14,7 @@ from evaluators.edge import halves
 from evaluators.edge.picture import PictureFormat
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import Here, MachineProfile
-from evaluators.latency.stopwatch import Stopwatch
+from evaluators.latency.stage_timer import StageTimer
 from evaluators.latency.table import StageTable
 from evaluators.latency.torch_half import TorchDeviceHalf
 from evaluators.models.cut import SplitModel
@@ -49,7 +49,7 @@ def test_both_libraries_give_the_same_features(split, tmp_path):
 def test_a_machine_of_torch_is_measured(split, tmp_path):
     profile = MachineProfile(name="local", how=Here(runtime="torch"), threads=1)
     machine = machine_for(profile, StageTable(tmp_path / "table.json"))
-    watch = Stopwatch(machine, machine, split, PICTURE, PIXELS)
+    watch = StageTimer(machine, machine, split, PICTURE, PIXELS)
     head, tail = watch.all_on_device(), watch.tail(split.points[2].name)
     for stages in (head, tail):
         (timing,) = stages.timings.values()

@@ -163,7 +163,7 @@ def test_untraceable_and_ill_fitting_models_say_why(resnet18, capfd):
     assert "ByValue cannot be cut" in str(caught.value) and "x.sum() > 0" in str(caught.value)
     assert "test_models_cut.py" in str(caught.value) and "submodule" in str(caught.value)
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(SpecError, match=r"does not accept pictures of 3x16x16"):
+    with pytest.raises(SpecError, match=r"does not accept images of 3x16x16"):
         SplitModel(torchvision.models.alexnet(weights=None).eval(), 16)
     with pytest.raises(SpecError, match=r"known: .*stem"):
         SplitModel(resnet18, 32).head("layer9")

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from evaluators.models.residual import silence_branches
+from evaluators.models.residual import zero_init_residual
 
 
 def zero_norms(network):
@@ -15,14 +15,14 @@ def zero_norms(network):
 
 def test_only_branches_beside_a_plain_shortcut_are_silenced():
     network = torchvision.models.resnet18(num_classes=7)
-    assert silence_branches(network, 32) == 5
+    assert zero_init_residual(network, 32) == 5
     plain = ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]  # the others' shortcuts have a norm
     assert zero_norms(network) == [f"{block}.bn2" for block in plain]
 
 
 def test_a_silent_block_is_its_shortcut():
     network = torchvision.models.mobilenet_v2(num_classes=7)
-    assert silence_branches(network, 32) == 10
+    assert zero_init_residual(network, 32) == 10
     block = next(module for name, module in network.named_modules() if name == "features.3")
     pixels = torch.randn(2, 24, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(pixels), pixels)
@@ -39,4 +39,4 @@ def test_a_silent_block_is_its_shortcut():
     ids=["stochastic depth", "no sums", "no residual"],
 )
 def test_branches_are_found_in_other_networks(network, branches):
-    assert silence_branches(network(), 64) == branches
+    assert zero_init_residual(network(), 64) == branches

@@ -98,7 +98,7 @@ def test_report_is_one_page_that_needs_nothing_else(done, capsys, tmp_path):
 def test_replay_recomputes_only_the_link(done, capsys):
     before = json.loads(out(capsys, "front", done, "--json").out)
     data = json.loads(out(capsys, "replay", done, "--rates", "0.5,4", "--json").out)
-    assert [scene["link"]["rate_mb_per_s"] for scene in data["replays"]] == [0.5, 4.0]
+    assert [result["link"]["rate_mb_per_s"] for result in data["replays"]] == [0.5, 4.0]
     jpeg = next(p for p in before["baselines"] if p["name"] == "server-only, JPEG 50")
     slow = next(p for p in data["replays"][0]["baselines"] if p["name"] == "server-only, JPEG 50")
     assert slow["latency"]["link_ms"] == pytest.approx(2 * jpeg["latency"]["link_ms"])
@@ -120,12 +120,12 @@ BOARD = """
 
 def test_replay_on_a_recorded_device(done, capsys, tmp_path):
     (tmp_path / "board.yaml").write_text(BOARD)
-    (scene,) = json.loads(out(capsys, "replay", done, "--device", "board.yaml", "--json").out)["replays"]
-    assert scene["device"]["name"] == "board" and scene["device"]["source"] == "recorded"
+    (result,) = json.loads(out(capsys, "replay", done, "--device", "board.yaml", "--json").out)["replays"]
+    assert result["device"]["name"] == "board" and result["device"]["source"] == "recorded"
     heads = {"stem": 7.0, "middle": 8.0, "deep": 9.0}
-    assert all(point["latency"]["head_ms"] == heads[point["config"]["partition"]] for point in scene["front"])
-    assert {point["sources"]["device"] for point in scene["front"]} == {"recorded"}
-    alone = next(point for point in scene["baselines"] if point["name"] == "all-on-device")
+    assert all(point["latency"]["head_ms"] == heads[point["config"]["partition"]] for point in result["front"])
+    assert {point["sources"]["device"] for point in result["front"]} == {"recorded"}
+    alone = next(point for point in result["baselines"] if point["name"] == "all-on-device")
     assert alone["latency_ms"] == 40.0 and alone["sources"]["server"] == "modelled"
     assert "device board (recorded d" in out(capsys, "replay", done, "--device", "board.yaml").out
     (tmp_path / "board.yaml").write_text(BOARD.replace("resnet18", "resnet50"))
@@ -206,7 +206,7 @@ def test_debug_shows_the_traceback(write_study, study_dict, tmp_path):
 
 SLOW_FAKE = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background stage_keys inherit it ignored
 from evaluators.fake import FakeEvaluator
 from search import cli, wiring
 

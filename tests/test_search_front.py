@@ -123,7 +123,7 @@ def test_doubtful_timings_are_marked_wherever_they_appear():
     text = console.export_text()
     assert "2.00*" in text and "1.00*" not in text and "spread over 25%" in text
     rows = list(csv.DictReader(io.StringIO(to_csv([good, bad], []))))
-    assert [row["doubts"] for row in rows] == ["", "tail: spread 40%"]
+    assert [row["warnings"] for row in rows] == ["", "tail: spread 40%"]
     assert "tail: spread 40%" in hover(bad) and "doubtful" not in hover(good)
 
 

@@ -9,7 +9,7 @@ from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.latency.table import StageTable
-from evaluators.result import Evaluation, Job, LatencyParts, Source, Sources, Timing
+from evaluators.result import Evaluation, LatencyParts, Source, Sources, StageKey, Timing
 from search.front import Point
 from search.replay import replay
 from search.spec import Constraints
@@ -21,8 +21,8 @@ STAGES = {"head": 3.0, "encode": 0.5, "pack": 0.1, "unpack": 0.1, "decode": 0.2,
 
 
 def evaluation():
-    jobs = {stage: Job(key=f"{stage} key") for stage in STAGES}
-    jobs["head"] = Job(key="stem", work=Work(pointwise_macs=1_000_000_000, layers=3))
+    stage_keys = {stage: StageKey(key=f"{stage} key") for stage in STAGES}
+    stage_keys["head"] = StageKey(key="stem", work=Work(pointwise_macs=1_000_000_000, layers=3))
     return Evaluation(
         name="stem, 1 bit",
         config=SplitConfig(partition="stem", ae_ratio=0.5, bits=1),
@@ -32,7 +32,7 @@ def evaluation():
         sources=Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED),
         link_busy_ms=2.0,
         timings={stage: Timing.single(ms, Source.MEASURED) for stage, ms in STAGES.items()},
-        jobs=jobs,
+        stage_keys=stage_keys,
     )
 
 
@@ -42,7 +42,10 @@ def again(point=None, limits=None, **changes):
 
 
 def table_with(tmp_path, place):
-    rows = {f"{place}: {stage} of {job.key}": 10 * STAGES[stage] for stage, job in evaluation().jobs.items()}
+    rows = {
+        f"{place}: {stage} of {stage_key.key}": 10 * STAGES[stage]
+        for stage, stage_key in evaluation().stage_keys.items()
+    }
     table = StageTable(tmp_path / "latency.json")
     table.get(
         {key: key for key in rows}, lambda missing: {key: Timing.single(rows[key], Source.MEASURED) for key in missing}
@@ -98,7 +101,7 @@ def test_limits_decide_anew():
 
 
 def test_an_evaluation_without_jobs_is_not_guessed(tmp_path):
-    old = Point(trial=0, evaluation=replace(evaluation(), jobs={}))
+    old = Point(trial=0, evaluation=replace(evaluation(), stage_keys={}))
     device = machine_for(MachineProfile(name="local", threads=7), StageTable(tmp_path / "latency.json"))
     with pytest.raises(NotFinished, match="earlier version"):
         again(old, device=device)

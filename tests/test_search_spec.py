@@ -124,10 +124,10 @@ def test_digest_follows_everything_but_the_number_of_trials(write_study, study_d
 
 
 def test_paths_are_found_from_the_current_folder_and_from_the_study(write_study, study_dict, tmp_path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
-    change(study_dict, "data.root", "pictures")
+    (tmp_path / "images").mkdir()
+    change(study_dict, "data.root", "images")
     file = write_study(study_dict)
-    assert load_spec(file).data.root == tmp_path / "pictures"
+    assert load_spec(file).data.root == tmp_path / "images"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load_spec(file).data.root == tmp_path / "pictures"
+    assert load_spec(file).data.root == tmp_path / "images"

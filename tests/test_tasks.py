@@ -12,28 +12,31 @@ from evaluators.compression.bottleneck import Bottleneck
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
-from evaluators.tasks import baseline
-from evaluators.tasks.baseline import baseline_path, train_or_load
 from evaluators.tasks.classification import ClassCriterion
 from evaluators.tasks.datasets import open_dataset
-from evaluators.tasks.scoring import paired_drop_pp, score_split
-from evaluators.tasks.training import Lesson, finetune
+from evaluators.tasks.intervals import paired_drop_pp
+from evaluators.training import uncut
+from evaluators.training.finetune import FinetuneData, finetune
+from evaluators.training.scoring import score_split
+from evaluators.training.uncut import baseline_path, train_or_load
 
 
-def lesson(count=64):
+def finetune_data(count=64):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(count, 8, 4, 4, generator=generator)
     labels = (features.mean((1, 2, 3)) > 0).long()
-    return Lesson(features=(features,), criterion=ClassCriterion(labels, nn.functional.one_hot(labels).float() * 3))
+    return FinetuneData(
+        features=(features,), criterion=ClassCriterion(labels, nn.functional.one_hot(labels).float() * 3)
+    )
 
 
 def train(tcl, seed=0, **settings):
     torch.manual_seed(0)
     tail = nn.Sequential(nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5, 1)
-    chosen = FinetuneSettings(batch_size=8, epochs=4, **{"warm_start": 20} | settings)
+    chosen = FinetuneSettings(batch_size=8, epochs=4, **{"reconstruction_steps": 20} | settings)
     before = {name: value.clone() for name, value in tail.state_dict().items()}
-    history = finetune(tail, bottleneck, lesson(), chosen, grid=LevelGrid(1), tcl=tcl, seed=seed)
+    history = finetune(tail, bottleneck, finetune_data(), chosen, grid=LevelGrid(1), tcl=tcl, seed=seed)
     return history, bottleneck, before, tail.state_dict()
 
 
@@ -44,7 +47,7 @@ def test_training_is_deterministic_for_a_seed():
 
 
 def test_training_lowers_the_loss_and_tcl_settles_activations():
-    plain, clustered = (train(tcl, learning_rate=0.02, warm_start=150)[0] for tcl in (0.0, 100.0))
+    plain, clustered = (train(tcl, learning_rate=0.02, reconstruction_steps=150)[0] for tcl in (0.0, 100.0))
     assert plain[-1]["task_loss"] < plain[1]["task_loss"]
     assert clustered[-1]["clustering_loss"] < 0.8 * plain[-1]["clustering_loss"]
     assert clustered[-1]["settled"] > plain[-1]["settled"]
@@ -56,8 +59,8 @@ def test_only_straight_through_training_shows_levels_to_the_decoder(quantization
     bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5, 1)
     bottleneck.decoder.register_forward_pre_hook(lambda module, tensors: seen.append(tensors[0].detach()))
     tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    settings = FinetuneSettings(batch_size=8, quantization=quantization, warm_start=5)
-    warm, row = finetune(tail, bottleneck, lesson(), settings, grid=LevelGrid(1))
+    settings = FinetuneSettings(batch_size=8, quantization=quantization, reconstruction_steps=5)
+    warm, row = finetune(tail, bottleneck, finetune_data(), settings, grid=LevelGrid(1))
     assert len(seen) == 5 + 8 and all((values.abs() == 1).all() for values in seen) == (
         quantization == "straight-through"
     )
@@ -75,7 +78,7 @@ def test_scope_and_batch_statistics():
 
 
 def test_scope_all_trains_the_head_on_pictures():
-    pictures = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     net = nn.Conv2d(3, 8, 1)
 
@@ -88,11 +91,11 @@ def test_scope_all_trains_the_head_on_pictures():
             return (self.net(picture),)
 
     head, tail = Head(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    settings = FinetuneSettings(batch_size=8, warm_start=5, scope="all", tail_learning_rate=0.01)
+    settings = FinetuneSettings(batch_size=8, reconstruction_steps=5, scope="all", tail_learning_rate=0.01)
     bottleneck, before = Bottleneck([(8, 4, 4)], [1], 0.5, 2), net.weight.clone()
-    with pytest.raises(ValueError, match="needs the head and the pictures"):
-        finetune(tail, bottleneck, lesson(), settings, head=head, grid=LevelGrid(2))
-    learn = replace(lesson(), features=(net(pictures).detach(),), inputs=pictures)
+    with pytest.raises(ValueError, match="needs the head and the images"):
+        finetune(tail, bottleneck, finetune_data(), settings, head=head, grid=LevelGrid(2))
+    learn = replace(finetune_data(), features=(net(images).detach(),), inputs=images)
     finetune(tail, bottleneck, learn, settings, head=head, grid=LevelGrid(2))
     assert not torch.equal(net.weight, before)
     before = net.weight.clone()
@@ -192,20 +195,20 @@ def test_a_baseline_is_found_by_what_made_it():
     [(4, 64, [48, 48, 48, 64]), (3, 32, [32, 32, 32]), (8, 224, [112] * 4 + [160] * 2 + [224] * 2), (1, 64, [64])],
 )
 def test_pictures_grow_over_the_epochs(epochs, full, sizes):
-    assert [epoch.size for epoch in baseline._plan(epochs, full)] == sizes
+    assert [epoch.size for epoch in uncut._plan(epochs, full)] == sizes
 
 
 def test_crops_keep_the_picture_where_nothing_is_cropped(monkeypatch):
     data = open_dataset(DataSettings(name="digits", image_size=32))
-    monkeypatch.setattr(baseline, "_CROP_AREA", (1.0, 1.0))
-    monkeypatch.setattr(baseline, "_CROP_RATIO", 1.0)
-    pictures = data.validation()
-    pixels = baseline._stack(pictures, 32)
-    crops = baseline._augment(pixels, data, 8, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(uncut, "_CROP_AREA", (1.0, 1.0))
+    monkeypatch.setattr(uncut, "_CROP_RATIO", 1.0)
+    images = data.validation()
+    pixels = uncut._stack(images, 32)
+    crops = uncut._augment(pixels, data, 8, torch.Generator().manual_seed(0))
     mean, std = data.picture.mean[0], data.picture.std[0]
     assert torch.allclose(crops, (pixels / 255 - mean) / std, atol=1e-5)  # digits are 8 pixels wide, never mirrored
     monkeypatch.setattr(type(data), "mirrored", True)
-    crops = baseline._augment(pixels, data, 8, torch.Generator().manual_seed(0))
+    crops = uncut._augment(pixels, data, 8, torch.Generator().manual_seed(0))
     whole = (pixels / 255 - mean) / std
     as_is, turned = (torch.isclose(crops, each, atol=1e-5).all(3).all(2).all(1) for each in (whole, whole.flip(3)))
     assert (as_is | turned).all() and 0.3 < turned.float().mean() < 0.7

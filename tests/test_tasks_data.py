@@ -24,8 +24,8 @@ from spaces.errors import SpecError, SplitsearchError
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tiny-imagenet-50.tar.gz"
 
 
-def as_bytes(pictures):
-    return {pixels.tobytes() for pixels in pictures.pixels}
+def as_bytes(images):
+    return {pixels.tobytes() for pixels in images.pixels}
 
 
 def test_digits_are_divided_without_overlap():
@@ -50,7 +50,7 @@ def test_samples_are_balanced_and_seeded():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """TinyImageNet's layout with two classes of made-up pictures."""
+    """TinyImageNet's layout with two classes of made-up images."""
     root = tmp_path / "tiny"
     rng = np.random.default_rng(0)
     (root / "val" / "images").mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_imagefolder_says_what_is_wrong(tmp_path):
     save_pictures(tmp_path / "only" / "train", ("ant",), 2)
     save_pictures(tmp_path / "more" / "train", ("ant",), 2)
     save_pictures(tmp_path / "more" / "val", ("ant", "wasp"), 2)
-    told = {"empty": "no pictures found", "only": "it needs val/ or test/", "more": "wasp", "gone": "give the path"}
+    told = {"empty": "no images found", "only": "it needs val/ or test/", "more": "wasp", "gone": "give the path"}
     for folder, text in told.items():
         with pytest.raises(SpecError, match=text) as caught:
             open_folder(tmp_path / folder)
@@ -191,17 +191,17 @@ OWN = """
 import numpy as np
 from PIL import Image
 
-def pictures(count, seed):
+def images(count, seed):
     rng = np.random.default_rng(seed)
     return [(rng.integers(0, 256, (24, 24, 3)).astype(np.uint8), i % 3) for i in range(count)]
 
 def data(root):
-    train = [(Image.fromarray(pixels), label) for pixels, label in pictures(9, 0)]
-    return {"train": train, "validation": pictures(6, 1), "test": pictures(3, 2), "classes": ["a", "b", "c"],
+    train = [(Image.fromarray(pixels), label) for pixels, label in images(9, 0)]
+    return {"train": train, "validation": images(6, 1), "test": images(3, 2), "classes": ["a", "b", "c"],
             "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "mirrored": False}
 
 def half():
-    return {"train": pictures(9, 0)}
+    return {"train": images(9, 0)}
 
 def floats():
     return {role: [(np.zeros((4, 4, 3)), 0)] for role in ("train", "validation", "test")}
@@ -335,7 +335,7 @@ def test_download_true_fetches_unpacks_and_then_needs_no_network(tiny, tmp_path,
     assert len(server.asked) == 2 and not list((own_cache / "downloads").iterdir())
 
 
-# -- pictures with boxes -----------------------------------------------------------------------------------------------
+# -- images with boxes -----------------------------------------------------------------------------------------------
 
 BOXES = """<annotation><object><name>dog</name><difficult>{difficult}</difficult>
 <bndbox><xmin>1</xmin><ymin>11</ymin><xmax>{right}</xmax><ymax>30</ymax></bndbox></object></annotation>"""
@@ -380,13 +380,13 @@ def test_real_boxes(name, counts, boxes, dropped):
 
 
 def voc_folder(root, name, lists):
-    """A VOCdevkit of blank pictures with one dog each; ``lists`` are pictures by list."""
+    """A VOCdevkit of blank images with one dog each; ``lists`` are images by list."""
     folder = root / "VOCdevkit" / name
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
-    for role, pictures in lists.items():
-        (folder / "ImageSets" / "Main" / f"{role}.txt").write_text("\n".join(pictures) + "\n")
-        for picture in pictures:
+    for role, images in lists.items():
+        (folder / "ImageSets" / "Main" / f"{role}.txt").write_text("\n".join(images) + "\n")
+        for picture in images:
             Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(folder / "JPEGImages" / f"{picture}.jpg")
             (folder / "Annotations" / f"{picture}.xml").write_text(BOXES.format(right=20, difficult=0))
 
@@ -429,12 +429,12 @@ def test_ultralytics_own_layout(tmp_path):
     file = squares.write(tmp_path, train=3, val=4)
     data = open_dataset(DataSettings(name="yolo", image_size=64, root=file))
     assert data.classes == ("red", "green") and data.degenerate_boxes == 0
-    pictures = data.train(None, 0)
-    assert len(pictures) == 3 and len(data.validation()) == len(data.test()) == 2
-    assert pictures.sizes == [(128, 72)] * 3 and pictures.labels.shape == (6, 7)
-    for number, pixels in enumerate(pictures.pixels):
+    images = data.train(None, 0)
+    assert len(images) == 3 and len(data.validation()) == len(data.test()) == 2
+    assert images.sizes == [(128, 72)] * 3 and images.labels.shape == (6, 7)
+    for number, pixels in enumerate(images.pixels):
         assert pixels.shape == (36, 64, 3)  # scaled down, while boxes stay in the picture's own pixels
-        red = pictures.labels[(pictures.labels[:, 0] == number) & (pictures.labels[:, 1] == 0)][0]
+        red = images.labels[(images.labels[:, 0] == number) & (images.labels[:, 1] == 0)][0]
         left, top, right, bottom = (int(value / 2) for value in red[2:6])
         inside = pixels[top + 2 : bottom - 2, left + 2 : right - 2].reshape(-1, 3)
         assert (inside == (200, 40, 40)).all()
@@ -445,7 +445,7 @@ def test_ultralytics_own_layout(tmp_path):
     [
         ({"names": None}, "needs train, val and names"),
         ({"val": "images/absent"}, "neither a folder nor a list"),
-        ({"train": "empty"}, "names no pictures for train"),
+        ({"train": "empty"}, "names no images for train"),
     ],
 )
 def test_ultralytics_layout_with_something_missing(tmp_path, change, told):

@@ -17,11 +17,11 @@ from evaluators.edge.errors import PayloadError
 from evaluators.edge.letterbox import Letterbox, letterboxed, resized
 from evaluators.models.load import build
 from evaluators.settings import BaselineSettings, DataSettings, ModelSettings
-from evaluators.tasks.boxed import PictureFiles, letterbox_format
-from evaluators.tasks.data import Pictures
+from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import BoxCriterion, Detection, in_float
-from evaluators.tasks.yolo_training import train_detector, yolo_layout
+from evaluators.tasks.detection_data import ImageFiles, letterbox_format
+from evaluators.training.uncut_detector import train_detector, yolo_layout
 
 SIZE = 96
 SHAPES = [(500, 375), (375, 500), (333, 500), (640, 480), (60, 80), (320, 320), (1000, 31)]  # width, height
@@ -87,23 +87,26 @@ def test_pictures_are_not_cropped_for_a_letterbox_nor_enlarged():
 
 def test_a_payload_says_how_large_its_picture_was():
     levels = (wire.TensorLevels((2, 3, 3), np.array([-1, -1]), np.array([1, 1])),)
-    plain, sized = wire.WireFormat(bits=2, tensors=levels), wire.WireFormat(bits=2, tensors=levels, sized=True)
+    plain, with_size = (
+        wire.WireFormat(bits=2, tensors=levels),
+        wire.WireFormat(bits=2, tensors=levels, carries_image_size=True),
+    )
     values = [np.random.default_rng(0).uniform(-1, 1, (2, 3, 3)).astype(np.float32)]
-    payload = wire.encode(values, sized, (640, 480))
+    payload = wire.encode(values, with_size, (640, 480))
     assert len(payload) == len(wire.encode(values, plain)) + 4 and wire.HEADER_BYTES + 4 <= 16
-    assert wire.picture_size(payload, sized) == (640, 480)
-    assert np.array_equal(wire.decode(payload, sized)[0], wire.decode(wire.encode(values, plain), plain)[0])
-    assert wire.WireFormat.from_dict(sized.to_dict()).fingerprint == sized.fingerprint != plain.fingerprint
+    assert wire.picture_size(payload, with_size) == (640, 480)
+    assert np.array_equal(wire.decode(payload, with_size)[0], wire.decode(wire.encode(values, plain), plain)[0])
+    assert wire.WireFormat.from_dict(with_size.to_dict()).fingerprint == with_size.fingerprint != plain.fingerprint
     with pytest.raises(PayloadError, match="another configuration"):
         wire.decode(payload, plain)
     with pytest.raises(PayloadError, match="how large"):
-        wire.picture_size(wire.encode(values, sized), sized)
+        wire.picture_size(wire.encode(values, with_size), with_size)
     with pytest.raises(PayloadError, match="70000x480; up to 65535"):
-        wire.encode(values, sized, (70_000, 480))
+        wire.encode(values, with_size, (70_000, 480))
     with pytest.raises(PayloadError, match="too few"):
-        wire.decode(payload[:12], sized)
+        wire.decode(payload[:12], with_size)
     with pytest.raises(PayloadError, match="checksum"):
-        wire.picture_size(payload[:10] + b"\0" + payload[11:], sized)
+        wire.picture_size(payload[:10] + b"\0" + payload[11:], with_size)
 
 
 def test_boxes_are_in_the_pictures_pixels_and_can_be_drawn():
@@ -124,13 +127,13 @@ def test_boxes_are_in_the_pictures_pixels_and_can_be_drawn():
 
 def in_memory(rows, sizes):
     blank = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
-    return Pictures(blank, torch.tensor(rows, dtype=torch.float32).reshape(-1, 7), sizes)
+    return LabelledImages(blank, torch.tensor(rows, dtype=torch.float32).reshape(-1, 7), sizes)
 
 
-def answers_of(*pictures, room=10):
+def answers_of(*images, room=10):
     """Each a list of rows (left, top, right, bottom, score, class)."""
-    found = torch.zeros(len(pictures), room, 6)
-    for number, rows in enumerate(pictures):
+    found = torch.zeros(len(images), room, 6)
+    for number, rows in enumerate(images):
         found[number, : len(rows)] = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
     return found
 
@@ -140,24 +143,24 @@ SQUARE = [(SIZE, SIZE)] * 2
 
 
 def test_perfect_and_useless_answers():
-    pictures = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 1, 20, 20, 90, 60, 0]], SQUARE)
+    images = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 1, 20, 20, 90, 60, 0]], SQUARE)
     right = answers_of([[10, 10, 50, 50, 0.9, 0]], [[20, 20, 90, 60, 0.8, 1]])
-    perfect = TASK.judge(right, pictures)
+    perfect = TASK.judge(right, images)
     assert perfect.accuracy == pytest.approx(0.995, abs=0.006) and perfect.metrics["mAP50"] > 0.99
     swapped = right.clone()
     swapped[..., 5] = 1 - swapped[..., 5]
-    nothing = TASK.judge(swapped, pictures)
+    nothing = TASK.judge(swapped, images)
     assert nothing.accuracy == 0
     drop, (low, high) = TASK.drop_pp(perfect, nothing)
     assert drop == pytest.approx(100 * perfect.accuracy) and low <= drop <= high
     assert TASK.drop_pp(perfect, perfect) == (0.0, (0.0, 0.0))
     assert TASK.agreement(right, right) == 1 and TASK.agreement(right, swapped) == 0
-    assert TASK.judge(torch.zeros(2, 5, 6), pictures).accuracy == 0
+    assert TASK.judge(torch.zeros(2, 5, 6), images).accuracy == 0
 
 
 def test_looser_boxes_count_at_lower_thresholds_alone():
-    pictures = in_memory([[0, 0, 0, 0, 80, 80, 0]], SQUARE[:1])
-    loose = TASK.judge(answers_of([[0, 0, 80, 60, 0.9, 0]]), pictures)  # three quarters of the area
+    images = in_memory([[0, 0, 0, 0, 80, 80, 0]], SQUARE[:1])
+    loose = TASK.judge(answers_of([[0, 0, 80, 60, 0.9, 0]]), images)  # three quarters of the area
     assert loose.metrics["mAP50"] > 0.99 and loose.accuracy == pytest.approx(0.6 * loose.metrics["mAP50"], abs=0.01)
 
 
@@ -178,9 +181,9 @@ def test_difficult_boxes_count_neither_way():
 
 def test_the_loss_is_ultralytics_own():
     net = network()
-    pictures = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 1, 20, 20, 90, 60, 0], [1, 2, 0, 0, 30, 30, 1]], SQUARE)
+    images = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 1, 20, 20, 90, 60, 0], [1, 2, 0, 0, 30, 30, 1]], SQUARE)
     torch.manual_seed(0)
-    criterion = Detection(net, letterbox_format(SIZE)).criterion(pictures)
+    criterion = Detection(net, letterbox_format(SIZE)).criterion(images)
     inputs = torch.rand(2, 3, SIZE, SIZE)
     with criterion.learning(net, 0.0):
         output = net(inputs)
@@ -257,11 +260,11 @@ def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monke
     assert [row["epoch"] for row in history] == list(range(1, 61))
     assert sum("epoch 2 of" in text for text in said) == 1  # it did not start over
 
-    pictures = data.train(None, 0)
+    images = data.train(None, 0)
     with torch.no_grad():
-        found = net(pictures.inputs(data.picture))[0]
-    verdict = Detection(net, data.picture).judge(found, pictures)
-    theirs = by_ultralytics(net, pictures, data.classes, tmp_path)
+        found = net(images.inputs(data.picture))[0]
+    verdict = Detection(net, data.picture).judge(found, images)
+    theirs = by_ultralytics(net, images, data.classes, tmp_path)
     assert verdict.metrics["mAP50"] > 0.3
     assert verdict.metrics["mAP50"] == pytest.approx(theirs["metrics/mAP50(B)"], abs=0.002)
     assert verdict.accuracy == pytest.approx(theirs["metrics/mAP50-95(B)"], abs=0.002)
@@ -283,12 +286,12 @@ def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, 
     assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights == "pretrained")
 
 
-def by_ultralytics(net, pictures, classes, folder):
-    """Its validator on the same pictures, square as ours are, with the head that needs no suppression."""
+def by_ultralytics(net, images, classes, folder):
+    """Its validator on the same images, square as ours are, with the head that needs no suppression."""
     from ultralytics.models.yolo.detect import DetectionValidator
 
-    assert isinstance(pictures.pixels, PictureFiles)
-    file = yolo_layout(pictures, classes, folder / "layout")
+    assert isinstance(images.pixels, ImageFiles)
+    file = yolo_layout(images, classes, folder / "layout")
     net.names, net.pt_path = dict(enumerate(classes)), None
     arguments = {
         "data": str(file),

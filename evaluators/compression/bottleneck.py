@@ -56,20 +56,20 @@ class Bottleneck(nn.Module):
         self.channels = [
             shape[axis - 1 if axis > 0 else axis] for shape, axis in zip(shapes, channel_axes, strict=True)
         ]
-        self.kept = [kept_channels(count, ae_ratio) for count in self.channels]
+        self.bottleneck_channels = [kept_channels(count, ae_ratio) for count in self.channels]
         encoders, decoders = [], []
-        for shape, axis, count, kept in zip(shapes, channel_axes, self.channels, self.kept):
-            moved = axis == -1 and len(shape) > 1
-            dimensions = 1 if moved else len(shape)
+        for shape, axis, count, kept in zip(shapes, channel_axes, self.channels, self.bottleneck_channels):
+            channels_last = axis == -1 and len(shape) > 1
+            dimensions = 1 if channels_last else len(shape)
             if stride > 1:
                 _check_stride(stride, () if dimensions == 1 else shape[1:])
             layer = _down(count, kept, dimensions, stride)
-            encoders.append(_Encoder(layer, SoftStaircase(kept, bits), moved))
+            encoders.append(_Encoder(layer, SoftStaircase(kept, bits), channels_last))
             reach = 3 if dimensions > 1 and max(shape[1:]) > 1 else 1
             width = min(count, _BRANCH_CHANNELS)
             inner = _map(kept, width, dimensions, reach)
             outer = _map(width, count, dimensions, reach) if stride == 1 else _up(width, count, dimensions, stride)
-            decoders.append(_Decoder(_up(kept, count, dimensions, stride), inner, outer, moved))
+            decoders.append(_Decoder(_up(kept, count, dimensions, stride), inner, outer, channels_last))
         self.encoder, self.decoder = _Each(encoders), _Each(decoders)
 
     def forward(self, *features: torch.Tensor) -> tuple[Tensors, Tensors]:
@@ -82,8 +82,8 @@ class Bottleneck(nn.Module):
         the staircases' sharpness alone.
 
         Through the weights that loss finds a cheaper way than clusters: channels that never change. (ResNet-50's stem,
-        16 channels of one bit, strength 30: some stayed on one level everywhere, and the warm start ended at 17 % top-1
-        instead of 38 %.)
+        16 channels of one bit, strength 30: some stayed on one level everywhere, and reconstruction ended at 17 %
+        top-1 instead of 38 %.)
         """
         bent = [encoder.bend(tensor) for encoder, tensor in zip(self.encoders, features, strict=True)]
         stairs = [encoder.staircase for encoder in self.encoders]
@@ -136,9 +136,9 @@ class Bottleneck(nn.Module):
 class _Encoder(nn.Module):
     """Features to activations in [-1, 1], channels on axis 1 whatever the network does."""
 
-    def __init__(self, layer: Layer, staircase: SoftStaircase, moved: bool) -> None:
+    def __init__(self, layer: Layer, staircase: SoftStaircase, channels_last: bool) -> None:
         super().__init__()
-        self.layer, self.staircase, self.moved = layer, staircase, moved
+        self.layer, self.staircase, self.channels_last = layer, staircase, channels_last
 
     @property
     def stride(self) -> int:
@@ -147,7 +147,7 @@ class _Encoder(nn.Module):
     def bend(self, features: torch.Tensor) -> torch.Tensor:
         """Activations before the staircase."""
         activations = torch.tanh(self.layer(features))
-        return activations.movedim(-1, 1) if self.moved else activations
+        return activations.movedim(-1, 1) if self.channels_last else activations
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         activations: torch.Tensor = self.staircase(self.bend(features))
@@ -185,12 +185,12 @@ class SoftStaircase(nn.Module):
 class _Decoder(nn.Module):
     """Activations to features, channels where the network has them."""
 
-    def __init__(self, layer: Layer, inner: Layer, outer: Layer, moved: bool) -> None:
+    def __init__(self, layer: Layer, inner: Layer, outer: Layer, channels_last: bool) -> None:
         super().__init__()
-        self.layer, self.inner, self.outer, self.moved = layer, inner, outer, moved
+        self.layer, self.inner, self.outer, self.channels_last = layer, inner, outer, channels_last
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        signal = activations.movedim(1, -1) if self.moved else activations
+        signal = activations.movedim(1, -1) if self.channels_last else activations
         features: torch.Tensor = self.layer(signal) + self.outer(torch.relu(self.inner(signal)))
         return features
 
@@ -256,7 +256,9 @@ def _start(
 ) -> None:
     """Closed form for one tensor; the vectors are those of patches where there is a stride."""
     stride = encoder.stride
-    rows = _patch_rows(features, encoder.moved, stride).double()  # (N*H*W, C), or with a stride (N*H*W / s^2, C*s^2)
+    rows = _patch_rows(
+        features, encoder.channels_last, stride
+    ).double()  # (N*H*W, C), or with a stride (N*H*W / s^2, C*s^2)
     kept = encoder.layer.weight.shape[0]
     mean = rows.mean(0)
     centred = rows - mean

@@ -3,8 +3,8 @@
     L = L_task + strength * ramp(t) * mean(((z - stop_gradient(c(z))) / step)^2)
 
 z are the activations, c(z) their nearest level, step the distance between levels, t the share of training done, the
-warm start included. The ramp lets the network learn its task first and settle afterwards; by default a cosine, after
-the way Nagel et al. (ICML 2022) raise the weight of their oscillation dampening.
+reconstruction included. The ramp lets the network learn its task first and settle afterwards; by default a cosine,
+after the way Nagel et al. (ICML 2022) raise the weight of their oscillation dampening.
 
 Its rival is quantization-aware training: the decoder gets c(z) during training already, and gradients pass through the
 rounding as if it were not there (the straight-through estimator: Bengio et al., arXiv 1308.3432).

@@ -9,7 +9,7 @@ coded together, for all channels, so a map of 16x16 takes seven steps and not 25
     x . x        x . x        x o x
 
 A context is the kind of step and the sum of the four neighbours, mirrored at the border; the probabilities of each
-channel are counted on training pictures, frozen, and known to both ends. Only the range coder itself is a library's
+channel are counted on training images, frozen, and known to both ends. Only the range coder itself is a library's
 (constriction), the model is this file.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from . import picture as pictures
+from . import picture as images
 from . import wire as wires
 from .boxes import LEAST_SCORE, Box, boxes_of
 from .letterbox import Letterbox
@@ -55,7 +55,7 @@ class Half:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder / self.manifest_name)
-        self.picture = pictures.PictureFormat.from_dict(self.manifest["picture"])
+        self.picture = images.PictureFormat.from_dict(self.manifest["picture"])
         wire = self.manifest.get("wire")
         self.wire = wires.WireFormat.from_dict(wire) if wire else None
         self.jpeg_quality = self.manifest.get("jpeg_quality")
@@ -80,7 +80,7 @@ class DeviceHalf(Half):
 
     def head(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Normalise a picture and run the head."""
-        return self.run("head", [pictures.to_input(pixels, self.picture)])
+        return self.run("head", [images.to_input(pixels, self.picture)])
 
     def activations(self, features: list[np.ndarray]) -> list[np.ndarray]:
         """Run the encoder: bottleneck activations without the batch dimension."""
@@ -117,13 +117,13 @@ class ServerHalf(Half):
         input, see :meth:`boxes`. Raises PayloadError for a payload that is not ours.
         """
         if self.wire is None:
-            raise ValueError(f"{self.folder} takes pictures; there is no payload to decode")
+            raise ValueError(f"{self.folder} takes images; there is no payload to decode")
         return self.tail(wires.decode(payload, self.wire))
 
     @property
     def finds_boxes(self) -> bool:
         """Whether this is a detector's server half."""
-        return self.wire is not None and self.wire.sized
+        return self.wire is not None and self.wire.carries_image_size
 
     def boxes(self, payload: bytes, least_score: float = LEAST_SCORE) -> list[Box]:
         """What a detector finds, in pixels of the picture, the surest first."""

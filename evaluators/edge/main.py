@@ -21,7 +21,7 @@ def device(folder: Path, arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python device", description="The device half of a split network.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_measure(commands)
-    encode = commands.add_parser("encode", help="turn pictures into payloads")
+    encode = commands.add_parser("encode", help="turn images into payloads")
     encode.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     encode.add_argument("--out", required=True, type=Path, help="folder for the payloads; made if absent")
     probing = commands.add_parser("probe", help="measure the link to a server where a probe is awaited; prints JSON")
@@ -117,7 +117,7 @@ def _decode(folder: Path, options: argparse.Namespace) -> None:
 def _detect(half: halves.ServerHalf, options: argparse.Namespace) -> None:
     classes = half.manifest.get("classes") or []
     if options.draw and len(options.on or []) != len(options.payloads):
-        raise ValueError(f"--draw needs --on with {len(options.payloads)} pictures, one for each payload")
+        raise ValueError(f"--draw needs --on with {len(options.payloads)} images, one for each payload")
     rows: list[dict] = []
     for number, path in enumerate(options.payloads):
         try:

@@ -22,7 +22,7 @@ from typing import Callable
 import numpy as np
 
 from . import circumstances, halves
-from . import picture as pictures
+from . import picture as images
 from . import wire as wires
 
 WARMUP_S = 0.5
@@ -112,7 +112,7 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
     pixels = np.load(half.folder / "sample.npy")
     stages: dict[str, Callable[[], object]] = {}
     if half.jpeg_quality is not None:
-        stages["compress"] = functools.partial(pictures.to_jpeg, pixels, half.jpeg_quality)
+        stages["compress"] = functools.partial(images.to_jpeg, pixels, half.jpeg_quality)
     if half.has("head"):
         stages["head"] = lambda: half.head(pixels)
     if half.wire is not None and half.has("encoder"):
@@ -154,11 +154,11 @@ def _picture_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     pixels = np.load(half.folder / "sample.npy")
     stages: dict[str, Callable[[], object]] = {}
     if half.jpeg_quality is not None:
-        data = pictures.to_jpeg(pixels, half.jpeg_quality)
-        pixels = pictures.from_jpeg(data)
-        stages["decompress"] = lambda: pictures.from_jpeg(data)
-    tensor = pictures.to_input(pixels, half.picture)
-    stages["unpack"] = lambda: pictures.to_input(pixels, half.picture)
+        data = images.to_jpeg(pixels, half.jpeg_quality)
+        pixels = images.from_jpeg(data)
+        stages["decompress"] = lambda: images.from_jpeg(data)
+    tensor = images.to_input(pixels, half.picture)
+    stages["unpack"] = lambda: images.to_input(pixels, half.picture)
     stages["tail"] = lambda: half.run("tail", [tensor])
     return stages
 

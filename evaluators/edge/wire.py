@@ -72,14 +72,14 @@ class WireFormat:
     """Everything both ends must agree on: bit-width, levels of each tensor, coder.
 
     ``tables`` are those of a context model, one for each tensor, see :func:`evaluators.edge.context.learn`. With
-    ``sized`` the payload says how large the picture was, which whoever gets boxes has to know.
+    ``carries_image_size`` the payload says how large the picture was, which whoever gets boxes has to know.
     """
 
     bits: int
     tensors: tuple[TensorLevels, ...]
     coder: str = "packed"
     tables: tuple[np.ndarray, ...] = ()
-    sized: bool = False
+    carries_image_size: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -110,8 +110,8 @@ class WireFormat:
             digest.update(tensor.low.astype("<f4").tobytes() + tensor.high.astype("<f4").tobytes())
         for table in self.tables:
             digest.update(table.astype("<u2").tobytes())
-        if self.sized:
-            digest.update(b"sized")
+        if self.carries_image_size:
+            digest.update(b"carries_image_size")
         return digest.digest()[:4]
 
     def to_dict(self) -> dict:
@@ -127,7 +127,7 @@ class WireFormat:
             "coder": self.coder,
             "tensors": tensors,
             "tables": tables,
-            "sized": self.sized,
+            "carries_image_size": self.carries_image_size,
         }
 
     @classmethod
@@ -143,8 +143,14 @@ class WireFormat:
             np.frombuffer(base64.b64decode(t["uint16"]), "<u2").reshape(t["shape"]).astype(np.uint16)
             for t in data["tables"]
         )
-        sized = data.get("sized", False)
-        return cls(bits=data["bits"], tensors=tensors, coder=data["coder"], tables=tables, sized=sized)
+        carries_image_size = data.get("carries_image_size", False)
+        return cls(
+            bits=data["bits"],
+            tensors=tensors,
+            coder=data["coder"],
+            tables=tables,
+            carries_image_size=carries_image_size,
+        )
 
 
 def quantize(values: np.ndarray, levels: TensorLevels, bits: int) -> np.ndarray:
@@ -221,10 +227,10 @@ def decompress(body: bytes, wire: WireFormat) -> bytes:
 
 
 def frame(body: bytes, wire: WireFormat, picture_size: tuple[int, int] = (0, 0)) -> bytes:
-    """The payload: header, the picture's width and height where the format is ``sized``, and body."""
-    if wire.sized and max(picture_size) > MOST_PIXELS:
+    """The payload: header, the picture's width and height where the format is ``carries_image_size``, and body."""
+    if wire.carries_image_size and max(picture_size) > MOST_PIXELS:
         raise PayloadError(f"a picture of {picture_size[0]}x{picture_size[1]}; up to {MOST_PIXELS} a side can be sent")
-    rest = _SIZE.pack(*picture_size) + body if wire.sized else body
+    rest = _SIZE.pack(*picture_size) + body if wire.carries_image_size else body
     return _HEADER.pack(WIRE_VERSION, CODERS[wire.coder].number, wire.fingerprint, zlib.crc32(rest)) + rest
 
 
@@ -234,7 +240,7 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
     Raises:
         PayloadError: too short, another version, coder or configuration, or damaged on the way.
     """
-    least = HEADER_BYTES + (_SIZE.size if wire.sized else 0)
+    least = HEADER_BYTES + (_SIZE.size if wire.carries_image_size else 0)
     if len(payload) < least:
         raise PayloadError(f"{len(payload)} bytes are too few for a payload; its header alone takes {least}")
     version, coder, fingerprint, checksum = _HEADER.unpack_from(payload)
@@ -252,7 +258,7 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
 
 
 def picture_size(payload: bytes, wire: WireFormat) -> tuple[int, int]:
-    """Width and height of the picture, from a payload of a ``sized`` format.
+    """Width and height of the picture, from a payload of a ``carries_image_size`` format.
 
     Raises:
         PayloadError: as :func:`unframe`, or a picture without area.
@@ -269,7 +275,7 @@ def encode(tensors: list[np.ndarray], wire: WireFormat, picture_size: tuple[int,
 
     Args:
         tensors: one float32 array per ``wire.tensors``, of that shape.
-        picture_size: width and height, up to 65,535; sent where the format is ``sized``.
+        picture_size: width and height, up to 65,535; sent where the format is ``carries_image_size``.
 
     Raises:
         PayloadError: NaN or infinite activations, or too large a picture.

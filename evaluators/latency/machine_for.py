@@ -13,7 +13,7 @@ from evaluators.latency.profiles import LOCAL, Here, MachineProfile, Recording, 
 from evaluators.latency.runners import LocalRunner, Runner
 from evaluators.latency.ssh import SshRunner, SshTarget
 from evaluators.latency.table import StageTable
-from evaluators.result import Job
+from evaluators.result import StageKey
 from spaces.partition import INPUT, OUTPUT
 
 
@@ -62,10 +62,10 @@ def _by_reference(profile: MachineProfile, here: Measuring, reference: Reference
 
 def _scaled(profile: MachineProfile, here: Measuring, model: str, image_size: int, reference_ms: float) -> Scaled:
     def time_reference() -> float:
-        job = Job(key=f"{model} whole at {image_size} px")
+        stage_key = StageKey(key=f"{model} whole at {image_size} px")
         with tempfile.TemporaryDirectory(prefix="splitsearch-reference-") as scratch:
             folder = Path(scratch)
-            timings = here.timings({"head": job}, lambda: _folder(folder, model, image_size, profile.threads))
+            timings = here.timings({"head": stage_key}, lambda: _folder(folder, model, image_size, profile.threads))
         return timings["head"].p50_ms
 
     return Scaled(profile, here, reference_ms, time_reference)

@@ -12,7 +12,7 @@ from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profiles import Fitting, MachineProfile, Recording
 from evaluators.latency.runners import Runner
 from evaluators.latency.table import StageTable
-from evaluators.result import Job, Source, Timing
+from evaluators.result import Source, StageKey, Timing
 from spaces.errors import SpecError
 
 Timings = dict[str, Timing]  # by stage
@@ -26,11 +26,11 @@ class Machine(Protocol):
         """What the study names."""
         ...
 
-    def timings(self, jobs: Mapping[str, Job], folder: Callable[[], Path]) -> Timings:
+    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """How long stages take.
 
         Args:
-            jobs: what each depends on.
+            stage_keys: what each depends on.
             folder: makes the folder to measure, see ``evaluators/folders.py``; only called when something has to be
                 measured that never was before.
 
@@ -67,9 +67,9 @@ class Measuring:
     table: StageTable
     place: str
 
-    def timings(self, jobs: Mapping[str, Job], folder: Callable[[], Path]) -> Timings:
+    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
-        keys = {stage: f"{self.place}: {stage} of {job.key}" for stage, job in jobs.items()}
+        keys = {stage: f"{self.place}: {stage} of {stage_key.key}" for stage, stage_key in stage_keys.items()}
         return self.table.get(keys, lambda missing: self.runner.measure(folder(), missing))
 
     def describe(self) -> dict[str, Any]:
@@ -103,11 +103,11 @@ class Scaled:
         """How many times as long everything takes there."""
         return self.reference_ms / self.time_reference()
 
-    def timings(self, jobs: Mapping[str, Job], folder: Callable[[], Path]) -> Timings:
+    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
-        if not jobs:
+        if not stage_keys:
             return {}
-        return {stage: timing.scaled(self.factor) for stage, timing in self.here.timings(jobs, folder).items()}
+        return {stage: timing.scaled(self.factor) for stage, timing in self.here.timings(stage_keys, folder).items()}
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Machine`."""
@@ -137,27 +137,29 @@ class Recorded:
     networks: Machine | None
     rest: Machine | None
 
-    def timings(self, jobs: Mapping[str, Job], folder: Callable[[], Path]) -> Timings:
+    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
         known = {
-            stage: self.recording.timings[stage][job.key]
-            for stage, job in jobs.items()
-            if job.key in self.recording.timings.get(stage, {})
+            stage: self.recording.timings[stage][stage_key.key]
+            for stage, stage_key in stage_keys.items()
+            if stage_key.key in self.recording.timings.get(stage, {})
         }
-        for stage, job in jobs.items():
+        for stage, stage_key in stage_keys.items():
             if stage in known:
                 continue
-            machine = self.networks if job.work is not None else self.rest
+            machine = self.networks if stage_key.work is not None else self.rest
             if stage in ("head", "tail") or machine is None:
-                raise self._unknown(stage, job)
-            known |= machine.timings({stage: job}, folder)
+                raise self._unknown(stage, stage_key)
+            known |= machine.timings({stage: stage_key}, folder)
         return known
 
-    def _unknown(self, stage: str, job: Job) -> NotRecorded:
+    def _unknown(self, stage: str, stage_key: StageKey) -> NotRecorded:
         points = ", ".join(self.recording.timings.get(stage, {})) or "none"
         place = "server" if stage in ("tail", "decode", "unpack", "decompress") else "device"
         return NotRecorded(
-            place, self.profile.name, f"it has no {stage} of '{job.key}'; it knows these: {points}. Name such points"
+            place,
+            self.profile.name,
+            f"it has no {stage} of '{stage_key.key}'; it knows these: {points}. Name such points",
         )
 
     def describe(self) -> dict[str, Any]:
@@ -199,15 +201,15 @@ class Fitted:
     fitting: Fitting
     rest: Machine
 
-    def timings(self, jobs: Mapping[str, Job], folder: Callable[[], Path]) -> Timings:
+    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
         fit = self.fitting.fit
         networks = {
-            stage: Timing.single(fit.predict_ms(job.work), Source.MODELLED)
-            for stage, job in jobs.items()
-            if job.work is not None
+            stage: Timing.single(fit.predict_ms(stage_key.work), Source.MODELLED)
+            for stage, stage_key in stage_keys.items()
+            if stage_key.work is not None
         }
-        others = {stage: job for stage, job in jobs.items() if stage not in networks}
+        others = {stage: stage_key for stage, stage_key in stage_keys.items() if stage not in networks}
         return networks | self.rest.timings(others, folder)
 
     def describe(self) -> dict[str, Any]:

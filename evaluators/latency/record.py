@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from evaluators.candidates import Candidate
 from evaluators.compression.bottleneck import Bottleneck
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat
 from evaluators.latency.machines import Measuring
-from evaluators.latency.stopwatch import Stages, Stopwatch
+from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
 from evaluators.result import Timing
+from evaluators.training.candidates import Candidate
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, SpecError
 from spaces.partition import INPUT, OUTPUT
@@ -62,7 +62,7 @@ def record(split: SplitModel, machine: Measuring, scope: Scope, progress: Callab
     """
     size = split.image_size
     picture = PictureFormat(size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    watch = Stopwatch(machine, machine, split, picture, np.zeros((size, size, 3), np.uint8))
+    watch = StageTimer(machine, machine, split, picture, np.zeros((size, size, 3), np.uint8))
     found: Timed = {}
     for what, time in _tasks(split, watch, scope):
         progress(what)
@@ -71,11 +71,11 @@ def record(split: SplitModel, machine: Measuring, scope: Scope, progress: Callab
         except InfeasibleSplit:
             continue  # a ratio that leaves no channel there
         for stage, timing in stages.timings.items():
-            found.setdefault(stage, {})[stages.jobs[stage].key] = timing
+            found.setdefault(stage, {})[stages.stage_keys[stage].key] = timing
     return found
 
 
-def _tasks(split: SplitModel, watch: Stopwatch, scope: Scope) -> Iterator[tuple[str, Callable[[], Stages]]]:
+def _tasks(split: SplitModel, watch: StageTimer, scope: Scope) -> Iterator[tuple[str, Callable[[], Stages]]]:
     names = [point.name for point in split.points]
     if scope.role != "server":
         yield from ((f"head of {name}", functools.partial(watch.head, name)) for name in names if name != INPUT)
@@ -88,9 +88,9 @@ def _tasks(split: SplitModel, watch: Stopwatch, scope: Scope) -> Iterator[tuple[
                 yield f"bottleneck {config.label}", functools.partial(_bottleneck, split, watch, scope, config)
 
 
-def _bottleneck(split: SplitModel, watch: Stopwatch, scope: Scope, config: SplitConfig) -> Stages:
+def _bottleneck(split: SplitModel, watch: StageTimer, scope: Scope, config: SplitConfig) -> Stages:
     candidate = untrained(split, config)
-    stages = Stages(jobs={}, timings={})
+    stages = Stages(stage_keys={}, timings={})
     if scope.role != "server":
         stages |= watch.device_side(config, candidate)
     if scope.role != "device":

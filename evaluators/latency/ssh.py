@@ -1,7 +1,8 @@
 """Measures on another machine over SSH, with the system's own ``ssh``.
 
-A folder's files are sent once, by content; the far side (``far_side.py``, sent along with every request) keeps them,
-makes itself an environment once, and runs the folder's own ``measure``. Each step is one ssh command with a time limit.
+A folder's files are sent once, by content; the remote agent (``remote_agent.py``, sent along with every request)
+keeps them, makes itself an environment once, and runs the folder's own ``measure``. Each step is one ssh command with a
+time limit.
 A shared connection (ControlMaster) would save a measurement one handshake, and is left out: its background process
 would outlive the command, keep its pipes open and hide that the connection was cut.
 """
@@ -37,7 +38,7 @@ PACKAGES = ("numpy", "onnxruntime", "pillow")  # without versions: the device's 
 
 Files = dict[str, tuple[str, int]]  # SHA-256 and size by path in the folder
 
-_PROGRAM = Path(__file__).with_name("far_side.py")
+_PROGRAM = Path(__file__).with_name("remote_agent.py")
 _CHUNK = 1 << 18
 _TOO_OLD = "splitsearch-too-old"
 _ANSWER = re.compile(rb"\nsplitsearch-answer (\d+)\n")
@@ -235,7 +236,7 @@ class SshRunner:
         """One step on the far side, over one connection.
 
         Args:
-            command: one of ``far_side.COMMANDS``.
+            command: one of ``remote_agent.COMMANDS``.
             request: its arguments.
             data: bytes that follow the request.
             timeout_s: for all of it.

@@ -26,7 +26,7 @@ class SplitModel:
         image_size: side of its square RGB input in pixels.
 
     Raises:
-        SpecError: the model does not accept pictures of this size.
+        SpecError: the model does not accept images of this size.
         SplitsearchError: the model cannot be traced.
     """
 

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import nn
 
-from evaluators import own_code
+from evaluators import user_code
 from evaluators.cache import cache_folder
 from evaluators.models.detector import prepare_detector
 from evaluators.models.weights import load_weights, load_what_fits
@@ -64,7 +64,7 @@ _Found = tuple[Callable[[], Any], Callable[[], _State] | None]
 
 def _find(settings: ModelSettings) -> _Found:
     """How to make the network, and how to get pretrained weights where the library offers them."""
-    if settings.name.startswith(own_code.PREFIX):
+    if settings.name.startswith(user_code.PREFIX):
         return _own(settings)
     library, _, name = settings.name.partition("/")
     if library not in _LIBRARIES or not name:
@@ -116,11 +116,11 @@ def _ultralytics(settings: ModelSettings, name: str) -> _Found:
 
 
 def _own(settings: ModelSettings) -> _Found:
-    factory = own_code.load_factory(settings.name, "model.name")
+    factory = user_code.load_factory(settings.name, "model.name")
 
     def make() -> Any:
         try:
-            return own_code.call(functools.partial(factory, **settings.options), num_classes=settings.num_classes)
+            return user_code.call(functools.partial(factory, **settings.options), num_classes=settings.num_classes)
         except Exception as error:  # the user's own code, which may raise anything
             reason = f"calling it fails: {type(error).__name__}: {error}"
             raise SpecError("model.name", settings.name, reason) from error

@@ -24,7 +24,7 @@ from spaces.partition import INPUT, OUTPUT, PartitionPoint
 
 STEM = "stem"
 MOST_TENSORS = 8
-_BATCHES = (2, 3)  # two, to tell what depends on the number of pictures from what does not
+_BATCHES = (2, 3)  # two, to tell what depends on the number of images from what does not
 _MAIN_SHARE = 0.5  # of the network's arithmetic: a submodule with that much is looked into like the network itself
 
 
@@ -45,7 +45,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Scalar:
-    """An integer, or a tuple of them, that follows from the number of pictures: ``fixed + per_picture * batch``."""
+    """An integer, or a tuple of them, that follows from the number of images: ``fixed + per_picture * batch``."""
 
     fixed: Any
     per_picture: Any
@@ -387,7 +387,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _scalar(first: Any, second: Any) -> Scalar | None:
-    """From the values of two runs; None where they do not follow from the number of pictures."""
+    """From the values of two runs; None where they do not follow from the number of images."""
     if isinstance(first, tuple | list):
         parts = [_scalar(a, b) for a, b in zip(first, second, strict=True)]
         if any(part is None for part in parts):

@@ -14,7 +14,7 @@ _PASSED = (nn.Identity, nn.Dropout, nn.Dropout2d)  # modules between a norm and 
 
 
 @torch.no_grad()
-def silence_branches(network: nn.Module, image_size: int) -> int:
+def zero_init_residual(network: nn.Module, image_size: int) -> int:
     """Set the last BatchNorm weight of each residual branch to zero, so that its block starts as the identity.
 
     For networks that nobody has trained yet. It lets deep ones learn from the first steps on; after Goyal et al.,

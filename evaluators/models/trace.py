@@ -35,7 +35,7 @@ def trace(model: nn.Module, image_size: int) -> fx.GraphModule:
     random picture has been checked.
 
     Raises:
-        SpecError: the model does not accept pictures of this size.
+        SpecError: the model does not accept images of this size.
         SplitsearchError: the model cannot be traced; says which line stops it and what to do.
     """
     picture = torch.randn(_TRACED_BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def _answer(model: nn.Module, picture: torch.Tensor) -> list[Any]:
     except Exception as error:  # the model's own code, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SpecError(
-            "data.image_size", size, f"{type(model).__name__} does not accept pictures of 3x{size}x{size}: {reason}"
+            "data.image_size", size, f"{type(model).__name__} does not accept images of 3x{size}x{size}: {reason}"
         ) from None
 
 

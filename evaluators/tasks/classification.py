@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from evaluators.compression.bottleneck import Tensors
 from evaluators.models.cut import first_tensor
-from evaluators.tasks.data import Pictures
-from evaluators.tasks.scoring import paired_drop_pp
+from evaluators.tasks.data import LabelledImages
+from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.tasks.task import Criterion, Task
 
 _TEMPERATURE = 2.0  # of the distillation
@@ -40,9 +40,9 @@ class Classification(Task):
 
     metric = "top-1"
 
-    def judge(self, answers: torch.Tensor, pictures: Pictures) -> Hits:
+    def judge(self, answers: torch.Tensor, images: LabelledImages) -> Hits:
         """See :class:`Task`."""
-        return Hits((answers.argmax(1) == pictures.labels).numpy())
+        return Hits((answers.argmax(1) == images.labels).numpy())
 
     def drop_pp(self, reference: Hits, other: Hits) -> tuple[float, tuple[float, float]]:
         """See :class:`Task`; the interval is a normal approximation, paired picture by picture."""
@@ -56,9 +56,9 @@ class Classification(Task):
         """Class scores."""
         return (first_tensor(output),)
 
-    def criterion(self, pictures: Pictures, teacher: Tensors | None = None) -> Criterion:
+    def criterion(self, images: LabelledImages, teacher: Tensors | None = None) -> Criterion:
         """See :class:`Task`."""
-        return ClassCriterion(pictures.labels, teacher[0] if teacher is not None else None)
+        return ClassCriterion(images.labels, teacher[0] if teacher is not None else None)
 
 
 class ClassCriterion(Criterion):

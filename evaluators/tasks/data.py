@@ -1,4 +1,4 @@
-"""Pictures with labels, and what a data set is: three roles, of which the model has seen only the first."""
+"""Images with labels, and what a data set is: three roles, of which the model has seen only the first."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from evaluators.edge.picture import PictureFormat, to_input
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Labelled pictures: uint8 pixels as a device would have them, and class indices (N,), or boxes as rows.
+class LabelledImages:
+    """Labelled images: uint8 pixels as a device would have them, and class indices (N,), or boxes as rows.
 
     ``sizes`` are width and height of each picture before it was scaled down to what the device needs; boxes are in its
     pixels. Only detection has them.
@@ -28,13 +28,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __add__(self, other: Pictures) -> Pictures:
+    def __add__(self, other: LabelledImages) -> LabelledImages:
         """Both, one after the other; the number of a picture stands first in a row of labels where there are rows."""
         labels = other.labels.clone()
         if labels.ndim > 1:
             labels[:, 0] += len(self)
         pixels = _Joined(self.pixels, other.pixels)
-        return Pictures(pixels, torch.cat([self.labels, labels]), [*self.sizes, *other.sizes])
+        return LabelledImages(pixels, torch.cat([self.labels, labels]), [*self.sizes, *other.sizes])
 
     def inputs(self, picture: PictureFormat, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """A slice as network input, (B, 3, S, S)."""
@@ -42,7 +42,7 @@ class Pictures:
 
 
 class _Joined(Sequence[np.ndarray]):
-    """Two sequences of pictures as one, without looking at any."""
+    """Two sequences of images as one, without looking at any."""
 
     def __init__(self, one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> None:
         self._one, self._other = one, other
@@ -58,7 +58,7 @@ class _Joined(Sequence[np.ndarray]):
 
 
 class Dataset(ABC):
-    """A named data set. Opening it checks that it is there; pictures are read when asked for."""
+    """A named data set. Opening it checks that it is there; images are read when asked for."""
 
     name: str
     task: Literal["classification", "detection"] = "classification"
@@ -72,18 +72,18 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Text that differs between two sets of training pictures, wherever they lie."""
+        """Text that differs between two sets of training images, wherever they lie."""
 
     @abstractmethod
-    def train(self, count: int | None, seed: int) -> Pictures:
-        """A class-balanced sample of the training pictures; all of them without a count."""
+    def train(self, count: int | None, seed: int) -> LabelledImages:
+        """A class-balanced sample of the training images; all of them without a count."""
 
     @abstractmethod
-    def validation(self) -> Pictures:
+    def validation(self) -> LabelledImages:
         """The search-validation split."""
 
     @abstractmethod
-    def test(self) -> Pictures:
+    def test(self) -> LabelledImages:
         """The test split. For reporting confirmed points, never for choosing."""
 
 

@@ -1,6 +1,6 @@
 """Data sets by name, each split into three roles: train, search-validation and test.
 
-Search-validation and test are pictures the model has never seen. A data set with val and test lists of its own uses
+Search-validation and test are images the model has never seen. A data set with val and test lists of its own uses
 them; one with a single validation split has that halved, class by class (TinyImageNet: its own test split has no
 labels). One that comes undivided is divided 60 : 20 : 20, which only serves models that splitsearch trains itself.
 """
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluators import own_code
+from evaluators import user_code
 from evaluators.edge.picture import PictureFormat, fit_picture, open_picture
 from evaluators.settings import DataSettings
 from evaluators.tasks.archives import Archive, find_root
-from evaluators.tasks.data import Dataset, Pictures, divide, sample
+from evaluators.tasks.data import Dataset, LabelledImages, divide, sample
 from evaluators.tasks.voc import Voc, Voc0712
 from evaluators.tasks.yolo_data import YoloData
 from spaces.errors import SpecError, nearest
@@ -38,7 +38,7 @@ TINY_IMAGENET = Archive(url="http://cs231n.stanford.edu/tiny-imagenet-200.zip", 
 
 
 class Digits(Dataset):
-    """scikit-learn's handwritten digits: 1,797 real greyscale pictures of 8x8 pixels in ten classes."""
+    """scikit-learn's handwritten digits: 1,797 real greyscale images of 8x8 pixels in ten classes."""
 
     name = "digits"
     mirrored = False
@@ -55,20 +55,20 @@ class Digits(Dataset):
         self._labels = bunch.target.astype(np.int64)
         self._roles = divide(self._labels, _CARVED, _SPLIT_SEED)
 
-    def train(self, count: int | None, seed: int) -> Pictures:
+    def train(self, count: int | None, seed: int) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._pictures(sample(self._labels, self._roles[0], count, seed))
 
-    def validation(self) -> Pictures:
+    def validation(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._pictures(self._roles[1])
 
-    def test(self) -> Pictures:
+    def test(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._pictures(self._roles[2])
 
-    def _pictures(self, index: np.ndarray) -> Pictures:
-        return Pictures(list(self._pixels[index]), torch.from_numpy(self._labels[index]))
+    def _pictures(self, index: np.ndarray) -> LabelledImages:
+        return LabelledImages(list(self._pixels[index]), torch.from_numpy(self._labels[index]))
 
 
 class _Files(Dataset):
@@ -84,24 +84,24 @@ class _Files(Dataset):
         rows = [f"{path.relative_to(self._root).as_posix()} {path.stat().st_size}" for path, _ in self._roles["train"]]
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
-    def train(self, count: int | None, seed: int) -> Pictures:
+    def train(self, count: int | None, seed: int) -> LabelledImages:
         """See :class:`Dataset`."""
         labels = np.array([label for _, label in self._roles["train"]])
         return self._read("train", sample(labels, np.arange(len(labels)), count, seed))
 
-    def validation(self) -> Pictures:
+    def validation(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._read("validation")
 
-    def test(self) -> Pictures:
+    def test(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._read("test")
 
-    def _read(self, role: str, index: Sequence[int] | np.ndarray | None = None) -> Pictures:
+    def _read(self, role: str, index: Sequence[int] | np.ndarray | None = None) -> LabelledImages:
         rows = self._roles[role]
         chosen = [rows[i] for i in index] if index is not None else rows
         pixels = [open_picture(str(path), self.picture) for path, _ in chosen]
-        return Pictures(pixels, torch.tensor([label for _, label in chosen]))
+        return LabelledImages(pixels, torch.tensor([label for _, label in chosen]))
 
     def _share(self, rows: list[tuple[Path, int]], shares: tuple[float, ...], roles: tuple[str, ...]) -> None:
         """Divide files among roles, class by class."""
@@ -125,7 +125,7 @@ class TinyImageNet(_Files):
             for path in sorted((root / "train" / name).glob("images/*.JPEG"))
         ]
         if not train:
-            raise SpecError("data.root", str(root), "no pictures found in it as train/<class>/images/*.JPEG")
+            raise SpecError("data.root", str(root), "no images found in it as train/<class>/images/*.JPEG")
         self._roles = {"train": train}
         rows = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
         held_out = [(root / "val" / "images" / row[0], number[row[1]]) for row in rows if row[1] in number]
@@ -133,7 +133,7 @@ class TinyImageNet(_Files):
 
 
 class ImageFolder(_Files):
-    """Pictures in folders named after their classes: ``train/<class>/*``, ``val/<class>/*``, ``test/<class>/*``.
+    """Images in folders named after their classes: ``train/<class>/*``, ``val/<class>/*``, ``test/<class>/*``.
 
     Of ``val`` and ``test`` one is enough; without ``train`` the class folders stand at the root, undivided.
     """
@@ -148,7 +148,7 @@ class ImageFolder(_Files):
         self.classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir()))
         train = self._list(base)
         if not train:
-            raise SpecError("data.root", str(root), "no pictures found in it as train/<class>/* or <class>/*")
+            raise SpecError("data.root", str(root), "no images found in it as train/<class>/* or <class>/*")
         self._roles = {"train": train}
         if self.carved:
             self._share(train, _CARVED, ("train", "validation", "test"))
@@ -189,7 +189,7 @@ class OwnData(Dataset):
 
     def __init__(self, settings: DataSettings) -> None:
         self._settings = settings
-        given = self._call(own_code.load_factory(settings.name, "data.name"))
+        given = self._call(user_code.load_factory(settings.name, "data.name"))
         if not isinstance(given, Mapping) or not set(self._ROLES) <= set(given):
             raise self._wrong("a mapping with train, validation and test is needed")
         self._items = {role: given[role] for role in self._ROLES}
@@ -200,41 +200,43 @@ class OwnData(Dataset):
         mean, std = given.get("mean", _IMAGENET_MEAN), given.get("std", _IMAGENET_STD)
         self.picture = PictureFormat(settings.image_size, tuple(mean), tuple(std))
         if min(len(labels) for labels in self._labels.values()) == 0 or len(self.classes) < count:
-            raise self._wrong("every role needs pictures, and classes a name for every index")
+            raise self._wrong("every role needs images, and classes a name for every index")
 
     @functools.cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """See :class:`Dataset`. Of the function's file and the training labels; the pictures are not looked at."""
-        made_of = own_code.source_digest(self._settings.name) + str(self._settings.root)
+        """See :class:`Dataset`. Of the function's file and the training labels; the images are not looked at."""
+        made_of = user_code.source_digest(self._settings.name) + str(self._settings.root)
         return hashlib.sha256(made_of.encode() + self._labels["train"].tobytes()).hexdigest()
 
-    def train(self, count: int | None, seed: int) -> Pictures:
+    def train(self, count: int | None, seed: int) -> LabelledImages:
         """See :class:`Dataset`."""
         labels = self._labels["train"]
         return self._read("train", sample(labels, np.arange(len(labels)), count, seed))
 
-    def validation(self) -> Pictures:
+    def validation(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._read("validation", np.arange(len(self._labels["validation"])))
 
-    def test(self) -> Pictures:
+    def test(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._read("test", np.arange(len(self._labels["test"])))
 
-    def _read(self, role: str, index: np.ndarray) -> Pictures:
+    def _read(self, role: str, index: np.ndarray) -> LabelledImages:
         items = self._items[role]
-        return Pictures([self._pixels(items[int(i)][0]) for i in index], torch.from_numpy(self._labels[role][index]))
+        return LabelledImages(
+            [self._pixels(items[int(i)][0]) for i in index], torch.from_numpy(self._labels[role][index])
+        )
 
     def _pixels(self, picture: Any) -> np.ndarray:
         if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
             picture = Image.fromarray(picture)
         if not isinstance(picture, Image.Image):
-            raise self._wrong(f"pictures are PIL images or uint8 arrays (H, W, 3), not {type(picture).__name__}")
+            raise self._wrong(f"images are PIL images or uint8 arrays (H, W, 3), not {type(picture).__name__}")
         return fit_picture(picture, self.picture)
 
     def _call(self, factory: Callable[..., Any]) -> Any:
         try:
-            return own_code.call(factory, root=self._settings.root)
+            return user_code.call(factory, root=self._settings.root)
         except Exception as error:  # the user's own code, which may raise anything
             raise self._wrong(f"calling it fails: {type(error).__name__}: {error}") from error
 
@@ -243,7 +245,7 @@ class OwnData(Dataset):
 
 
 def _labels_of(items: Any) -> np.ndarray:
-    """Class indices, without decoding pictures where the data set keeps them apart."""
+    """Class indices, without decoding images where the data set keeps them apart."""
     targets = getattr(items, "targets", None)
     labels = targets if targets is not None else [items[index][1] for index in range(len(items))]
     return np.asarray(labels, dtype=np.int64)
@@ -265,7 +267,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
     Raises:
         SpecError: no such name, or its files are not there or not readable.
     """
-    kind = OwnData if settings.name.startswith(own_code.PREFIX) else _DATASETS.get(settings.name)
+    kind = OwnData if settings.name.startswith(user_code.PREFIX) else _DATASETS.get(settings.name)
     if kind is None:
         known = f"{nearest(settings.name, _DATASETS)}, or python:path/to/file.py:function for your own"
         raise SpecError("data.name", settings.name, known)

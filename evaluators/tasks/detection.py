@@ -22,18 +22,18 @@ from torch.nn import functional
 from torchvision.ops import box_iou
 
 from evaluators.compression.bottleneck import Tensors
+from evaluators.compute import compute_device
 from evaluators.edge.boxes import LEAST_SCORE
 from evaluators.edge.letterbox import Letterbox
 from evaluators.edge.picture import PictureFormat
 from evaluators.models.detector import both_heads
-from evaluators.tasks.data import Pictures
+from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.task import Criterion, Task
-from evaluators.tasks.training import compute_device
 
 IOU_THRESHOLDS = torch.linspace(0.5, 0.95, 10)
 _LEAST_SCORE = 0.001  # of a box that counts, as in ultralytics' validation
 _SAME_BOX = 0.9  # intersection over union
-_GROUPS = 20  # of pictures, for the jackknife
+_GROUPS = 20  # of images, for the jackknife
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class Matched:
 class Precision:
     """Mean average precision over classes, and over thresholds from 0.5 to 0.95."""
 
-    def __init__(self, pictures: Sequence[Matched]) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Sequence[Matched]) -> None:
+        self.images = images
 
     @property
     def accuracy(self) -> float:
@@ -70,22 +70,22 @@ class Precision:
 
     @functools.cached_property
     def _means(self) -> tuple[float, float]:
-        return _mean_precision(self.pictures)
+        return _mean_precision(self.images)
 
     @functools.cached_property
     def without_group(self) -> np.ndarray:
-        """mAP50-95 when each of 20 groups of pictures is left out (fewer groups with fewer pictures)."""
-        groups = min(_GROUPS, len(self.pictures))
-        kept = ([each for i, each in enumerate(self.pictures) if i % groups != out] for out in range(groups))
-        return np.array([_mean_precision(pictures)[1] for pictures in kept])
+        """mAP50-95 when each of 20 groups of images is left out (fewer groups with fewer images)."""
+        groups = min(_GROUPS, len(self.images))
+        kept = ([each for i, each in enumerate(self.images) if i % groups != out] for out in range(groups))
+        return np.array([_mean_precision(images)[1] for images in kept])
 
 
 class Detection(Task):
-    """Boxes of things. Labels as in :class:`evaluators.tasks.boxed.BoxedFiles`.
+    """Boxes of things. Labels as in :class:`evaluators.tasks.detection_data.DetectionFiles`.
 
     Args:
         network: ultralytics' ``DetectionModel``, whose loss this is.
-        picture: how pictures become its input.
+        picture: how images become its input.
     """
 
     metric = "mAP50-95"
@@ -93,17 +93,17 @@ class Detection(Task):
     def __init__(self, network: Any, picture: PictureFormat) -> None:
         self._network, self._picture = network, picture
 
-    def judge(self, answers: torch.Tensor, pictures: Pictures) -> Precision:
+    def judge(self, answers: torch.Tensor, images: LabelledImages) -> Precision:
         """See :class:`Task`."""
-        wanted = _in_square(pictures, self._picture.size)
+        wanted = _in_square(images, self._picture.size)
         return Precision([_match(answer, rows) for answer, rows in zip(answers.float(), wanted, strict=True)])
 
     def drop_pp(self, reference: Precision, other: Precision) -> tuple[float, tuple[float, float]]:
-        """See :class:`Task`; the interval is a delete-a-group jackknife's over pictures (Kott, Journal of Official
+        """See :class:`Task`; the interval is a delete-a-group jackknife's over images (Kott, Journal of Official
         Statistics 17, 2001), of the paired difference.
         """
         drop = reference.accuracy - other.accuracy
-        if len(reference.pictures) < 2:
+        if len(reference.images) < 2:
             return 100 * drop, (-100.0, 100.0)
         found = reference.without_group - other.without_group
         groups = len(found)
@@ -120,9 +120,9 @@ class Detection(Task):
         raw = output[1]["one2one"]
         return raw["boxes"].half(), raw["scores"].half()
 
-    def criterion(self, pictures: Pictures, teacher: Tensors | None = None) -> Criterion:
+    def criterion(self, images: LabelledImages, teacher: Tensors | None = None) -> Criterion:
         """See :class:`Task`."""
-        return BoxCriterion(self._network, _in_square(pictures, self._picture.size), self._picture.size, teacher)
+        return BoxCriterion(self._network, _in_square(images, self._picture.size), self._picture.size, teacher)
 
 
 class BoxCriterion(Criterion):
@@ -207,11 +207,11 @@ class BoxCriterion(Criterion):
         return (self._gains.cls * classes + self._gains.dfl * (apart * surest).sum()) / total
 
 
-def _in_square(pictures: Pictures, size: int) -> list[torch.Tensor]:
+def _in_square(images: LabelledImages, size: int) -> list[torch.Tensor]:
     """For each picture its labels as rows (class, left, top, right, bottom, difficult) in pixels of the input."""
     found = []
-    for number, (width, height) in enumerate(pictures.sizes):
-        rows = pictures.labels[pictures.labels[:, 0] == number][:, 1:]
+    for number, (width, height) in enumerate(images.sizes):
+        rows = images.labels[images.labels[:, 0] == number][:, 1:]
         corners = Letterbox(width, height, size).to_square(rows[:, 1:5].numpy())
         found.append(torch.cat([rows[:, :1], torch.from_numpy(corners), rows[:, 5:]], 1))
     return found
@@ -249,13 +249,13 @@ def _matches(answer: torch.Tensor, wanted: torch.Tensor) -> np.ndarray:
     return found.numpy()
 
 
-def _mean_precision(pictures: Sequence[Matched]) -> tuple[float, float]:
+def _mean_precision(images: Sequence[Matched]) -> tuple[float, float]:
     """mAP50 and mAP50-95, by ultralytics' own integration of the curves."""
     from ultralytics.utils.metrics import ap_per_class
 
-    targets = np.concatenate([each.targets for each in pictures])
+    targets = np.concatenate([each.targets for each in images])
     joined = {
-        name: np.concatenate([getattr(each, name) for each in pictures])
+        name: np.concatenate([getattr(each, name) for each in images])
         for name in ("hits", "ignored", "scores", "labels")
     }
     if not len(targets) or not len(joined["scores"]):

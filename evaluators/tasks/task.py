@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
-from evaluators.tasks.data import Pictures
+from evaluators.tasks.data import LabelledImages
 
 
-class Verdict(Protocol):
-    """How good the answers to a list of pictures are."""
+class TaskMetrics(Protocol):
+    """How good the answers to a list of images are."""
 
     @property
     def accuracy(self) -> float:
@@ -30,19 +30,19 @@ class Verdict(Protocol):
 
 
 class Criterion(ABC):
-    """How wrong a network is about a fixed list of pictures."""
+    """How wrong a network is about a fixed list of images."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
 
     @abstractmethod
     def __call__(self, output: Any, index: torch.Tensor, distillation: float) -> torch.Tensor:
         """The mean loss, a scalar, in float32.
 
         Args:
-            output: all that the network returns for those pictures, inside :meth:`learning` if it learns from them.
-            index: which pictures of the list, (B,).
+            output: all that the network returns for those images, inside :meth:`learning` if it learns from them.
+            index: which images of the list, (B,).
             distillation: share of the loss that is distance from the teacher; the rest is distance from the labels.
         """
 
@@ -62,23 +62,23 @@ class Task(ABC):
     """What accuracy is, for people."""
 
     @abstractmethod
-    def judge(self, answers: torch.Tensor, pictures: Pictures) -> Verdict:
-        """Compare answers with the pictures' labels."""
+    def judge(self, answers: torch.Tensor, images: LabelledImages) -> TaskMetrics:
+        """Compare answers with the images' labels."""
 
     @abstractmethod
     def drop_pp(self, reference: Any, other: Any) -> tuple[float, tuple[float, float]]:
         """How much less accurate ``other`` is than ``reference``, in percentage points, with a 95 % interval; both are
-        verdicts of this task on the same pictures in the same order.
+        verdicts of this task on the same images in the same order.
         """
 
     @abstractmethod
     def agreement(self, answers: torch.Tensor, others: torch.Tensor) -> float:
-        """Share of pictures to which both give the same answer."""
+        """Share of images to which both give the same answer."""
 
     @abstractmethod
     def teaching(self, output: Any) -> Tensors:
         """What a teacher's output has for a criterion, one row a picture in each tensor."""
 
     @abstractmethod
-    def criterion(self, pictures: Pictures, teacher: Tensors | None = None) -> Criterion:
-        """The loss on these pictures. Without a teacher there is no distillation."""
+    def criterion(self, images: LabelledImages, teacher: Tensors | None = None) -> Criterion:
+        """The loss on these images. Without a teacher there is no distillation."""

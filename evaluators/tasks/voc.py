@@ -1,6 +1,6 @@
-"""Pascal VOC's layout: pictures with boxes around the things in them.
+"""Pascal VOC's layout: images with boxes around the things in them.
 
-``VOCdevkit/<name>/`` holds ``JPEGImages``, ``Annotations`` (one XML file a picture) and lists of pictures in
+``VOCdevkit/<name>/`` holds ``JPEGImages``, ``Annotations`` (one XML file a picture) and lists of images in
 ``ImageSets/Main``. Several names side by side count as one data set.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from evaluators.settings import DataSettings
 from evaluators.tasks.archives import Archive, find_root
-from evaluators.tasks.boxed import BoxedFiles, Thing, letterbox_format
+from evaluators.tasks.detection_data import DetectionFiles, Thing, letterbox_format
 from spaces.errors import SpecError
 
 VOC_CLASSES = (
@@ -33,8 +33,8 @@ _DEEPEST = 3  # folders between the root and VOCdevkit/<name>
 _SPLIT_SEED = 2  # fixed for everybody, so that no search ever sees a test picture
 
 
-class Voc(BoxedFiles):
-    """Pictures with boxes in Pascal VOC's layout.
+class Voc(DetectionFiles):
+    """Images with boxes in Pascal VOC's layout.
 
     Train and search-validation are the ``train`` and ``val`` lists, test the ``test`` list; without a ``val`` list
     train is ``trainval``, and the test list is halved.
@@ -55,11 +55,11 @@ class Voc(BoxedFiles):
         self._roles = self._divided()
         for role, files in self._roles.items():
             if not files:
-                needed = "ImageSets/Main needs train, val and test.txt, or trainval and test.txt, with pictures in them"
-                raise SpecError("data.root", str(self._root), f"has no pictures for {role}; {needed}")
+                needed = "ImageSets/Main needs train, val and test.txt, or trainval and test.txt, with images in them"
+                raise SpecError("data.root", str(self._root), f"has no images for {role}; {needed}")
 
     def things(self, file: Path) -> Sequence[Thing]:
-        """See :class:`BoxedFiles`."""
+        """See :class:`DetectionFiles`."""
         return _things(file.parent.parent / "Annotations" / f"{file.stem}.xml")
 
     def _divided(self) -> dict[str, list[Path]]:

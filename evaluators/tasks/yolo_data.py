@@ -1,9 +1,9 @@
-"""ultralytics' own data sets: a YAML file that names folders of pictures, beside each a folder of labels.
+"""ultralytics' own data sets: a YAML file that names folders of images, beside each a folder of labels.
 
     path: datasets/birds        # of the rest; absolute, or below the YAML file's folder
-    train: images/train         # a folder, a text file of pictures, or a list of either
+    train: images/train         # a folder, a text file of images, or a list of either
     val: images/val
-    test: images/test           # optional: without it the val pictures are halved
+    test: images/test           # optional: without it the val images are halved
     names: {0: wren, 1: robin}
 
 The labels of ``images/train/7.jpg`` stand in ``labels/train/7.txt``: class, then middle and size of the box as shares
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.settings import DataSettings
-from evaluators.tasks.boxed import BoxedFiles, Thing, letterbox_format, size_of
+from evaluators.tasks.detection_data import DetectionFiles, Thing, letterbox_format, size_of
 from spaces.errors import SpecError
 from spaces.yaml_text import read_yaml
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class YoloData(BoxedFiles):
-    """Pictures with boxes in the layout above; ``data.root`` is the YAML file."""
+class YoloData(DetectionFiles):
+    """Images with boxes in the layout above; ``data.root`` is the YAML file."""
 
     name = "yolo"
 
@@ -47,10 +47,10 @@ class YoloData(BoxedFiles):
         self._roles = {"train": train, "validation": validation, "test": test}
         for role, files in self._roles.items():
             if not files:
-                raise self._wrong(f"names no pictures for {role}")
+                raise self._wrong(f"names no images for {role}")
 
     def things(self, file: Path) -> Sequence[Thing]:
-        """See :class:`BoxedFiles`."""
+        """See :class:`DetectionFiles`."""
         labels = _labels_of(file)
         if not labels.is_file():
             return ()
@@ -83,7 +83,7 @@ class YoloData(BoxedFiles):
         if place.suffix == ".txt" and place.is_file():
             lines = (line.strip() for line in place.read_text().splitlines())
             return [place.parent / line for line in lines if line]
-        raise self._wrong(f"names {place}, which is neither a folder nor a list of pictures")
+        raise self._wrong(f"names {place}, which is neither a folder nor a list of images")
 
     def _wrong(self, what: str) -> SpecError:
         return SpecError("data.root", str(self._file), what)

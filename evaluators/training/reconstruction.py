@@ -21,7 +21,7 @@ from evaluators.settings import FinetuneSettings
 # Adam's rates: of the autoencoder here, and of the staircases' sharpness here and in fine-tuning.
 _LEARNING_RATE = 1e-2
 SHARPNESS_RATE = 2e-2
-# Places a batch has about, over at least 8 and at most 64 pictures.
+# Places a batch has about, over at least 8 and at most 64 images.
 _BATCH_PLACES = 8192
 _NORM_PICTURES = 256
 _GRADIENT_NORM = 5.0
@@ -32,7 +32,7 @@ _LEAST_IMPORTANCE = 0.1
 def importance(gradients: Sequence[torch.Tensor], channel_axes: Sequence[int]) -> list[torch.Tensor]:
     """How much the task loss cares about errors, for each tensor a (C, C) matrix of mean importance 1.
 
-    The second moments of the loss's gradient over pictures and places (an empirical Fisher information, of the
+    The second moments of the loss's gradient over images and places (an empirical Fisher information, of the
     features in place of weights), plus a tenth of the identity.
 
     Args:
@@ -48,7 +48,7 @@ def importance(gradients: Sequence[torch.Tensor], channel_axes: Sequence[int]) -
     return found
 
 
-def warm_start(
+def reconstruct(
     bottleneck: Bottleneck,
     features: Tensors,
     importances: Sequence[torch.Tensor],
@@ -67,15 +67,15 @@ def warm_start(
     Args:
         features: the frozen head's outputs, (N, ...) for each tensor that crosses the cut.
         importances: see :func:`importance`.
-        settings: ``warm_start`` is the number of steps; quantization and ramp as in fine-tuning.
-        total_steps: of warm start and fine-tuning together, for TCL's ramp.
-        grid, tcl, seed: as in :func:`evaluators.tasks.training.finetune`.
+        settings: ``reconstruction_steps`` is the number of steps; quantization and ramp as in fine-tuning.
+        total_steps: of reconstruction and fine-tuning together, for TCL's ramp.
+        grid, tcl, seed: as in :func:`evaluators.training.finetune.finetune`.
 
     Returns:
         A row like those of the fine-tuning's epochs, with ``rebuilding_loss`` for the task's; means over the last tenth
         of the steps.
     """
-    steps, device = settings.warm_start, next(bottleneck.parameters()).device
+    steps, device = settings.reconstruction_steps, next(bottleneck.parameters()).device
     weights, sharpness = bottleneck.weights(), bottleneck.sharpness()
     optimizer = torch.optim.Adam(
         [{"params": weights, "lr": _LEARNING_RATE}, {"params": sharpness, "lr": SHARPNESS_RATE}]
@@ -120,7 +120,7 @@ class _Rebuilding:
         self, bottleneck: Bottleneck, features: Sequence[torch.Tensor], importances: Sequence[torch.Tensor]
     ) -> None:
         device = next(bottleneck.parameters()).device
-        self._channels_last = [encoder.moved for encoder in bottleneck.encoders]
+        self._channels_last = [encoder.channels_last for encoder in bottleneck.encoders]
         self._factors = [torch.linalg.cholesky(matrix).float().to(device) for matrix in importances]
         centred = [(tensor - tensor.mean(0)).to(device) for tensor in features]
         self._norms = [norm.clamp_min(1e-12) for norm in self._errors(centred)]

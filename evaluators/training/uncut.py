@@ -1,7 +1,7 @@
 """The uncut network where it is not given trained: trained once, kept, and found again by what made it.
 
 The recipe: SGD or AdamW with a one-cycle schedule, label smoothing, random crops, mirror images where a class survives
-them, residual branches that start silent, and pictures that grow over the epochs (half the epochs at half the size, a
+them, residual branches that start silent, and images that grow over the epochs (half the epochs at half the size, a
 quarter at three quarters, the rest at full size), about half the arithmetic of full size throughout.
 """
 
@@ -25,12 +25,12 @@ from torch import nn
 from torch.nn import functional
 
 from evaluators.cache import cache_folder
+from evaluators.compute import autocast, compute_device
 from evaluators.edge.picture import to_rgb
-from evaluators.models.residual import silence_branches
-from evaluators.own_code import PREFIX, source_digest
+from evaluators.models.residual import zero_init_residual
 from evaluators.settings import BaselineSettings, ModelSettings
-from evaluators.tasks.data import Dataset, Pictures
-from evaluators.tasks.training import autocast, compute_device
+from evaluators.tasks.data import Dataset, LabelledImages
+from evaluators.user_code import PREFIX, source_digest
 
 _RECIPE = 3  # raise when the training itself changes: kept weights of an older recipe are then not taken for its own
 _SMALLEST = 48  # pixels; below that the last maps of most networks are a single value
@@ -65,7 +65,7 @@ def train_classifier(
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Train in place; what is needed to go on after a stop is kept in ``checkpoint``. Returns one row an epoch."""
-    progress("reading the training pictures")
+    progress("reading the training images")
     return _Training(network, data, recipe, seed, checkpoint).run(progress)
 
 
@@ -117,10 +117,10 @@ class _Training:
     ) -> None:
         self._checkpoint = checkpoint
         self._network, self._recipe, self._seed, self._data = network, recipe, seed, data
-        pictures = data.train(None, seed)
-        self._pixels, self._labels = _stack(pictures, data.picture.size), pictures.labels
+        images = data.train(None, seed)
+        self._pixels, self._labels = _stack(images, data.picture.size), images.labels
         self._device = compute_device()
-        silence_branches(network, data.picture.size)
+        zero_init_residual(network, data.picture.size)
         # Before the optimizer, which keeps references to where the parameters are.
         network.to(self._device)
         self._optimizer = _optimizer(network, recipe)
@@ -153,10 +153,10 @@ class _Training:
             if done in (0, 10) or elapsed > said + 60:
                 said = elapsed
                 progress(self._message(epoch, done, elapsed, total))
-            pictures, labels = self._pixels[index].to(self._device), self._labels[index].to(self._device)
-            pictures = _augment(pictures, self._data, epoch.size, generator)
+            images, labels = self._pixels[index].to(self._device), self._labels[index].to(self._device)
+            images = _augment(images, self._data, epoch.size, generator)
             with autocast(self._network):
-                scores = self._network(pictures.to(memory_format=torch.channels_last))
+                scores = self._network(images.to(memory_format=torch.channels_last))
             loss = functional.cross_entropy(scores.float(), labels, label_smoothing=0.1)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -207,7 +207,7 @@ class _Training:
 
 
 def _plan(epochs: int, full: int) -> list[_Epoch]:
-    """The size of the pictures in each epoch, in multiples of 16 pixels."""
+    """The size of the images in each epoch, in multiples of 16 pixels."""
 
     def size(number: int) -> int:
         share = 0.5 if number <= epochs / 2 else 0.75 if number <= 0.75 * epochs else 1.0
@@ -246,11 +246,11 @@ def _augment(pixels: torch.Tensor, data: Dataset, size: int, generator: torch.Ge
     return (cropped - mean) / std
 
 
-def _stack(pictures: Pictures, size: int) -> torch.Tensor:
-    """All pictures as one uint8 tensor (N, 3, S, S), at their own size if they share one, which takes least room."""
-    sides = {pixels.shape[:2] for pixels in pictures.pixels}
+def _stack(images: LabelledImages, size: int) -> torch.Tensor:
+    """All images as one uint8 tensor (N, 3, S, S), at their own size if they share one, which takes least room."""
+    sides = {pixels.shape[:2] for pixels in images.pixels}
     side = sides.pop()[0] if len(sides) == 1 else size
-    return torch.from_numpy(np.stack([to_rgb(pixels, side) for pixels in pictures.pixels])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([to_rgb(pixels, side) for pixels in images.pixels])).permute(0, 3, 1, 2)
 
 
 def _optimizer(network: nn.Module, recipe: BaselineSettings) -> torch.optim.Optimizer:

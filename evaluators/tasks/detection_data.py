@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from evaluators.edge.picture import PictureFormat, open_picture
-from evaluators.tasks.data import Dataset, Pictures, sample
+from evaluators.tasks.data import Dataset, LabelledImages, sample
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Thing:
     degenerate: bool
 
 
-class PictureFiles(Sequence[np.ndarray]):
-    """Pictures read when they are looked at, as a device would have them: a whole VOC does not fit into memory."""
+class ImageFiles(Sequence[np.ndarray]):
+    """Images read when they are looked at, as a device would have them: a whole VOC does not fit into memory."""
 
     def __init__(self, files: Sequence[Path], picture: PictureFormat) -> None:
         self.files, self._picture = list(files), picture
@@ -41,11 +41,11 @@ class PictureFiles(Sequence[np.ndarray]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
-            return PictureFiles(self.files[index], self._picture)
+            return ImageFiles(self.files[index], self._picture)
         return open_picture(str(self.files[index]), self._picture)
 
 
-class BoxedFiles(Dataset):
+class DetectionFiles(Dataset):
     """A data set of picture files with boxes.
 
     Labels are one tensor of rows (picture, class, left, top, right, bottom, difficult), in pixels of the picture as it
@@ -72,21 +72,21 @@ class BoxedFiles(Dataset):
         files = (file for role in self._roles.values() for file in role)
         return sum(thing.degenerate for file in files for thing in self.things(file))
 
-    def train(self, count: int | None, seed: int) -> Pictures:
+    def train(self, count: int | None, seed: int) -> LabelledImages:
         """See :class:`Dataset`; a sample is drawn without regard to classes, of which a picture may hold several."""
         files = self._roles["train"]
         chosen = sample(np.zeros(len(files), int), np.arange(len(files)), count, seed)
         return self._read([files[i] for i in chosen])
 
-    def validation(self) -> Pictures:
+    def validation(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._read(self._roles["validation"])
 
-    def test(self) -> Pictures:
+    def test(self) -> LabelledImages:
         """See :class:`Dataset`."""
         return self._read(self._roles["test"])
 
-    def _read(self, files: list[Path]) -> Pictures:
+    def _read(self, files: list[Path]) -> LabelledImages:
         rows = [
             [number, self.classes.index(thing.name), *thing.corners, float(thing.difficult)]
             for number, file in enumerate(files)
@@ -94,7 +94,7 @@ class BoxedFiles(Dataset):
             if not thing.degenerate
         ]
         labels = torch.tensor(rows, dtype=torch.float32).reshape(-1, 7)
-        return Pictures(PictureFiles(files, self.picture), labels, [size_of(file) for file in files])
+        return LabelledImages(ImageFiles(files, self.picture), labels, [size_of(file) for file in files])
 
 
 def size_of(file: Path) -> tuple[int, int]:

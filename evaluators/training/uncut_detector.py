@@ -1,7 +1,7 @@
 """Training of an uncut detector from scratch, by ultralytics' own trainer with its own augmentation and loss.
 
-It reads files, so the training pictures are laid out for it once: links to them, and their boxes as text. Nothing is
-chosen by looking at other pictures: what comes out are the averaged weights of the last epoch.
+It reads files, so the training images are laid out for it once: links to them, and their boxes as text. Nothing is
+chosen by looking at other images: what comes out are the averaged weights of the last epoch.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ import yaml
 from torch import nn
 
 from evaluators.cache import cache_folder, fresh_folder
+from evaluators.compute import autocast, compute_device
 from evaluators.settings import PRETRAINED, BaselineSettings, ModelSettings
-from evaluators.tasks.boxed import BoxedFiles, PictureFiles
-from evaluators.tasks.data import Pictures
+from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.detection import in_float
-from evaluators.tasks.training import autocast, compute_device
+from evaluators.tasks.detection_data import DetectionFiles, ImageFiles
 
 _LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
 _NAMES = {"adamw": "AdamW", "sgd": "SGD"}
-_KEPT_IN_MEMORY = 2000  # pictures, at most; otherwise each is decoded four times an epoch
+_KEPT_IN_MEMORY = 2000  # images, at most; otherwise each is decoded four times an epoch
 
 
-def yolo_layout(pictures: Pictures, classes: tuple[str, ...], folder: Path) -> Path:
-    """Write pictures and boxes the way ultralytics reads them, for training and validation alike.
+def yolo_layout(images: LabelledImages, classes: tuple[str, ...], folder: Path) -> Path:
+    """Write images and boxes the way ultralytics reads them, for training and validation alike.
 
     Difficult boxes are left out, as in ultralytics' own VOC.
 
     Returns:
         The YAML file of the data set.
     """
-    assert isinstance(pictures.pixels, PictureFiles)
+    assert isinstance(images.pixels, ImageFiles)
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
-    for number, (file, (width, height)) in enumerate(zip(pictures.pixels.files, pictures.sizes, strict=True)):
+    for number, (file, (width, height)) in enumerate(zip(images.pixels.files, images.sizes, strict=True)):
         name = f"{number:06}"
         _link(file, folder / "images" / f"{name}{file.suffix}")
-        rows = pictures.labels[pictures.labels[:, 0] == number]
+        rows = images.labels[images.labels[:, 0] == number]
         lines = [
             f"{int(label)} {(left + right) / 2 / width:.6f} {(top + bottom) / 2 / height:.6f} "
             f"{(right - left) / width:.6f} {(bottom - top) / height:.6f}"
@@ -62,7 +62,7 @@ def yolo_layout(pictures: Pictures, classes: tuple[str, ...], folder: Path) -> P
 def train_detector(
     network: nn.Module,
     model: ModelSettings,
-    data: BoxedFiles,
+    data: DetectionFiles,
     recipe: BaselineSettings,
     seed: int,
     checkpoint: Path,
@@ -76,11 +76,11 @@ def train_detector(
     Returns:
         One row an epoch: its number, mean loss, seconds.
     """
-    pictures = data.train(None, seed)
+    images = data.train(None, seed)
     layout = cache_folder("yolo-data") / f"{data.fingerprint[:16]}-{seed}"
     if not layout.exists():
         with fresh_folder(layout) as folder:
-            yolo_layout(pictures, data.classes, folder)
+            yolo_layout(images, data.classes, folder)
     last = checkpoint / "weights" / "last.pt"
     settings = {
         "model": f"{model.name.partition('/')[2]}.yaml",
@@ -100,7 +100,7 @@ def train_detector(
         "exist_ok": True,
         "val": False,
         "plots": False,
-        "cache": "ram" if len(pictures) <= _KEPT_IN_MEMORY else False,
+        "cache": "ram" if len(images) <= _KEPT_IN_MEMORY else False,
         "verbose": False,
     }
     start = network.state_dict() if model.weights == PRETRAINED else None
@@ -158,15 +158,15 @@ def _trainer(settings: dict[str, Any], start: dict[str, torch.Tensor] | None, pr
 
 
 def _hasten(network: Any) -> None:
-    """bfloat16 and channels last, which ultralytics does on GPUs alone: an epoch of 205 pictures at 320 px takes 8 s
+    """bfloat16 and channels last, which ultralytics does on GPUs alone: an epoch of 205 images at 320 px takes 8 s
     instead of 12 (two EPYC cores, the loader aside).
     """
     network.to(memory_format=torch.channels_last)
     predict = network.predict
 
-    def hastened(pictures: torch.Tensor, *rest: Any, **options: Any) -> Any:
+    def hastened(images: torch.Tensor, *rest: Any, **options: Any) -> Any:
         with autocast(network):
-            return in_float(predict(pictures.to(memory_format=torch.channels_last), *rest, **options))
+            return in_float(predict(images.to(memory_format=torch.channels_last), *rest, **options))
 
     network.predict = hastened
 
@@ -185,7 +185,7 @@ def _history(log: Path, size: int) -> list[dict[str, Any]]:
 
 
 def _with_path(layout: Path) -> Path:
-    """The layout's YAML file with its own place in it, which ultralytics needs to find pictures."""
+    """The layout's YAML file with its own place in it, which ultralytics needs to find images."""
     file = layout / "data.yaml"
     said = yaml.safe_load(file.read_text())
     if said.get("path") != str(layout):

@@ -1,4 +1,4 @@
-"""``FeatureBank``: outputs of frozen heads, computed once and kept while there is room."""
+"""``FeatureCache``: outputs of frozen heads, computed once and kept while there is room."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
+from evaluators.compute import compute_device
 from evaluators.models.cut import SplitModel
 from evaluators.settings import Scope
-from evaluators.tasks.data import Dataset, Pictures
-from evaluators.tasks.statistics import Statistics, renew_statistics, set_statistics, statistics_of
+from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.tasks.task import Task
-from evaluators.tasks.training import Lesson, compute_device
+from evaluators.training.batchnorm import Statistics, recalibrate_batchnorm, set_statistics, statistics_of
+from evaluators.training.finetune import FinetuneData
 from spaces.partition import INPUT, OUTPUT
 
 Role = Literal["train", "validation"]
@@ -26,35 +27,35 @@ _BATCH = 100
 _ROOM_BYTES = 4_000_000_000
 
 
-class FeatureBank:
-    """Feature maps of the pictures that a study trains and chooses on.
+class FeatureCache:
+    """Feature maps of the images that a study trains and chooses on.
 
     A head never changes, so each picture goes through it once for each partition point, not once for each epoch and
     trial. The least recently used points make room for new ones.
     """
 
-    def __init__(self, split: SplitModel, dataset: Dataset, task: Task, train_pictures: int, seed: int) -> None:
+    def __init__(self, split: SplitModel, dataset: Dataset, task: Task, train_images: int, seed: int) -> None:
         self.dataset, self.task = dataset, task
-        self._split, self._train_pictures, self._seed = split, train_pictures, seed
+        self._split, self._train_pictures, self._seed = split, train_images, seed
         self._kept: OrderedDict[tuple[str, Role], Tensors] = OrderedDict()
         self._statistics: dict[str, Statistics] = {}  # of tails, renewed
 
     @functools.cached_property
-    def train(self) -> Pictures:
-        """The pictures that candidates are fine-tuned on."""
+    def train(self) -> LabelledImages:
+        """The images that candidates are fine-tuned on."""
         return self.dataset.train(self._train_pictures, self._seed)
 
     @functools.cached_property
-    def validation(self) -> Pictures:
-        """The pictures that candidates are scored on."""
+    def validation(self) -> LabelledImages:
+        """The images that candidates are scored on."""
         return self.dataset.validation()
 
     def features(self, partition: str, role: Role) -> Tensors:
-        """The tensors that cross at a point, (N, ...) each, float32, in the order of the role's pictures."""
+        """The tensors that cross at a point, (N, ...) each, float32, in the order of the role's images."""
         key = (partition, role)
         if key not in self._kept:
-            pictures = self.train if role == "train" else self.validation
-            self._kept[key] = self.through_head(partition, pictures)
+            images = self.train if role == "train" else self.validation
+            self._kept[key] = self.through_head(partition, images)
             self._make_room(key)
         self._kept.move_to_end(key)
         return self._kept[key]
@@ -63,16 +64,16 @@ class FeatureBank:
         """Those of the uncut model, see :class:`Task`."""
         return self.features(OUTPUT, role)[0]
 
-    def through_head(self, partition: str, pictures: Pictures) -> Tensors:
-        """Feature maps of any pictures; not kept."""
-        return self.through(self._split.head(partition), pictures)
+    def through_head(self, partition: str, images: LabelledImages) -> Tensors:
+        """Feature maps of any images; not kept."""
+        return self.through(self._split.head(partition), images)
 
-    def through(self, head: nn.Module, pictures: Pictures) -> Tensors:
-        """Feature maps of any pictures from any head, which is on the CPU before and afterwards; not kept."""
-        return tuple(torch.cat(tensors) for tensors in zip(*self._stream(head, pictures)))
+    def through(self, head: nn.Module, images: LabelledImages) -> Tensors:
+        """Feature maps of any images from any head, which is on the CPU before and afterwards; not kept."""
+        return tuple(torch.cat(tensors) for tensors in zip(*self._stream(head, images)))
 
     def batches(self, partition: str, head: nn.Module | None = None) -> Iterator[Tensors]:
-        """Feature maps of the search-validation pictures, some pictures at a time.
+        """Feature maps of the search-validation images, some images at a time.
 
         Args:
             partition: where they cross.
@@ -85,15 +86,15 @@ class FeatureBank:
         else:
             yield from self._stream(self._split.head(partition) if head is None else head, self.validation)
 
-    def _stream(self, head: nn.Module, pictures: Pictures) -> Iterator[Tensors]:
+    def _stream(self, head: nn.Module, images: LabelledImages) -> Iterator[Tensors]:
         head.to(compute_device())
-        for start in range(0, len(pictures), _BATCH):
+        for start in range(0, len(images), _BATCH):
             with torch.no_grad():
-                found = head(self._inputs(pictures, slice(start, start + _BATCH)))
+                found = head(self._inputs(images, slice(start, start + _BATCH)))
             yield tuple(tensor.cpu() for tensor in found)
         head.cpu()  # it may share its modules with the uncut model, which others expect here
 
-    def lesson(self, partition: str, scope: Scope) -> Lesson:
+    def finetune_data(self, partition: str, scope: Scope) -> FinetuneData:
         """What candidates at a point learn from.
 
         The teacher is the uncut model with the BatchNorm statistics that the tails get as well, where they change.
@@ -101,12 +102,12 @@ class FeatureBank:
         inputs = self.train.inputs(self.dataset.picture) if scope == "all" else None
         teacher = self._teacher if scope == "bottleneck" else self._renewed_teacher
         criterion = self.task.criterion(self.train, teacher)
-        return Lesson(features=self.features(partition, "train"), criterion=criterion, inputs=inputs)
+        return FinetuneData(features=self.features(partition, "train"), criterion=criterion, inputs=inputs)
 
     def tail(self, partition: str, scope: Scope) -> nn.Module:
         """A copy of the uncut model's tail for a candidate to learn with, on the CPU.
 
-        Where the tail may change, its BatchNorm statistics are those of the training pictures behind the given head.
+        Where the tail may change, its BatchNorm statistics are those of the training images behind the given head.
         """
         # A copy: the tail shares its modules with the uncut model, which must not change.
         tail = copy.deepcopy(self._split.tail(partition))
@@ -126,11 +127,11 @@ class FeatureBank:
             return criterion(tail(*(tensor[index].to(compute_device()) for tensor in features)), index, 0.0)
 
         with criterion.learning(tail, 0.0):
-            renew_statistics(tail, loss, len(criterion))
+            recalibrate_batchnorm(tail, loss, len(criterion))
 
     @functools.cached_property
     def _teacher(self) -> Tensors:
-        """What the uncut model says of the training pictures."""
+        """What the uncut model says of the training images."""
         return self.through(_Teacher(self._split.tail(INPUT), self.task), self.train)
 
     @functools.cached_property
@@ -144,11 +145,11 @@ class FeatureBank:
             return criterion(network(self._inputs(self.train, part)), index, 0.0)
 
         with criterion.learning(network, 0.0):
-            renew_statistics(network, loss, len(criterion))
+            recalibrate_batchnorm(network, loss, len(criterion))
         return self.through(_Teacher(network.cpu(), self.task), self.train)
 
-    def _inputs(self, pictures: Pictures, part: slice) -> torch.Tensor:
-        found = pictures.inputs(self.dataset.picture, part.start, part.stop).to(compute_device())
+    def _inputs(self, images: LabelledImages, part: slice) -> torch.Tensor:
+        found = images.inputs(self.dataset.picture, part.start, part.stop).to(compute_device())
         return found.to(memory_format=torch.channels_last)
 
     def _make_room(self, newest: tuple[str, Role]) -> None:
@@ -165,5 +166,5 @@ class _Teacher(nn.Module):
         super().__init__()
         self.network, self._task = network, task
 
-    def forward(self, pictures: torch.Tensor) -> Tensors:
-        return self._task.teaching(self.network(pictures))
+    def forward(self, images: torch.Tensor) -> Tensors:
+        return self._task.teaching(self.network(images))

@@ -18,12 +18,13 @@ from torch import nn
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid
+from evaluators.compute import compute_device
 from evaluators.edge import context, wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import FinetuneSettings
-from evaluators.tasks.features import FeatureBank
-from evaluators.tasks.scoring import Score, score_split
-from evaluators.tasks.training import Lesson, compute_device, finetune, mean_loss
+from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.finetune import FinetuneData, finetune, mean_loss
+from evaluators.training.scoring import Score, score_split
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
@@ -37,7 +38,7 @@ class Candidate:
     """A trained bottleneck with the tail behind it and its quantization levels; between uses on the CPU.
 
     ``head`` is there only where it learned too; ``tables`` are those of a context model, where the configuration asks
-    for one; ``sized`` where payloads say how large their pictures were.
+    for one; ``carries_image_size`` where payloads say how large their images were.
     """
 
     bottleneck: Bottleneck
@@ -46,17 +47,21 @@ class Candidate:
     history: list[dict[str, Any]]
     head: nn.Module | None = None
     tables: tuple[np.ndarray, ...] = ()
-    sized: bool = False
+    carries_image_size: bool = False
 
-    def train_features(self, bank: FeatureBank, partition: str) -> Tensors:
-        """What this candidate's head makes of the training pictures, (N, ...) for each tensor."""
-        return bank.features(partition, "train") if self.head is None else bank.through(self.head, bank.train)
+    def train_features(self, feature_cache: FeatureCache, partition: str) -> Tensors:
+        """What this candidate's head makes of the training images, (N, ...) for each tensor."""
+        return (
+            feature_cache.features(partition, "train")
+            if self.head is None
+            else feature_cache.through(self.head, feature_cache.train)
+        )
 
-    def score(self, config: SplitConfig, bank: FeatureBank) -> Score:
+    def score(self, config: SplitConfig, feature_cache: FeatureCache) -> Score:
         """Send every search-validation picture's features through bytes and have the tail answer what arrives."""
         device = compute_device()
         bottleneck, tail = self.bottleneck.to(device), self.tail.to(device)
-        batches = bank.batches(config.partition, self.head)
+        batches = feature_cache.batches(config.partition, self.head)
         score = score_split(bottleneck.encoder, bottleneck.decoder, tail, batches, self.wire_format(config))
         bottleneck.cpu()
         tail.cpu()
@@ -66,7 +71,11 @@ class Candidate:
         """What both ends agree on."""
         tables = self.tables if config.lossless == "context" else ()
         return wire.WireFormat(
-            bits=config.bits, tensors=self.levels, coder=config.lossless, tables=tables, sized=self.sized
+            bits=config.bits,
+            tensors=self.levels,
+            coder=config.lossless,
+            tables=tables,
+            carries_image_size=self.carries_image_size,
         )
 
 
@@ -77,9 +86,9 @@ class Candidates:
     """
 
     def __init__(
-        self, folder: Path, split: SplitModel, bank: FeatureBank, settings: FinetuneSettings, seed: int
+        self, folder: Path, split: SplitModel, feature_cache: FeatureCache, settings: FinetuneSettings, seed: int
     ) -> None:
-        self._folder, self._split, self._bank = folder, split, bank
+        self._folder, self._split, self._feature_cache = folder, split, feature_cache
         self._settings, self._seed = settings, seed
 
     def get(self, config: SplitConfig) -> Candidate:
@@ -90,18 +99,18 @@ class Candidates:
         """
         if config.lossless == "context" and config.bits > context.MOST_BITS:
             raise InfeasibleSplit(f"context models are made for 1 to {context.MOST_BITS} bits, not for {config.bits}")
-        candidate = replace(self._trained(config), sized=self._bank.dataset.picture.letterbox)
+        candidate = replace(self._trained(config), carries_image_size=self._feature_cache.dataset.picture.letterbox)
         if config.lossless != "context":
             return candidate
         return replace(candidate, tables=self._tables(config, candidate))
 
     def _trained(self, config: SplitConfig) -> Candidate:
-        features = self._bank.features(config.partition, "train")
+        features = self._feature_cache.features(config.partition, "train")
         shapes = [tuple(tensor.shape[1:]) for tensor in features]
         bottleneck = Bottleneck(
             shapes, self._split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
         )
-        tail = self._bank.tail(config.partition, self._settings.scope)
+        tail = self._feature_cache.tail(config.partition, self._settings.scope)
         head = copy.deepcopy(self._split.head(config.partition)) if self._settings.scope == "all" else None
         place = self._folder / config.training_key
         if (place / "split.json").exists():
@@ -118,7 +127,7 @@ class Candidates:
         history = finetune(
             tail.to(device),
             bottleneck.to(device),
-            self._bank.lesson(config.partition, self._settings.scope),
+            self._feature_cache.finetune_data(config.partition, self._settings.scope),
             self._settings,
             head=head and head.to(device),
             grid=grid,
@@ -134,7 +143,7 @@ class Candidates:
         """Those that are sent, frozen from here on.
 
         After straight-through training the grid's, since the tail knows no others. Otherwise those fitted to the
-        activations, or, where TCL pulled to the grid's, of the two the ones with the lower loss on training pictures.
+        activations, or, where TCL pulled to the grid's, of the two the ones with the lower loss on training images.
         """
         activations = self._activations(config, trained)
         grid_levels = tuple(grid.levels(tuple(tensor.shape[1:])) for tensor in activations)
@@ -143,20 +152,25 @@ class Candidates:
         fitted = tuple(calibrate(tensor, config.bits) for tensor in activations)
         if not config.tcl:
             return fitted
-        lesson, share = self._bank.lesson(config.partition, self._settings.scope), self._settings.distillation
+        finetune_data, share = (
+            self._feature_cache.finetune_data(config.partition, self._settings.scope),
+            self._settings.distillation,
+        )
         return min(
-            fitted, grid_levels, key=lambda levels: _loss_with(trained, activations, levels, config.bits, lesson, share)
+            fitted,
+            grid_levels,
+            key=lambda levels: _loss_with(trained, activations, levels, config.bits, finetune_data, share),
         )
 
     def _activations(self, config: SplitConfig, candidate: Candidate) -> Tensors:
-        """Of the training pictures that levels and context tables are made for."""
-        features = candidate.train_features(self._bank, config.partition)
+        """Of the training images that levels and context tables are made for."""
+        features = candidate.train_features(self._feature_cache, config.partition)
         with torch.no_grad():
             found: Tensors = candidate.bottleneck.encoder(*(tensor[:_CALIBRATION_PICTURES] for tensor in features))
         return found
 
     def _tables(self, config: SplitConfig, candidate: Candidate) -> tuple[np.ndarray, ...]:
-        """Context tables, counted once on pictures that the levels were calibrated on."""
+        """Context tables, counted once on images that the levels were calibrated on."""
         path = self._folder / config.training_key / f"context-{_CONTEXT_FORMAT}.safetensors"
         if not path.exists():
             activations = self._activations(config, candidate)
@@ -208,14 +222,16 @@ def _loss_with(
     activations: Tensors,
     levels: Sequence[wire.TensorLevels],
     bits: int,
-    lesson: Lesson,
+    finetune_data: FinetuneData,
     distillation: float,
 ) -> float:
     """Task loss of a candidate that sends these levels."""
     sent = zip((tensor.numpy() for tensor in activations), levels, strict=True)
     received = tuple(torch.from_numpy(wire.dequantize(wire.quantize(z, own, bits), own, bits)) for z, own in sent)
     device = compute_device()
-    loss = mean_loss(candidate.tail.to(device), candidate.bottleneck.to(device).decoder, received, lesson, distillation)
+    loss = mean_loss(
+        candidate.tail.to(device), candidate.bottleneck.to(device).decoder, received, finetune_data, distillation
+    )
     candidate.tail.cpu()
     candidate.bottleneck.cpu()
     return loss

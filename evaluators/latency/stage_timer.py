@@ -1,4 +1,4 @@
-"""``Stopwatch``: times the stages of one picture's way on a device and on a server."""
+"""``StageTimer``: times the stages of one picture's way on a device and on a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from evaluators import folders
-from evaluators.candidates import Candidate
 from evaluators.edge.picture import PictureFormat, to_input
 from evaluators.latency.machines import Machine, Timings
 from evaluators.latency.profiles import Here
@@ -22,22 +21,23 @@ from evaluators.latency.torch_half import SUFFIX as TORCH_SUFFIX
 from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.work import head_work, module_work, tail_work
-from evaluators.result import Job
+from evaluators.result import StageKey
+from evaluators.training.candidates import Candidate
 from spaces.config import SplitConfig
 from spaces.partition import INPUT, OUTPUT
 
-Jobs = dict[str, Job]
+StageKeys = dict[str, StageKey]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
     """What the stages of one way took, and what any other machine would be asked to time."""
 
-    jobs: Jobs
+    stage_keys: StageKeys
     timings: Timings
 
     def __or__(self, other: Stages) -> Stages:
-        return Stages(jobs=self.jobs | other.jobs, timings=self.timings | other.timings)
+        return Stages(stage_keys=self.stage_keys | other.stage_keys, timings=self.timings | other.timings)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Keys:
         return f"{self.config.training_key}/{self.config.lossless}"
 
 
-class Stopwatch:
+class StageTimer:
     """Knows machines and folders, and nothing of accuracy.
 
     Heads and tails are timed with the uncut model's weights: how long they take does not depend on the values.
@@ -100,14 +100,14 @@ class Stopwatch:
             self._save_part(self.device, INPUT, config.partition, folder / "head")
             _save(self.device, encoder, features, folder / "encoder")
 
-        jobs = {
-            "head": self._head_job(config.partition),
-            "encode": Job(key=keys.squeezed, work=module_work(encoder, features)),
-            "pack": Job(key=keys.packed),
+        stage_keys = {
+            "head": self._head_key(config.partition),
+            "encode": StageKey(key=keys.squeezed, work=module_work(encoder, features)),
+            "pack": StageKey(key=keys.packed),
         }
         if config.lossless != "packed":
-            jobs["compress"] = Job(key=keys.content)
-        return _ask(self.device, jobs, write)
+            stage_keys["compress"] = StageKey(key=keys.content)
+        return _ask(self.device, stage_keys, write)
 
     def server_side(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
         """What a candidate does on the server, with one picture's payload."""
@@ -121,14 +121,14 @@ class Stopwatch:
             self._save_part(self.server, config.partition, OUTPUT, folder / "tail")
             _save(self.server, decoder, activations, folder / "decoder")
 
-        jobs = {
-            "unpack": Job(key=keys.packed),
-            "decode": Job(key=keys.squeezed, work=module_work(decoder, activations)),
-            "tail": self._tail_job(config.partition),
+        stage_keys = {
+            "unpack": StageKey(key=keys.packed),
+            "decode": StageKey(key=keys.squeezed, work=module_work(decoder, activations)),
+            "tail": self._tail_key(config.partition),
         }
         if config.lossless != "packed":
-            jobs["decompress"] = Job(key=keys.content)
-        return _ask(self.server, jobs, write)
+            stage_keys["decompress"] = StageKey(key=keys.content)
+        return _ask(self.server, stage_keys, write)
 
     def all_on_device(self) -> Stages:
         """The whole network on the device."""
@@ -141,7 +141,7 @@ class Stopwatch:
             self.write_device(folder, {})
             self._save_part(self.device, INPUT, partition, folder / "head")
 
-        return _ask(self.device, {"head": self._head_job(partition)}, write)
+        return _ask(self.device, {"head": self._head_key(partition)}, write)
 
     def tail(self, partition: str) -> Stages:
         """A tail on the server."""
@@ -153,13 +153,13 @@ class Stopwatch:
             np.savez(folder / "features.npz", *(tensor.numpy() for tensor in features))
             self._save_part(self.server, partition, OUTPUT, folder / "tail")
 
-        return _ask(self.server, {"tail": self._tail_job(partition)}, write)
+        return _ask(self.server, {"tail": self._tail_key(partition)}, write)
 
     def server_only(self, jpeg_quality: int | None) -> Stages:
         """The stages of sending the picture itself, raw or as JPEG."""
         manifest = {"jpeg_quality": jpeg_quality}
         form = "raw" if jpeg_quality is None else f"jpeg {jpeg_quality}"
-        job = Job(key=f"{form} picture")
+        stage_key = StageKey(key=f"{form} picture")
 
         def write_device(folder: Path) -> None:
             self.write_device(folder, manifest)
@@ -168,21 +168,21 @@ class Stopwatch:
             folders.write_server(folder, _manifest(self.server, self._picture, manifest), self._sample)
             self._save_part(self.server, INPUT, OUTPUT, folder / "tail")
 
-        device_jobs: Jobs = {}
-        server_jobs = {"unpack": job, "tail": self._tail_job(INPUT)}
+        device_keys: StageKeys = {}
+        server_keys = {"unpack": stage_key, "tail": self._tail_key(INPUT)}
         if jpeg_quality is not None:
-            device_jobs["compress"] = server_jobs["decompress"] = job
-        return _ask(self.device, device_jobs, write_device) | _ask(self.server, server_jobs, write_server)
+            device_keys["compress"] = server_keys["decompress"] = stage_key
+        return _ask(self.device, device_keys, write_device) | _ask(self.server, server_keys, write_server)
 
     def write_device(self, folder: Path, extra: Mapping[str, object]) -> None:
         """A device folder for the device, without its models."""
         folders.write_device(folder, _manifest(self.device, self._picture, extra), self._sample)
 
-    def _head_job(self, partition: str) -> Job:
-        return Job(key=partition, work=head_work(self._split, partition))
+    def _head_key(self, partition: str) -> StageKey:
+        return StageKey(key=partition, work=head_work(self._split, partition))
 
-    def _tail_job(self, partition: str) -> Job:
-        return Job(key=partition, work=tail_work(self._split, partition))
+    def _tail_key(self, partition: str) -> StageKey:
+        return StageKey(key=partition, work=tail_work(self._split, partition))
 
     def _save_part(self, machine: Machine, start: str, end: str, stem: Path) -> None:
         """The network between two points, one of them an end of it, as ``machine`` runs it."""
@@ -216,13 +216,13 @@ def _save(machine: Machine, module: nn.Module, examples: list[torch.Tensor], ste
     torch.export.save(program, stem.with_suffix(TORCH_SUFFIX))
 
 
-def _ask(machine: Machine, jobs: Jobs, write: Callable[[Path], None]) -> Stages:
-    if not jobs:
-        return Stages(jobs={}, timings={})
+def _ask(machine: Machine, stage_keys: StageKeys, write: Callable[[Path], None]) -> Stages:
+    if not stage_keys:
+        return Stages(stage_keys={}, timings={})
     with tempfile.TemporaryDirectory(prefix="splitsearch-") as scratch:
 
         def folder() -> Path:
             write(Path(scratch))
             return Path(scratch)
 
-        return Stages(jobs=jobs, timings=machine.timings(jobs, folder))
+        return Stages(stage_keys=stage_keys, timings=machine.timings(stage_keys, folder))

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evaluators.candidates import Candidates
 from evaluators.compression.calibrate import calibrate
 from evaluators.edge import wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import DataSettings, FinetuneSettings
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
-from evaluators.tasks.features import FeatureBank
+from evaluators.training.candidates import Candidates
+from evaluators.training.feature_cache import FeatureCache
 from spaces.config import SplitConfig
 
 PICTURES = 200
@@ -30,18 +30,18 @@ def split():
 
 
 @pytest.fixture(scope="module")
-def bank(split):
+def feature_cache(split):
     data = open_dataset(DataSettings(name="digits", image_size=32))
-    return FeatureBank(split, data, Classification(), PICTURES, seed=0)
+    return FeatureCache(split, data, Classification(), PICTURES, seed=0)
 
 
-def trained(folder, split, bank, tcl, quantization="post-training"):
+def trained(folder, split, feature_cache, tcl, quantization="post-training"):
     """A candidate of one bit, and the activations that its levels were chosen on."""
-    settings = FinetuneSettings(images=PICTURES, epochs=1, warm_start=30, quantization=quantization)
+    settings = FinetuneSettings(images=PICTURES, epochs=1, reconstruction_steps=30, quantization=quantization)
     config = SplitConfig(partition=split.points[0].name, ae_ratio=0.5, bits=1, tcl=tcl)
-    candidate = Candidates(folder, split, bank, settings, seed=0).get(config)
+    candidate = Candidates(folder, split, feature_cache, settings, seed=0).get(config)
     with torch.no_grad():
-        activations = candidate.bottleneck.encoder(*bank.features(config.partition, "train"))[0]
+        activations = candidate.bottleneck.encoder(*feature_cache.features(config.partition, "train"))[0]
     return candidate, activations
 
 
@@ -54,27 +54,27 @@ def same(some, others):
     return np.array_equal(some.low, others.low) and np.array_equal(some.high, others.high)
 
 
-def loss_with(candidate, activations, levels, bank):
+def loss_with(candidate, activations, levels, feature_cache):
     """Distillation at temperature 2, computed in one go."""
     z = activations.numpy()
     received = torch.from_numpy(wire.dequantize(wire.quantize(z, levels, 1), levels, 1))
     with torch.no_grad():
         scores = candidate.tail(*candidate.bottleneck.decoder(received))
-    shares, wanted = functional.log_softmax(scores / 2, 1), functional.softmax(bank.answers("train") / 2, 1)
+    shares, wanted = functional.log_softmax(scores / 2, 1), functional.softmax(feature_cache.answers("train") / 2, 1)
     return float((wanted * (wanted.log() - shares)).sum(1).mean() * 4)
 
 
 @pytest.mark.parametrize("tcl", [0.01, 3.0, 300.0])
-def test_with_tcl_a_candidate_sends_the_levels_of_lower_loss(tmp_path, split, bank, tcl):
-    candidate, activations = trained(tmp_path, split, bank, tcl)
+def test_with_tcl_a_candidate_sends_the_levels_of_lower_loss(tmp_path, split, feature_cache, tcl):
+    candidate, activations = trained(tmp_path, split, feature_cache, tcl)
     rivals = [calibrate(activations, 1), evenly_spaced(activations)]
-    losses = [loss_with(candidate, activations, levels, bank) for levels in rivals]
+    losses = [loss_with(candidate, activations, levels, feature_cache) for levels in rivals]
     assert abs(losses[0] - losses[1]) > 0.1 * max(losses)  # else nothing is chosen here
     assert same(candidate.levels[0], rivals[int(np.argmin(losses))])
 
 
-def test_without_tcl_levels_are_fitted_and_straight_through_keeps_those_of_training(tmp_path, split, bank):
-    candidate, activations = trained(tmp_path / "plain", split, bank, 0.0)
+def test_without_tcl_levels_are_fitted_and_straight_through_keeps_those_of_training(tmp_path, split, feature_cache):
+    candidate, activations = trained(tmp_path / "plain", split, feature_cache, 0.0)
     assert same(candidate.levels[0], calibrate(activations, 1))
-    candidate, activations = trained(tmp_path / "straight", split, bank, 3.0, "straight-through")
+    candidate, activations = trained(tmp_path / "straight", split, feature_cache, 3.0, "straight-through")
     assert same(candidate.levels[0], evenly_spaced(activations))

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evaluators.tasks.statistics import renew_statistics
+from evaluators.training.batchnorm import recalibrate_batchnorm
 
 
-def pictures(count=300):
+def images(count=300):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(2, (count,), generator=generator)
     values = torch.randn(count, 3, 4, 4, generator=generator) * 3 + 5
@@ -27,11 +27,13 @@ def state(net):
 
 
 def renew(net, inputs, labels):
-    return renew_statistics(net, lambda index: functional.cross_entropy(net(inputs[index]), labels[index]), len(labels))
+    return recalibrate_batchnorm(
+        net, lambda index: functional.cross_entropy(net(inputs[index]), labels[index]), len(labels)
+    )
 
 
 def test_statistics_become_means_over_the_pictures():
-    net, (inputs, labels) = network(), pictures()
+    net, (inputs, labels) = network(), images()
     assert renew(net, inputs, labels)
     parts = inputs.split(125)
     means = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
@@ -42,7 +44,7 @@ def test_statistics_become_means_over_the_pictures():
 
 
 def test_what_does_not_help_is_undone():
-    inputs, labels = pictures()
+    inputs, labels = images()
     net = network()
     with torch.no_grad():
         net[0].running_var *= 1e6  # hardly any answer at all, which is the best one for labels that are all wrong
@@ -53,7 +55,7 @@ def test_what_does_not_help_is_undone():
 
 
 def test_networks_without_such_layers_are_left_alone():
-    inputs, labels = pictures(10)
+    inputs, labels = images(10)
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
     assert not renew(net, inputs, labels)
     assert not renew(network(), inputs[:1], labels[:1])  # no variance of one picture

@@ -1,8 +1,7 @@
-"""Answers through the real byte path, and how far an accuracy lies below the uncut model's."""
+"""Answers through the real byte path."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ def score_split(
     """Encode each picture's features to a payload, decode the payload, and have the tail answer what it holds.
 
     Args:
-        batches: the head's outputs, some pictures at a time, one tensor (B, ...) for each that crosses the cut.
+        batches: the head's outputs, some images at a time, one tensor (B, ...) for each that crosses the cut.
         form: levels and coder.
     """
     device = next(decoder.parameters()).device
@@ -53,16 +52,3 @@ def score_split(
         sizes += [len(payload) for payload in payloads]
         sample = sample or payloads[0]
     return Score(answers=torch.cat(answers), payload_bytes=float(np.mean(sizes)), sample=sample)
-
-
-def paired_drop_pp(reference: np.ndarray, other: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """How much less accurate ``other`` is, in percentage points, with a 95 % interval (normal approximation).
-
-    Args:
-        reference: whether the uncut model was right, one bool a picture.
-        other: the same for the candidate, on the same pictures in the same order.
-    """
-    difference = reference.astype(float) - other.astype(float)
-    mean = float(difference.mean())
-    half = 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    return 100 * mean, (100 * (mean - half), 100 * (mean + half))

@@ -1,8 +1,8 @@
-"""BatchNorm statistics, estimated anew on the pictures that a network will see.
+"""BatchNorm statistics, estimated anew on the images that a network will see.
 
-Weights come with statistics of their own training, of augmented pictures and perhaps of other sizes. The given
-ResNet-50 was trained at 32, 48 and 64 pixels; with statistics of 1,000 training pictures at 64 it gets 60.4 % of the
-search-validation pictures right instead of 55.0 % (benchmarks/results/README.md).
+Weights come with statistics of their own training, of augmented images and perhaps of other sizes. The given
+ResNet-50 was trained at 32, 48 and 64 pixels; with statistics of 1,000 training images at 64 it gets 60.4 % of the
+search-validation images right instead of 55.0 % (benchmarks/results/README.md).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def set_statistics(network: nn.Module, statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def renew_statistics(network: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], pictures: int) -> bool:
-    """Replace the statistics of all BatchNorm layers by means over training pictures, in place, if that helps.
+def recalibrate_batchnorm(network: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], images: int) -> bool:
+    """Replace the statistics of all BatchNorm layers by means over training images, in place, if that helps.
 
-    It helps where the loss on these pictures falls; otherwise everything stays as it was.
+    It helps where the loss on these images falls; otherwise everything stays as it was.
 
     Args:
         network: in eval mode, before and afterwards.
-        loss: runs the network on the pictures of an index (B,) and returns its mean loss on them.
-        pictures: how many there are; the first 1,000 are used.
+        loss: runs the network on the images of an index (B,) and returns its mean loss on them.
+        images: how many there are; the first 1,000 are used.
 
     Returns:
         Whether the statistics were replaced.
     """
     layers = _layers(network)
-    parts = torch.arange(min(PICTURES, pictures)).split(_BATCH)
+    parts = torch.arange(min(PICTURES, images)).split(_BATCH)
     parts = [part for part in parts if len(part) > 1]  # a variance needs two
     if not layers or not parts:
         return False

@@ -1,0 +1,1 @@
+"""Training and scoring of candidates: feature cache, closed-form start, reconstruction, fine-tuning, references."""

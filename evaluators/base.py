@@ -5,24 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evaluators.result import Evaluation
+from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.partition import PartitionPoint
 
 Progress = Callable[[str], None]
+Split = Literal["validation", "test"]
 
 
 class Evaluator(ABC):
-    """Scores configurations of one model on one data set and one set of hardware.
+    """Scores configurations of one model on one data set and one set of hardware. Knows nothing of a search.
 
-    A search calls, in this order: :meth:`partition_points` once, to choose what to search; :meth:`prepare` once; then
-    :meth:`evaluate` any number of times; :meth:`baselines` once, before or after; and :meth:`export` for a
-    configuration that was evaluated. ``partition_points`` works without ``prepare``.
+    The order of calls:
 
-    An evaluator does not know that it is in a search. Evaluating the same configuration twice gives the same accuracy
-    and payload, and costs nothing the second time where nothing has to be measured again.
+    - :meth:`partition_points`, :meth:`head_ms`, :meth:`rehearse`, :meth:`identity`, :meth:`describe` and :meth:`notes`
+      may be called at any time and any number of times; they train nothing.
+    - :meth:`baselines` without training raises NotFinished until the uncut model has its weights.
+    - :meth:`prepare` comes before :meth:`evaluate`, ``baselines(trained=True)`` and :meth:`export`, in every process; a
+      second call costs nothing.
+    - :meth:`evaluate` and :meth:`export` take any configuration, in any order, any number of times.
+
+    Evaluating the same configuration twice with the same budget and seed gives the same accuracy and payload, and costs
+    nothing the second time where nothing has to be measured again.
     """
 
     @abstractmethod
@@ -31,11 +38,18 @@ class Evaluator(ABC):
 
     @abstractmethod
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
-        """Latency of the head of each point on the device; None where it is not known."""
+        """Latency of the head of each point on the device in milliseconds; None where it is not known."""
+
+    def rehearse(self) -> None:  # noqa: B027  (nothing to try is fine)
+        """Try in seconds what a run does in hours: a training step, the form of the answer, an export.
+
+        Raises:
+            SplitsearchError: something would fail later; says what and what to do.
+        """
 
     @abstractmethod
     def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
-        """Do what is done once and takes long, such as training the uncut model. Calling it again costs nothing.
+        """Do what is done once and takes long, such as training the uncut model.
 
         Args:
             partitions: the points that will be evaluated; what can be measured for them beforehand is measured now, in
@@ -44,28 +58,50 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def evaluate(self, config: SplitConfig) -> Evaluation:
-        """Score one configuration. Must not keep anything that changes a later evaluation's result.
+    def evaluate(
+        self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Split = "validation"
+    ) -> Evaluation:
+        """Score one configuration. Keeps nothing that changes a later evaluation's result.
+
+        Args:
+            config: what to score.
+            budget: how much to train; the study's own unless given.
+            seed: of the training; the study's own unless given.
+            split: which images to score on. ``test`` is for reporting a point that was chosen without it.
 
         Raises:
-            InfeasibleSplit: the configuration cannot run; the message is the reason.
+            InfeasibleSplit: the configuration cannot run, or its training diverged; the message is the reason.
             MeasurementError: the device did not answer.
         """
 
     @abstractmethod
     def baselines(self, *, trained: bool) -> list[Evaluation]:
-        """The honest alternatives, measured the same way: all on the device, server only (raw and JPEG).
+        """The honest alternatives, measured the same way: all on the device, server only (raw and picture codecs).
 
         Args:
-            trained: also the uncut model after the same fine-tuning, which takes a training.
+            trained: also the uncut model after the same fine-tuning, and behind each codec after fine-tuning on images
+                coded by it, which takes trainings.
+
+        Raises:
+            NotFinished: the uncut model is not trained yet.
         """
 
     @abstractmethod
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
-        """Write ``device/`` and ``server/`` for an evaluated configuration into an existing directory.
+        """Write ``device/`` and ``server/`` for a configuration into an existing directory.
 
         Returns:
             Evidence for ``bundle.json``: how well the halves agree with the evaluation, on how many images.
+
+        Raises:
+            SplitsearchError: the halves do not give the evaluation's answers.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Digests of what results depend on besides the study's settings: weights, images, code, recipe.
+
+        Two evaluators with equal settings and equal identity give equal results.
         """
 
     def notes(self) -> list[str]:

@@ -18,7 +18,7 @@ import torchvision
 from torch import nn
 
 from evaluators import folders
-from evaluators.base import Evaluator, Progress
+from evaluators.base import Evaluator, Progress, Split
 from evaluators.compute import compute_device
 from evaluators.edge import halves
 from evaluators.edge.circumstances import machine as this_machine
@@ -48,6 +48,7 @@ from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import Whole, answers, as_jpeg, finetuned_uncut
 from evaluators.training.uncut import Train, baseline_path, baseline_record, train_classifier, train_or_load
 from evaluators.training.uncut_detector import train_detector
+from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
@@ -171,7 +172,13 @@ class SplitEvaluator(Evaluator):
         )
         self._prepared = True
 
-    def evaluate(self, config: SplitConfig) -> Evaluation:
+    def identity(self) -> dict[str, str]:
+        """See :class:`Evaluator`."""
+        return {}
+
+    def evaluate(
+        self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Split = "validation"
+    ) -> Evaluation:
         """Train (or load), encode to bytes and back, measure, compose."""
         candidate = self._candidates.get(config)
         score = candidate.score(config, self._feature_cache)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator
-from evaluators.cache import file_digest, fresh_folder
 from evaluators.edge.coders import CODERS
+from evaluators.store import file_digest, whole_folder
 from search.front import Point
 from search.spec import StudySpec
 from spaces.errors import SplitsearchError
@@ -62,7 +62,7 @@ def write_bundle(
     check_target(target)
     config = point.evaluation.config
     assert config is not None
-    with fresh_folder(target) as folder:
+    with whole_folder(target) as folder:
         evidence = evaluator.export(config, folder)
         found = point.evaluation
         (folder / "README.md").write_text(_readme(point, spec, evidence, environment.get("metric", "top-1")))

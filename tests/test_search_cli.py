@@ -211,9 +211,9 @@ from evaluators.fake import FakeEvaluator
 from search import cli, wiring
 
 class Slow(FakeEvaluator):
-    def evaluate(self, config):
+    def evaluate(self, config, **options):
         time.sleep(0.2)
-        return super().evaluate(config)
+        return super().evaluate(config, **options)
 
 wiring.build_evaluator = lambda spec, folder: Slow()
 cli.main()

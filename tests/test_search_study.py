@@ -147,11 +147,11 @@ class Stopped(FakeEvaluator):
     def __init__(self, how):
         self.left, self.how = 3, how
 
-    def evaluate(self, config: SplitConfig):
+    def evaluate(self, config: SplitConfig, **options):
         self.left -= 1
         if self.left < 0:
             raise self.how
-        return super().evaluate(config)
+        return super().evaluate(config, **options)
 
 
 def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(spec, tmp_path):
@@ -184,11 +184,11 @@ class Silent(FakeEvaluator):
     def __init__(self, *calls):
         self.calls, self.asked = calls, []
 
-    def evaluate(self, config: SplitConfig):
+    def evaluate(self, config: SplitConfig, **options):
         self.asked.append(config)
         if len(self.asked) in self.calls:
             raise MeasurementError("ssh://camera: it does not answer; is the device on?")
-        return super().evaluate(config)
+        return super().evaluate(config, **options)
 
 
 def test_a_silent_device_costs_no_trial_and_is_asked_again_later(spec, tmp_path):

@@ -18,10 +18,10 @@ import torchvision
 from torch import nn
 
 from evaluators import user_code
-from evaluators.cache import cache_folder
 from evaluators.models.detector import prepare_detector
 from evaluators.models.weights import load_weights, load_what_fits
 from evaluators.settings import PRETRAINED, ModelSettings
+from evaluators.store import cache_folder
 from spaces.errors import SpecError, SplitsearchError, nearest
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators.cache import cache_folder, file_digest, fresh_folder
 from evaluators.settings import DataSettings
+from evaluators.store import cache_folder, file_digest, whole_folder
 from spaces.errors import SpecError, SplitsearchError
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -127,7 +127,7 @@ def _downloaded(root: Path, archives: Sequence[Archive]) -> Path:
     for archive, file in zip(archives, files):
         if not file.exists():
             fetch(archive, file)
-    with fresh_folder(root) as folder:
+    with whole_folder(root) as folder:
         for file in files:
             _extract(file, folder)
     for file in files:
@@ -154,7 +154,7 @@ def _unpacked(archive: Path) -> Path:
         raise SpecError("data.root", str(archive), f"archives end in {', '.join(ENDINGS)}")
     target = cache_folder("data") / f"{archive.name.split('.')[0]}-{file_digest(archive)[:12]}"
     if not target.is_dir():
-        with fresh_folder(target) as folder:
+        with whole_folder(target) as folder:
             _extract(archive, folder)
     return target
 

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from evaluators.cache import cache_folder
 from evaluators.compute import autocast, compute_device
 from evaluators.edge.picture import to_rgb
 from evaluators.models.residual import zero_init_residual
 from evaluators.settings import BaselineSettings, ModelSettings
+from evaluators.store import cache_folder
 from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.user_code import PREFIX, source_digest
 

@@ -20,9 +20,9 @@ import torch
 import yaml
 from torch import nn
 
-from evaluators.cache import cache_folder, fresh_folder
 from evaluators.compute import autocast, compute_device
 from evaluators.settings import PRETRAINED, BaselineSettings, ModelSettings
+from evaluators.store import cache_folder, whole_folder
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.detection import in_float
 from evaluators.tasks.detection_data import DetectionFiles, ImageFiles
@@ -79,7 +79,7 @@ def train_detector(
     images = data.train(None, seed)
     layout = cache_folder("yolo-data") / f"{data.fingerprint[:16]}-{seed}"
     if not layout.exists():
-        with fresh_folder(layout) as folder:
+        with whole_folder(layout) as folder:
             yolo_layout(images, data.classes, folder)
     last = checkpoint / "weights" / "last.pt"
     settings = {

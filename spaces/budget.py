@@ -1,0 +1,36 @@
+"""``Budget``: how much training a score is worth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from spaces.errors import SpecError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much training a score is worth: a rung.
+
+    Attributes:
+        images: training images that a candidate learns from, at least 1.
+        reconstruction_steps: steps in which the bottleneck alone learns to rebuild the features; 0 leaves the
+            closed-form start as it is.
+        epochs: of fine-tuning afterwards; 0 leaves that out.
+
+    Raises:
+        SpecError: a value outside these bounds.
+    """
+
+    images: int
+    reconstruction_steps: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 1), ("reconstruction_steps", 0), ("epochs", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SpecError(name, value, f"a whole number from {least} is needed")
+
+    def to_dict(self) -> dict[str, int]:
+        """By attribute. JSON-ready."""
+        return asdict(self)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from spaces.errors import MeasurementError
@@ -23,53 +24,87 @@ WAIT_S = 1800.0  # of a measurement, for other measurements and for steps of tra
 _POLL_S = 0.02
 
 
-class Turn:
+class _Turn:
     """A training's share of the machine."""
 
     def __init__(self, work: int, gate: int) -> None:
         self._work, self._gate = work, gate
 
-    def make_way(self) -> None:
-        """Let a measurement that waits have the machine; returns at once where none does."""
-        if _try(self._gate, fcntl.LOCK_SH):
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
-            return
-        fcntl.flock(self._work, fcntl.LOCK_UN)
-        fcntl.flock(self._gate, fcntl.LOCK_SH)  # until the measurement is done
+    def take(self) -> None:
+        fcntl.flock(self._gate, fcntl.LOCK_SH)  # waits until a measurement is done
         fcntl.flock(self._work, fcntl.LOCK_SH)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
 
+    def release(self) -> None:
+        fcntl.flock(self._work, fcntl.LOCK_UN)
+
+    def make_way(self) -> None:
+        if _try(self._gate, fcntl.LOCK_SH):
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
+            return
+        self.release()
+        self.take()
+
+
+_turn: ContextVar[_Turn | None] = ContextVar("turn", default=None)
+
 
 @contextmanager
-def training() -> Iterator[Turn]:
+def training() -> Iterator[None]:
     """Hold the machine together with other trainings; waits while somebody measures.
 
-    Call :meth:`Turn.make_way` between steps.
+    What runs inside calls :func:`make_way` between its steps. Inside another ``training`` it does nothing.
     """
+    if _turn.get() is not None:
+        yield
+        return
     with _opened("work") as work, _opened("gate") as gate:
-        fcntl.flock(gate, fcntl.LOCK_SH)
-        fcntl.flock(work, fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield Turn(work, gate)
+        turn = _Turn(work, gate)
+        turn.take()
+        token = _turn.set(turn)
+        try:
+            yield
+        finally:
+            _turn.reset(token)
+
+
+def make_way() -> None:
+    """Between two steps of a training: let a measurement that waits have the machine; else returns at once."""
+    turn = _turn.get()
+    if turn is not None:
+        turn.make_way()
 
 
 @contextmanager
 def measuring(wait_s: float = WAIT_S) -> Iterator[None]:
     """Have the machine alone: no other measurement and no step of training runs meanwhile.
 
+    Inside :func:`training` that share is given back for as long.
+
     Raises:
         MeasurementError: others kept the machine busy for ``wait_s`` seconds.
     """
+    turn = _turn.get()
+    if turn is not None:
+        turn.release()
+    try:
+        with _opened("gate") as gate, _opened("work") as work:
+            _take_alone((gate, work), wait_s)
+            yield
+    finally:
+        if turn is not None:
+            turn.take()
+
+
+def _take_alone(locks: tuple[int, ...], wait_s: float) -> None:
     end = time.monotonic() + wait_s
-    with _opened("gate") as gate, _opened("work") as work:
-        for lock in (gate, work):
-            while not _try(lock, fcntl.LOCK_EX):
-                if time.monotonic() > end:
-                    raise MeasurementError(
-                        f"others have kept this machine busy for {wait_s:g} s; try again when they are done"
-                    )
-                time.sleep(_POLL_S)
-        yield
+    for lock in locks:
+        while not _try(lock, fcntl.LOCK_EX):
+            if time.monotonic() > end:
+                raise MeasurementError(
+                    f"others have kept this machine busy for {wait_s:g} s; try again when they are done"
+                )
+            time.sleep(_POLL_S)
 
 
 def _folder() -> Path:

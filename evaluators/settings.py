@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from spaces.budget import Budget
 
 PRETRAINED = "pretrained"
 
@@ -28,11 +30,6 @@ class ModelSettings:
     num_classes: int
     weights: Path | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides what is built, JSON-ready."""
-        return {**asdict(self), "weights": self.weights and str(self.weights)}
 
     @property
     def label(self) -> str:
@@ -77,6 +74,17 @@ class FinetuneSettings:
     scope: Scope = "tail"
     quantization: Quantization = "post-training"
     ramp: Ramp = "cosine"
+
+    @property
+    def budget(self) -> Budget:
+        """How much training these settings ask for."""
+        return Budget(images=self.images, reconstruction_steps=self.reconstruction_steps, epochs=self.epochs)
+
+    def within(self, budget: Budget) -> FinetuneSettings:
+        """The same recipe with another budget."""
+        return replace(
+            self, images=budget.images, reconstruction_steps=budget.reconstruction_steps, epochs=budget.epochs
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import torch
 import torchvision
 from torch import nn
 
-from evaluators import folders
+from evaluators import machine_lock
 from evaluators.base import Evaluator, Progress, Split
+from evaluators.bundle import Halves
 from evaluators.compute import compute_device
-from evaluators.edge import halves
 from evaluators.edge.circumstances import machine as this_machine
+from evaluators.identity import architecture, arithmetic, state_digest
 from evaluators.latency.compose import latency_fields
 from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile
@@ -31,22 +31,23 @@ from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
 from evaluators.latency.runners import Runner
 from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.latency.table import StageTable
-from evaluators.models.cut import FirstTensor, SplitModel
+from evaluators.models.cut import SplitModel
 from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.load import build
-from evaluators.models.onnx_export import save_module
 from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import Detection
 from evaluators.tasks.detection_data import DetectionFiles
 from evaluators.tasks.task import Task, TaskMetrics
-from evaluators.training.candidates import Candidates
+from evaluators.training.candidate import Candidate
 from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import Whole, answers, as_jpeg, finetuned_uncut
-from evaluators.training.uncut import Train, baseline_path, baseline_record, train_classifier, train_or_load
+from evaluators.training.trainers import RECIPE, FinetuneTrainer, StoredTrainer, infeasible_if_it_breaks
+from evaluators.training.uncut import Train, train_classifier, train_or_load, uncut_key, uncut_record
 from evaluators.training.uncut_detector import train_detector
 from spaces.budget import Budget
 from spaces.config import SplitConfig
@@ -102,15 +103,19 @@ class SplitEvaluator(Evaluator):
 
     Args:
         settings: what to score on what.
-        folder: where trained candidates and timings are kept; made when something is kept.
+        folder: of the study's results, where what belongs to it alone is kept; made when something is kept.
         runner: takes the timings in place of the machines' own; for tests.
+        store: keeps what other studies may need too; the user's own unless given.
 
     Raises:
         SpecError: model, weights or data do not exist or do not fit each other.
     """
 
-    def __init__(self, settings: SplitSettings, folder: Path, runner: Runner | None = None) -> None:
+    def __init__(
+        self, settings: SplitSettings, folder: Path, runner: Runner | None = None, store: Store | None = None
+    ) -> None:
         self._settings, self._folder = settings, folder
+        self._store = store or shared_store()
         self._runner = runner
         self._dataset = open_dataset(settings.data)
         if settings.model.num_classes != len(self._dataset.classes):
@@ -126,13 +131,10 @@ class SplitEvaluator(Evaluator):
         self._network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._split = SplitModel(self._network, settings.data.image_size)
         self._task = self._task_for(loaded.network)
-        self._feature_cache = FeatureCache(
-            self._split, self._dataset, self._task, settings.finetune.images, settings.seed
-        )
-        self._candidates = Candidates(
-            folder / "splits", self._split, self._feature_cache, settings.finetune, settings.seed
-        )
-        self._loaded_trained = self._prepared = loaded.trained
+        self._feature_cache = FeatureCache(self._split, self._dataset, self._task)
+        self._loaded_trained = self._has_weights = loaded.trained
+        self._references: dict[Split, TaskMetrics] = {}
+        self._start_digest = state_digest(self._network) if settings.model.weights is not None else ""
 
     # -- the contract ------------------------------------------------------------------------------------------------
 
@@ -153,7 +155,16 @@ class SplitEvaluator(Evaluator):
     @property
     def is_trained(self) -> bool:
         """Whether the uncut model has its weights, given or kept from an earlier training."""
-        return self._prepared or self._baseline_path.exists()
+        return self._has_weights or self._store.find(self._uncut_key) is not None
+
+    def identity(self) -> dict[str, str]:
+        """See :class:`Evaluator`."""
+        return {
+            "network": digest_of(architecture(self._settings.model)),
+            "weights": self._weights_digest,
+            "images": digest_of([self._dataset.fingerprint, asdict(self._dataset.picture)]),
+            "recipe": str(RECIPE),
+        }
 
     def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
         """Train the uncut model if no weights are given (or load it from an earlier training); time heads and tails."""
@@ -164,24 +175,29 @@ class SplitEvaluator(Evaluator):
             self._stage_timer.tail(partition)
 
     def _give_weights(self, progress: Progress) -> None:
-        if self._prepared:
+        if self._has_weights:
             return
         settings, train = self._settings, self._train_uncut
         train_or_load(
-            self._network, self._baseline_path, self._dataset, settings.baseline, settings.seed, progress, train
+            self._network,
+            self._store,
+            self._uncut_key,
+            self._dataset,
+            settings.baseline,
+            settings.seed,
+            progress,
+            train,
         )
-        self._prepared = True
-
-    def identity(self) -> dict[str, str]:
-        """See :class:`Evaluator`."""
-        return {}
+        self._has_weights = True
 
     def evaluate(
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Split = "validation"
     ) -> Evaluation:
         """Train (or load), encode to bytes and back, measure, compose."""
-        candidate = self._candidates.get(config)
-        score = candidate.score(config, self._feature_cache)
+        self._need_weights()
+        candidate = self._candidate(config, budget, seed)
+        with infeasible_if_it_breaks(), machine_lock.training():
+            score = candidate.score(config, self._feature_cache, split)
         stages = self._stage_timer.split(config, candidate, score.sample)
         point = self._split.tap(config.partition).point
         details = {
@@ -191,17 +207,15 @@ class SplitEvaluator(Evaluator):
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
         }
-        return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details)
+        return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details, split)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
-        if not self.is_trained:
-            raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
-        self._give_weights(lambda _: None)
+        self._need_weights()
         networks: dict[str, nn.Module] = {"": self._split.head(OUTPUT)}
         if trained:
             networks[", fine-tuned"] = self._finetuned
-        validation, watch = self._feature_cache.validation, self._stage_timer
+        validation, watch = self._feature_cache.images("validation"), self._stage_timer
         raw = float(np.mean([pixels.nbytes for pixels in validation.pixels]))
 
         def ways() -> Iterator[tuple[str, LabelledImages, float, Stages]]:
@@ -218,40 +232,18 @@ class SplitEvaluator(Evaluator):
         ]
 
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
-        """Write both halves, then run every search-validation picture through them as a user would."""
-        candidate = self._candidates.get(config)
-        sample = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
-        form = candidate.wire_format(config)
-        device, server = directory / "device", directory / "server"
-        bottleneck = candidate.bottleneck.eval()
-        self._stage_timer.write_device(
-            device, {"wire": form.to_dict(), "threads": self._threads(self._settings.device)}
+        """Write both halves, then run every search-validation image through them as a user would."""
+        self._need_weights()
+        candidate, images = self._candidate(config), self._feature_cache.images("validation")
+        both = Halves(
+            split=self._split,
+            dataset=self._dataset,
+            task=self._task,
+            device_threads=self._threads(self._settings.device),
+            server_threads=self._threads(self._settings.server),
         )
-        if candidate.head is None:
-            self._stage_timer.network.save_part(INPUT, config.partition, device / "head.onnx")
-        else:
-            size = self._settings.data.image_size
-            save_module(candidate.head, [torch.zeros(1, 3, size, size)], device / "head.onnx", len(sample))
-        save_module(bottleneck.encoder, sample, device / "encoder.onnx", len(sample))
-
-        half = halves.DeviceHalf(device)
-        payloads = [half.encode(pixels) for pixels in self._feature_cache.validation.pixels]
-        manifest = {"picture": self._dataset.picture.to_dict(), "threads": self._threads(self._settings.server)}
-        manifest |= {"wire": form.to_dict(), "classes": list(self._dataset.classes)}
-        folders.write_server(server, manifest, payload=payloads[0])
-        activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
-        save_module(bottleneck.decoder, activations, server / "decoder.onnx", len(sample))
-        save_module(FirstTensor(candidate.tail), sample, server / "tail.onnx")
-
-        other = halves.ServerHalf(server)
-        found = torch.from_numpy(np.stack([other.decode(payload) for payload in payloads]))
-        scored = candidate.score(config, self._feature_cache)
-        return {
-            "images": len(payloads),
-            "agreement_with_trial": self._task.agreement(found, scored.answers),
-            "accuracy": self._task.judge(found, self._feature_cache.validation).accuracy,
-            "payload_bytes": float(np.mean([len(payload) for payload in payloads])),
-        }
+        both.write(config, candidate, images, directory)
+        return both.check(directory, images, candidate.score(config, self._feature_cache).answers)
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Evaluator`."""
@@ -270,18 +262,18 @@ class SplitEvaluator(Evaluator):
             "server": server,
             "link": self._link.describe(),
             "images": {
-                "fine-tuning": len(self._feature_cache.train),
-                "search-validation": len(self._feature_cache.validation),
+                "fine-tuning": self._settings.finetune.images,
+                "search-validation": len(self._feature_cache.images("validation")),
             },
             "seed": self._settings.seed,
-            "baseline": None if self._loaded_trained else baseline_record(self._baseline_path),
+            "baseline": None if self._loaded_trained else uncut_record(self._store, self._uncut_key),
         }
 
     def notes(self) -> list[str]:
         """See :class:`Evaluator`."""
         said = []
         if self.is_trained:
-            self._give_weights(lambda _: None)
+            self._need_weights()
             accuracy, count = self._held_out_accuracy()
             said.append(
                 f"The uncut model as given: {self._task.metric} {accuracy:.2%} on all {count:,} held-out images "
@@ -289,7 +281,7 @@ class SplitEvaluator(Evaluator):
             )
         if isinstance(self._dataset, DetectionFiles) and (dropped := self._dataset.degenerate_boxes):
             said.append(f"{dropped} annotated {'box has' if dropped == 1 else 'boxes have'} no area and were left out.")
-        if not self._loaded_trained and (record := baseline_record(self._baseline_path)):
+        if not self._loaded_trained and (record := uncut_record(self._store, self._uncut_key)):
             said.insert(0, _made(record))
         if self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet":
             said.insert(0, _SEEN)
@@ -302,9 +294,9 @@ class SplitEvaluator(Evaluator):
 
         For checking weights against what their maker says of them. It chooses nothing, so test stays a test.
         """
-        feature_cache, test = self._feature_cache, self._dataset.test()
-        both = torch.cat([feature_cache.answers("validation"), feature_cache.through_head(OUTPUT, test)[0]])
-        images = feature_cache.validation + test
+        cache = self._feature_cache
+        both = torch.cat([cache.answers("validation"), cache.answers("test")])
+        images = cache.images("validation") + cache.images("test")
         return self._task.judge(both, images).accuracy, len(images)
 
     @functools.cached_property
@@ -316,12 +308,12 @@ class SplitEvaluator(Evaluator):
         """Given, or measured once and kept, so that all trials are compared over the same link."""
         if self._settings.link is not None:
             return self._settings.link
-        kept = self._folder / "link.json"
-        if not kept.exists():
-            found = measure_link(self._settings.device)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found.to_dict()) + "\n")
-        return LinkProfile.from_dict(json.loads(kept.read_text()))
+        # In the study's own folder: a link of today says nothing to another study tomorrow.
+        ends = {"device": self._settings.device.name, "server": self._settings.server.name}
+        found = Store(self._folder / "link").value(
+            StoreKey("link", ends), lambda: measure_link(self._settings.device).to_dict()
+        )
+        return LinkProfile.from_dict(found)
 
     @functools.cached_property
     def _stage_timer(self) -> StageTimer:
@@ -331,13 +323,38 @@ class SplitEvaluator(Evaluator):
             machine_for(settings.server, self._table, self._runner),
             self._split,
             self._dataset.picture,
-            self._feature_cache.validation.pixels[0],
+            self._feature_cache.images("validation").pixels[0],
         )
 
-    @property
-    def _baseline_path(self) -> Path:
+    @functools.cached_property
+    def _uncut_key(self) -> StoreKey:
         settings = self._settings
-        return baseline_path(settings.model, self._dataset, settings.baseline, settings.seed)
+        return uncut_key(
+            architecture(settings.model), self._start_digest, self._dataset, settings.baseline, settings.seed
+        )
+
+    @functools.cached_property
+    def _weights_digest(self) -> str:
+        """Of the uncut model's weights, or of what they are, or will be, made from."""
+        return self._start_digest if self._loaded_trained else self._uncut_key.digest
+
+    @functools.cached_property
+    def _trainer(self) -> StoredTrainer:
+        settings = self._settings
+        inner = FinetuneTrainer(self._split, self._feature_cache, settings.finetune)
+        depends_on = {**self.identity(), "arithmetic": arithmetic()}
+        boxes = self._dataset.picture.letterbox
+        return StoredTrainer(inner, self._store, depends_on, self._split, settings.finetune, carries_image_size=boxes)
+
+    def _candidate(self, config: SplitConfig, budget: Budget | None = None, seed: int | None = None) -> Candidate:
+        settings = self._settings
+        return self._trainer.train(config, budget or settings.finetune.budget, settings.seed if seed is None else seed)
+
+    def _need_weights(self) -> None:
+        """Load the uncut model's weights from an earlier training if need be; train nothing."""
+        if not self.is_trained:
+            raise NotFinished("the uncut model is not trained yet; 'splitsearch run' trains it first")
+        self._give_weights(lambda _: None)
 
     def _task_for(self, network: nn.Module) -> Task:
         if self._dataset.task == "classification":
@@ -363,10 +380,12 @@ class SplitEvaluator(Evaluator):
         assert isinstance(data, DetectionFiles)
         return train_detector(network, self._settings.model, data, recipe, seed, checkpoint, progress)
 
-    @functools.cached_property
-    def _reference(self) -> TaskMetrics:
+    def _reference(self, split: Split) -> TaskMetrics:
         """The uncut model as given."""
-        return self._task.judge(self._feature_cache.answers("validation"), self._feature_cache.validation)
+        if split not in self._references:
+            images = self._feature_cache.images(split)
+            self._references[split] = self._task.judge(self._feature_cache.answers(split), images)
+        return self._references[split]
 
     @functools.cached_property
     def _finetuned(self) -> Whole:
@@ -382,15 +401,16 @@ class SplitEvaluator(Evaluator):
         stages: Stages,
         config: SplitConfig | None = None,
         details: dict[str, Any] | None = None,
+        split: Split = "validation",
     ) -> Evaluation:
-        verdict = self._task.judge(found, self._feature_cache.validation)
-        drop, interval = self._task.drop_pp(self._reference, verdict)
+        metrics = self._task.judge(found, self._feature_cache.images(split))
+        drop, interval = self._task.drop_pp(self._reference(split), metrics)
         watch = self._stage_timer
         return Evaluation(
             name=name,
             config=config,
-            accuracy=verdict.accuracy,
-            metrics=verdict.metrics,
+            accuracy=metrics.accuracy,
+            metrics=metrics.metrics,
             payload_bytes=payload_bytes,
             stage_keys=stages.stage_keys,
             accuracy_drop_pp=drop,

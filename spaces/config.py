@@ -57,11 +57,16 @@ class SplitConfig:
         return self.coder or ("lzma" if self.lzma else "packed")
 
     @property
+    def training_fields(self) -> dict[str, Any]:
+        """What training depends on: everything but the lossless coder."""
+        exact = {"ae_ratio": float(self.ae_ratio), "tcl": float(self.tcl)}
+        return {"partition": self.partition, "bits": self.bits, "stride": self.stride, **exact}
+
+    @property
     def training_key(self) -> str:
-        """Equal for two configurations exactly when they need the same training; lossless coders change
-        nothing there."""
+        """The same as text: equal for two configurations exactly when they need the same training."""
         stride = f"_s{self.stride}" if self.stride > 1 else ""
-        return f"{self.partition}_r{self.ae_ratio:g}{stride}_b{self.bits}_t{float(self.tcl)!r}"
+        return f"{self.partition}_r{float(self.ae_ratio)!r}{stride}_b{self.bits}_t{float(self.tcl)!r}"
 
     @property
     def label(self) -> str:

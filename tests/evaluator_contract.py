@@ -77,6 +77,20 @@ class EvaluatorContract:
         assert set(found) < tuned and "all-on-device, fine-tuned" in tuned
         assert {name.removesuffix(", fine-tuned") for name in tuned} == set(found)
 
+    def test_what_trains_nothing_may_be_asked_at_any_time(self, evaluator):
+        for _ in range(2):
+            identity = evaluator.identity()
+            assert identity and all(isinstance(value, str) for value in identity.values())
+            assert evaluator.identity() == identity
+            evaluator.rehearse()
+            assert isinstance(evaluator.notes(), list) and isinstance(evaluator.describe(), dict)
+
+    def test_prepare_again_costs_nothing(self, evaluator):
+        def progress(text):
+            assert "training" not in text
+
+        evaluator.prepare((), progress)
+
     def test_export_writes_both_halves(self, evaluator, config, tmp_path):
         evaluator.evaluate(config)
         evidence = evaluator.export(config, tmp_path)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from evaluators.latency.links import LinkProfile
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.split_evaluator import SplitEvaluator, SplitSettings
+from spaces.budget import Budget
 from spaces.config import SplitConfig
-from spaces.errors import NotFinished, SpecError
+from spaces.errors import InfeasibleSplit, NotFinished, SpecError, SplitsearchError
 
 LOCAL = MachineProfile(name="local", threads=2)
+CONFIG = SplitConfig(partition="layer3.1", ae_ratio=0.125, bits=3, tcl=5.0)
 
 
 def digits_settings(**changes):
@@ -57,8 +60,11 @@ def real(tmp_path_factory):
     before = os.environ.get("SPLITSEARCH_CACHE")
     os.environ["SPLITSEARCH_CACHE"] = str(folder / "cache")
     evaluator = SplitEvaluator(digits_settings(), folder / "run")
-    with pytest.raises(NotFinished, match="splitsearch run"):
-        evaluator.baselines(trained=False)
+    for too_early in (lambda: evaluator.baselines(trained=False), lambda: evaluator.evaluate(CONFIG)):
+        with pytest.raises(NotFinished, match="splitsearch run"):
+            too_early()
+    # Times heads of a network without its weights; nothing of that may reach a bundle.
+    evaluator.head_ms([point for point in evaluator.partition_points() if point.name == "layer3.1"])
     evaluator.prepare(["layer3.1"], lambda _: None)
     yield evaluator
     os.environ.pop("SPLITSEARCH_CACHE")
@@ -74,7 +80,7 @@ class TestSplitEvaluator(EvaluatorContract):
 
     @pytest.fixture
     def config(self):
-        return SplitConfig(partition="layer3.1", ae_ratio=0.125, bits=3, tcl=5.0)
+        return CONFIG
 
     @pytest.fixture
     def infeasible(self):
@@ -99,18 +105,70 @@ class TestSplitEvaluator(EvaluatorContract):
         other.prepare((), lambda text: pytest.fail(f"trained again: {text}"))
         assert other.evaluate(config).to_dict() == first.to_dict()
 
+    def test_a_kept_candidate_is_loaded_without_running_any_network(self, real, config, monkeypatch):
+        first = real._candidate(config)
+        other = SplitEvaluator(digits_settings(), real._folder)
+        other.prepare((), lambda _: None)
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *_: pytest.fail("a network ran"))
+        again = other._candidate(config)
+        for one, two in ((first.bottleneck, again.bottleneck), (first.tail, again.tail)):
+            assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+    def test_budget_seed_and_split_make_results_of_their_own(self, real, config):
+        own = real.evaluate(config)
+        assert real.evaluate(config, budget=real._settings.finetune.budget, seed=0) == own
+        little = real.evaluate(config, budget=Budget(images=100, reconstruction_steps=0, epochs=0))
+        assert little.details["training"] == [] and little.accuracy < own.accuracy
+        other_seed = real.evaluate(config, seed=1)
+        assert other_seed.details["training"] != own.details["training"]
+        test = real.evaluate(config, split="test")
+        assert test.details["training"] == own.details["training"] and test.payload_bytes != own.payload_bytes
+        assert real.evaluate(config) == own
+
+    @pytest.mark.parametrize("change", [{"learning_rate": 1e9}, {"tail_learning_rate": 1e12, "scope": "tail"}])
+    def test_diverged_training_is_infeasible_with_its_reason(self, real, config, change):
+        settings = digits_settings(finetune=replace(digits_settings().finetune, reconstruction_steps=0, **change))
+        evaluator = SplitEvaluator(settings, real._folder)
+        evaluator.prepare((), lambda _: None)
+        for _ in range(2):
+            with pytest.raises(InfeasibleSplit, match="training diverged"):
+                evaluator.evaluate(config)
+
+    def test_what_does_not_fit_into_memory_is_infeasible(self, real, config, monkeypatch):
+        monkeypatch.setattr("evaluators.training.trainers.finetune", out_of_memory)
+        with pytest.raises(InfeasibleSplit, match=r"out of memory.*batch_size"):
+            real.evaluate(config, seed=77)
+
+    def test_identity_follows_content(self, real):
+        one = real.identity()
+        assert set(one) == {"network", "weights", "images", "recipe"}
+        assert SplitEvaluator(digits_settings(), real._folder).identity() == one
+        size = digits_settings(data=DataSettings(name="digits", image_size=48))
+        assert SplitEvaluator(size, real._folder).identity()["images"] != one["images"]
+        longer = digits_settings(baseline=BaselineSettings(epochs=3))
+        assert SplitEvaluator(longer, real._folder).identity()["weights"] != one["weights"]
+
     def test_scoring_leaves_the_uncut_model_alone(self, real, config):
         before = real._network.fc.weight.clone()
         real.evaluate(config)
         real.baselines(trained=True)
         assert torch.equal(real._network.fc.weight, before)
 
+    def test_halves_that_answer_otherwise_are_no_bundle(self, real, config, tmp_path, monkeypatch):
+        def wrong(self, payload):
+            return -decode(self, payload)
+
+        decode = halves.ServerHalf.decode
+        monkeypatch.setattr(halves.ServerHalf, "decode", wrong)
+        with pytest.raises(SplitsearchError, match=r"answer \d+ of 360 images otherwise than the trial"):
+            real.export(config, tmp_path)
+
     def test_the_exported_folders_run_as_programs(self, real, config, tmp_path):
         real.export(config, tmp_path)
         picture = tmp_path / "picture.png"
         from PIL import Image
 
-        Image.fromarray(real._feature_cache.validation.pixels[0]).save(picture)
+        Image.fromarray(real._feature_cache.images("validation").pixels[0]).save(picture)
         run_half(tmp_path, "device", "encode", picture, "--out", tmp_path / "out")
         payload = tmp_path / "out" / "picture.payload"
         (answer,) = json.loads(run_half(tmp_path, "server", "decode", payload, "--json"))
@@ -121,6 +179,10 @@ class TestSplitEvaluator(EvaluatorContract):
         assert set(measured["stages"]) == {"head", "encode", "pack"} and measured["machine"]["onnxruntime"]
         payload.write_bytes(b"junk")
         assert "too few for a payload" in run_half(tmp_path, "server", "decode", payload, fails=True)
+
+
+def out_of_memory(*_arguments, **_options):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def run_half(bundle, side, *arguments, fails=False):
@@ -222,13 +284,13 @@ def test_the_device_half_runs_without_torch(real, tmp_path):
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0
     from PIL import Image
 
-    for number, pixels in enumerate(real._feature_cache.validation.pixels[:20]):
+    for number, pixels in enumerate(real._feature_cache.images("validation").pixels[:20]):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
     images = [f"{number:02}.png" for number in range(20)]
     encode = [python, "device", "encode", *images, "--out", "out"]
     subprocess.run(encode, cwd=tmp_path, check=True, capture_output=True)
     half = halves.DeviceHalf(tmp_path / "device")
-    for number, pixels in enumerate(real._feature_cache.validation.pixels[:20]):
+    for number, pixels in enumerate(real._feature_cache.images("validation").pixels[:20]):
         assert (tmp_path / "out" / f"{number:02}.payload").read_bytes() == half.encode(pixels)
 
 

@@ -18,10 +18,10 @@ def locks(tmp_path, monkeypatch):
 
 
 def train(ticks, stop):
-    with machine_lock.training() as turn:
+    with machine_lock.training(), machine_lock.training():
         while not stop.is_set():
             ticks.value += 1
-            turn.make_way()
+            machine_lock.make_way()
 
 
 def test_training_stands_still_while_somebody_measures_and_goes_on_afterwards():
@@ -92,3 +92,13 @@ def test_something_else_in_its_place_is_named(locks):
     (locks / "splitsearch-gate.lock").mkdir()
     with pytest.raises(MeasurementError, match="no plain file"), machine_lock.measuring(1.0):
         pass
+
+
+def test_a_training_may_measure_in_between():
+    with machine_lock.training():
+        with machine_lock.measuring(1.0):
+            pass
+        machine_lock.make_way()
+        with machine_lock.measuring(1.0):
+            pass
+    machine_lock.make_way()

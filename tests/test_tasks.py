@@ -1,6 +1,5 @@
 """Training, of candidates and of the uncut network, and scoring."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +10,16 @@ from torch import nn
 from evaluators.compression.bottleneck import Bottleneck
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
+from evaluators.identity import architecture
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.store import Store
 from evaluators.tasks.classification import ClassCriterion
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.training import uncut
 from evaluators.training.finetune import FinetuneData, finetune
 from evaluators.training.scoring import score_split
-from evaluators.training.uncut import baseline_path, train_or_load
+from evaluators.training.uncut import train_or_load, uncut_key, uncut_record
 
 
 def finetune_data(count=64):
@@ -150,10 +151,12 @@ def small_network():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_stopped_baseline_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
     data = open_dataset(DataSettings(name="digits", image_size=32))
     recipe = BaselineSettings(epochs=4, batch_size=200, optimizer=optimizer)
-    train_or_load(small_network(), tmp_path / "whole.safetensors", data, recipe, 0, lambda _: None)
+    key = uncut_key({"name": "small"}, "", data, recipe, 0)
+    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
+    train_or_load(small_network(), whole, key, data, recipe, 0, lambda _: None)
 
     class Stop(Exception):
         pass
@@ -163,31 +166,36 @@ def test_a_stopped_baseline_goes_on_as_if_nothing_had_happened(tmp_path, optimiz
             raise Stop
 
     with pytest.raises(Stop):
-        train_or_load(small_network(), tmp_path / "cut.safetensors", data, recipe, 0, stop_in_epoch_three)
-    assert not (tmp_path / "cut.safetensors").exists() and (tmp_path / "cut.checkpoint").exists()
+        train_or_load(small_network(), cut, key, data, recipe, 0, stop_in_epoch_three)
+    assert cut.find(key) is None and cut.unfinished(key).exists()
     said = []
-    train_or_load(small_network(), tmp_path / "cut.safetensors", data, recipe, 0, said.append)
+    train_or_load(small_network(), cut, key, data, recipe, 0, said.append)
     assert any("epoch 3 of 4" in text for text in said) and not any("epoch 2 of 4" in text for text in said)
     assert "a GPU takes minutes" in said[-1] or torch.cuda.is_available()
-    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert not (tmp_path / "cut.checkpoint").exists()
-    epochs = json.loads((tmp_path / "cut.json").read_text())["epochs"]
+    weights = [store.find(key) / "weights.safetensors" for store in (whole, cut)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not cut.unfinished(key).exists()
+    epochs = uncut_record(cut, key)["epochs"]
     assert [row["epoch"] for row in epochs] == [1, 2, 3, 4] and epochs[-1]["loss"] < epochs[0]["loss"]
 
 
-def test_a_baseline_is_found_by_what_made_it():
+def test_uncut_weights_are_found_by_what_made_them():
     data = open_dataset(DataSettings(name="digits", image_size=32))
-    model, recipe = ModelSettings(name="torchvision/resnet18", num_classes=10), BaselineSettings()
-    paths = {
-        baseline_path(model, data, recipe, 0),
-        baseline_path(model, data, recipe, 1),
-        baseline_path(model, data, BaselineSettings(epochs=1), 0),
-        baseline_path(model, data, BaselineSettings(optimizer="sgd"), 0),
-        baseline_path(model, open_dataset(DataSettings(name="digits", image_size=48)), recipe, 0),
-        baseline_path(ModelSettings(name=model.name, num_classes=10, weights="pretrained"), data, recipe, 0),
-        baseline_path(ModelSettings(name=model.name, num_classes=10, options={"width": 2}), data, recipe, 0),
-    }
-    assert len(paths) == 7 and baseline_path(model, data, recipe, 0) in paths
+    other_size = open_dataset(DataSettings(name="digits", image_size=48))
+    network = architecture(ModelSettings(name="torchvision/resnet18", num_classes=10))
+    wider = architecture(ModelSettings(name="torchvision/resnet18", num_classes=10, options={"width": 2}))
+    recipe = BaselineSettings()
+    keys = [
+        uncut_key(network, "", data, recipe, 0),
+        uncut_key(network, "", data, recipe, 1),
+        uncut_key(network, "", data, BaselineSettings(epochs=1), 0),
+        uncut_key(network, "", data, BaselineSettings(optimizer="sgd"), 0),
+        uncut_key(network, "", other_size, recipe, 0),
+        uncut_key(network, "digest of pretrained weights", data, recipe, 0),
+        uncut_key(wider, "", data, recipe, 0),
+    ]
+    assert len({key.digest for key in keys}) == 7
+    assert uncut_key(network, "", data, recipe, 0).digest == keys[0].digest
 
 
 @pytest.mark.parametrize(

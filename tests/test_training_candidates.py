@@ -10,13 +10,15 @@ from evaluators.compression.calibrate import calibrate
 from evaluators.edge import wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import DataSettings, FinetuneSettings
+from evaluators.store import Store
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
-from evaluators.training.candidates import Candidates
-from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.feature_cache import FeatureCache, TrainSample
+from evaluators.training.trainers import FinetuneTrainer, StoredTrainer
 from spaces.config import SplitConfig
 
-PICTURES = 200
+IMAGES = 200
+SAMPLE = TrainSample(IMAGES, 0)
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +34,18 @@ def split():
 @pytest.fixture(scope="module")
 def feature_cache(split):
     data = open_dataset(DataSettings(name="digits", image_size=32))
-    return FeatureCache(split, data, Classification(), PICTURES, seed=0)
+    return FeatureCache(split, data, Classification())
 
 
 def trained(folder, split, feature_cache, tcl, quantization="post-training"):
     """A candidate of one bit, and the activations that its levels were chosen on."""
-    settings = FinetuneSettings(images=PICTURES, epochs=1, reconstruction_steps=30, quantization=quantization)
+    settings = FinetuneSettings(images=IMAGES, epochs=1, reconstruction_steps=30, quantization=quantization)
     config = SplitConfig(partition=split.points[0].name, ae_ratio=0.5, bits=1, tcl=tcl)
-    candidate = Candidates(folder, split, feature_cache, settings, seed=0).get(config)
+    inner = FinetuneTrainer(split, feature_cache, settings)
+    trainer = StoredTrainer(inner, Store(folder), {}, split, settings, carries_image_size=False)
+    candidate = trainer.train(config, settings.budget, seed=0)
     with torch.no_grad():
-        activations = candidate.bottleneck.encoder(*feature_cache.features(config.partition, "train"))[0]
+        activations = candidate.bottleneck.encoder(*feature_cache.features(config.partition, SAMPLE))[0]
     return candidate, activations
 
 
@@ -60,7 +64,7 @@ def loss_with(candidate, activations, levels, feature_cache):
     received = torch.from_numpy(wire.dequantize(wire.quantize(z, levels, 1), levels, 1))
     with torch.no_grad():
         scores = candidate.tail(*candidate.bottleneck.decoder(received))
-    shares, wanted = functional.log_softmax(scores / 2, 1), functional.softmax(feature_cache.answers("train") / 2, 1)
+    shares, wanted = functional.log_softmax(scores / 2, 1), functional.softmax(feature_cache.answers(SAMPLE) / 2, 1)
     return float((wanted * (wanted.log() - shares)).sum(1).mean() * 4)
 
 

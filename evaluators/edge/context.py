@@ -23,6 +23,7 @@ import numpy as np
 from .errors import PayloadError
 from .libraries import constriction
 
+FORMAT = 1  # of the tables
 MOST_BITS = 4
 _KINDS = 6  # no context; four places away or more; two, diagonally and straight; one, diagonally and straight
 # Counts that every symbol starts with: what all channels together say, and one for all symbols alike.

@@ -20,7 +20,7 @@ from evaluators.latency.machines import Measuring
 from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
 from evaluators.result import Timing
-from evaluators.training.candidates import Candidate
+from evaluators.training.candidate import Candidate
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, SpecError
 from spaces.partition import INPUT, OUTPUT

@@ -22,7 +22,7 @@ from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.work import head_work, module_work, tail_work
 from evaluators.result import StageKey
-from evaluators.training.candidates import Candidate
+from evaluators.training.candidate import Candidate
 from spaces.config import SplitConfig
 from spaces.partition import INPUT, OUTPUT
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from evaluators import machine_lock
 from evaluators.compression.bottleneck import Tensors
 from evaluators.compute import compute_device
 from evaluators.models.cut import SplitModel
@@ -21,48 +22,59 @@ from evaluators.training.batchnorm import Statistics, recalibrate_batchnorm, set
 from evaluators.training.finetune import FinetuneData
 from spaces.partition import INPUT, OUTPUT
 
-Role = Literal["train", "validation"]
-
 _BATCH = 100
 _ROOM_BYTES = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """Which training images: how many, and the seed that they are drawn with."""
+
+    images: int
+    seed: int
+
+
+Part = Literal["validation", "test"] | TrainSample
 
 
 class FeatureCache:
     """Feature maps of the images that a study trains and chooses on.
 
-    A head never changes, so each picture goes through it once for each partition point, not once for each epoch and
+    A head never changes, so each image goes through it once for each partition point, not once for each epoch and
     trial. The least recently used points make room for new ones.
     """
 
-    def __init__(self, split: SplitModel, dataset: Dataset, task: Task, train_images: int, seed: int) -> None:
+    def __init__(self, split: SplitModel, dataset: Dataset, task: Task) -> None:
         self.dataset, self.task = dataset, task
-        self._split, self._train_pictures, self._seed = split, train_images, seed
-        self._kept: OrderedDict[tuple[str, Role], Tensors] = OrderedDict()
-        self._statistics: dict[str, Statistics] = {}  # of tails, renewed
+        self._split = split
+        self._images: OrderedDict[Part, LabelledImages] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Part], Tensors] = OrderedDict()
+        self._statistics: dict[tuple[str, TrainSample], Statistics] = {}  # of tails, recalibrated
+        self._teachers: dict[tuple[TrainSample, bool], Tensors] = {}
 
-    @functools.cached_property
-    def train(self) -> LabelledImages:
-        """The images that candidates are fine-tuned on."""
-        return self.dataset.train(self._train_pictures, self._seed)
+    def images(self, part: Part) -> LabelledImages:
+        """The images of a part, read once; of training samples the last one is kept."""
+        if part not in self._images:
+            if isinstance(part, TrainSample):
+                self._forget_samples()
+                self._images[part] = self.dataset.train(part.images, part.seed)
+            else:
+                self._images[part] = self.dataset.validation() if part == "validation" else self.dataset.test()
+        return self._images[part]
 
-    @functools.cached_property
-    def validation(self) -> LabelledImages:
-        """The images that candidates are scored on."""
-        return self.dataset.validation()
-
-    def features(self, partition: str, role: Role) -> Tensors:
-        """The tensors that cross at a point, (N, ...) each, float32, in the order of the role's images."""
-        key = (partition, role)
+    def features(self, partition: str, part: Part) -> Tensors:
+        """The tensors that cross at a point, (N, ...) each, float32, in the order of the part's images."""
+        images = self.images(part)  # first: another training sample makes room
+        key = (partition, part)
         if key not in self._kept:
-            images = self.train if role == "train" else self.validation
             self._kept[key] = self.through_head(partition, images)
             self._make_room(key)
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def answers(self, role: Role) -> torch.Tensor:
+    def answers(self, part: Part) -> torch.Tensor:
         """Those of the uncut model, see :class:`Task`."""
-        return self.features(OUTPUT, role)[0]
+        return self.features(OUTPUT, part)[0]
 
     def through_head(self, partition: str, images: LabelledImages) -> Tensors:
         """Feature maps of any images; not kept."""
@@ -72,39 +84,32 @@ class FeatureCache:
         """Feature maps of any images from any head, which is on the CPU before and afterwards; not kept."""
         return tuple(torch.cat(tensors) for tensors in zip(*self._stream(head, images)))
 
-    def batches(self, partition: str, head: nn.Module | None = None) -> Iterator[Tensors]:
-        """Feature maps of the search-validation images, some images at a time.
+    def batches(self, partition: str, part: Part, head: nn.Module | None = None) -> Iterator[Tensors]:
+        """Feature maps of a part's images, some images at a time.
 
         Args:
             partition: where they cross.
+            part: whose images.
             head: a head of a candidate's own. The uncut model's are computed once and kept, if they leave room for
                 those of other points.
         """
-        size = self._split.tap(partition).point.float_bytes * len(self.validation)
+        size = self._split.tap(partition).point.float_bytes * len(self.images(part))
         if head is None and size <= _ROOM_BYTES / 2:
-            yield from zip(*(tensor.split(_BATCH) for tensor in self.features(partition, "validation")), strict=True)
+            yield from zip(*(tensor.split(_BATCH) for tensor in self.features(partition, part)), strict=True)
         else:
-            yield from self._stream(self._split.head(partition) if head is None else head, self.validation)
+            yield from self._stream(self._split.head(partition) if head is None else head, self.images(part))
 
-    def _stream(self, head: nn.Module, images: LabelledImages) -> Iterator[Tensors]:
-        head.to(compute_device())
-        for start in range(0, len(images), _BATCH):
-            with torch.no_grad():
-                found = head(self._inputs(images, slice(start, start + _BATCH)))
-            yield tuple(tensor.cpu() for tensor in found)
-        head.cpu()  # it may share its modules with the uncut model, which others expect here
-
-    def finetune_data(self, partition: str, scope: Scope) -> FinetuneData:
+    def finetune_data(self, partition: str, sample: TrainSample, scope: Scope) -> FinetuneData:
         """What candidates at a point learn from.
 
         The teacher is the uncut model with the BatchNorm statistics that the tails get as well, where they change.
         """
-        inputs = self.train.inputs(self.dataset.picture) if scope == "all" else None
-        teacher = self._teacher if scope == "bottleneck" else self._renewed_teacher
-        criterion = self.task.criterion(self.train, teacher)
-        return FinetuneData(features=self.features(partition, "train"), criterion=criterion, inputs=inputs)
+        images = self.images(sample)
+        inputs = images.inputs(self.dataset.picture) if scope == "all" else None
+        criterion = self.task.criterion(images, self._teacher(sample, recalibrated=scope != "bottleneck"))
+        return FinetuneData(features=self.features(partition, sample), criterion=criterion, inputs=inputs)
 
-    def tail(self, partition: str, scope: Scope) -> nn.Module:
+    def tail(self, partition: str, sample: TrainSample, scope: Scope) -> nn.Module:
         """A copy of the uncut model's tail for a candidate to learn with, on the CPU.
 
         Where the tail may change, its BatchNorm statistics are those of the training images behind the given head.
@@ -113,46 +118,58 @@ class FeatureCache:
         tail = copy.deepcopy(self._split.tail(partition))
         if scope == "bottleneck":
             return tail
-        if partition not in self._statistics:
-            self._renew(tail.to(compute_device()), self.features(partition, "train"))
-            self._statistics[partition] = statistics_of(tail.cpu())
-        set_statistics(tail, self._statistics[partition])
+        if (partition, sample) not in self._statistics:
+            features = self.features(partition, sample)
+            # Copies, as an index makes them: a tail may work in place, and others need these.
+            self._recalibrate(
+                tail, sample, lambda index: tail(*(tensor[index].to(compute_device()) for tensor in features))
+            )
+            self._statistics[partition, sample] = statistics_of(tail)
+        set_statistics(tail, self._statistics[partition, sample])
         return tail
 
-    def _renew(self, tail: nn.Module, features: Tensors) -> None:
-        criterion = self.task.criterion(self.train)
+    def _teacher(self, sample: TrainSample, *, recalibrated: bool) -> Tensors:
+        """What the uncut model says of the training images, with its BatchNorm statistics recalibrated or as given."""
+        key = (sample, recalibrated)
+        if key not in self._teachers:
+            network, images = self._split.tail(INPUT), self.images(sample)
+            if recalibrated:
+                network = copy.deepcopy(network)
+                self._recalibrate(
+                    network, sample, lambda index: network(self._inputs(images, int(index[0]), int(index[-1]) + 1))
+                )
+            self._teachers[key] = self.through(_Teacher(network, self.task), images)
+        return self._teachers[key]
 
-        def loss(index: torch.Tensor) -> torch.Tensor:
-            # Copies, as an index makes them: a tail may work in place, and others need these.
-            return criterion(tail(*(tensor[index].to(compute_device()) for tensor in features)), index, 0.0)
+    def _recalibrate(self, network: nn.Module, sample: TrainSample, run: Callable[[torch.Tensor], Any]) -> None:
+        """Statistics of a network or tail on training images, in place; it is on the CPU before and afterwards."""
+        criterion = self.task.criterion(self.images(sample))
+        network.to(compute_device())
+        with machine_lock.training(), criterion.learning(network, 0.0):
+            recalibrate_batchnorm(network, lambda index: criterion(run(index), index, 0.0), len(criterion))
+        network.cpu()
 
-        with criterion.learning(tail, 0.0):
-            recalibrate_batchnorm(tail, loss, len(criterion))
+    def _stream(self, head: nn.Module, images: LabelledImages) -> Iterator[Tensors]:
+        head.to(compute_device())
+        for start in range(0, len(images), _BATCH):
+            with machine_lock.training(), torch.no_grad():
+                found = head(self._inputs(images, start, start + _BATCH))
+            yield tuple(tensor.cpu() for tensor in found)
+        head.cpu()  # it may share its modules with the uncut model, which others expect here
 
-    @functools.cached_property
-    def _teacher(self) -> Tensors:
-        """What the uncut model says of the training images."""
-        return self.through(_Teacher(self._split.tail(INPUT), self.task), self.train)
-
-    @functools.cached_property
-    def _renewed_teacher(self) -> Tensors:
-        """The same with its BatchNorm statistics renewed."""
-        network = copy.deepcopy(self._split.tail(INPUT)).to(compute_device())
-        criterion = self.task.criterion(self.train)
-
-        def loss(index: torch.Tensor) -> torch.Tensor:
-            part = slice(int(index[0]), int(index[-1]) + 1)
-            return criterion(network(self._inputs(self.train, part)), index, 0.0)
-
-        with criterion.learning(network, 0.0):
-            recalibrate_batchnorm(network, loss, len(criterion))
-        return self.through(_Teacher(network.cpu(), self.task), self.train)
-
-    def _inputs(self, images: LabelledImages, part: slice) -> torch.Tensor:
-        found = images.inputs(self.dataset.picture, part.start, part.stop).to(compute_device())
+    def _inputs(self, images: LabelledImages, start: int, stop: int) -> torch.Tensor:
+        found = images.inputs(self.dataset.picture, start, stop).to(compute_device())
         return found.to(memory_format=torch.channels_last)
 
-    def _make_room(self, newest: tuple[str, Role]) -> None:
+    def _forget_samples(self) -> None:
+        """Make room for another training sample: of images, features and teachers there is one set at a time."""
+        self._teachers.clear()
+        for part in [part for part in self._images if isinstance(part, TrainSample)]:
+            del self._images[part]
+        for key in [key for key in self._kept if isinstance(key[1], TrainSample)]:
+            del self._kept[key]
+
+    def _make_room(self, newest: tuple[str, Part]) -> None:
         # The uncut model's scores are small, and needed by every trial.
         removable = [key for key in self._kept if key != newest and key[0] != OUTPUT]
         while removable and sum(tensor.nbytes for kept in self._kept.values() for tensor in kept) > _ROOM_BYTES:

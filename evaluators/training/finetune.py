@@ -10,19 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from evaluators import machine_lock
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.compute import autocast, compute_device
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.task import Criterion
 from evaluators.training.reconstruction import SHARPNESS_RATE, importance, reconstruct, warm_cosine
+from spaces.errors import InfeasibleSplit
 
 _GRADIENT_NORM = 5.0
-_START_PICTURES = 512
-_IMPORTANCE_PICTURES = 256
+_START_IMAGES = 512
+_IMPORTANCE_IMAGES = 256
 _IMPORTANCE_BATCH = 64
 _IMPORTANCE_DISTILLATION = 0.5
 _EVALUATION_BATCH = 125
+
+
+class Diverged(InfeasibleSplit):
+    """Training left the numbers: no score can come of this configuration with these settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,7 @@ def finetune(
 
     Raises:
         ValueError: a bottleneck without a grid, or the other way round; scope ``all`` without head or images.
+        Diverged: the loss is no longer a number.
     """
     if (bottleneck is None) != (grid is None):
         raise ValueError("a bottleneck needs a grid of levels, and a grid a bottleneck")
@@ -92,22 +99,8 @@ def finetune(
     tail.eval()
     done, all_steps = 0, total
     if bottleneck is not None and grid is not None:
-        weights = _importance(tail, bottleneck, finetune_data)
-        bottleneck.start_from([tensor[:_START_PICTURES] for tensor in finetune_data.features], weights, seed)
-        if settings.reconstruction_steps:
-            done, all_steps = settings.reconstruction_steps, settings.reconstruction_steps + total
-            history.append(
-                reconstruct(
-                    bottleneck,
-                    finetune_data.features,
-                    weights,
-                    settings,
-                    grid=grid,
-                    tcl=tcl,
-                    total_steps=all_steps,
-                    seed=seed,
-                )
-            )
+        done, all_steps = settings.reconstruction_steps, settings.reconstruction_steps + total
+        history += _start(tail, bottleneck, finetune_data, settings, grid, tcl, all_steps, seed)
     groups = _parameter_groups(head, tail, bottleneck, settings)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -126,6 +119,7 @@ def finetune(
                     signal = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
                 output = tail(*signal)
             loss = task = finetune_data.criterion(output, index, settings.distillation)
+            _check_finite(task, f"epoch {epoch + 1} of fine-tuning", settings, tcl)
             if bottleneck is not None and grid is not None:
                 joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
                 cluster, settled = clustering_loss(joined, grid), settled_share(joined, grid)
@@ -137,6 +131,7 @@ def finetune(
             optimizer.step()
             schedule.step()
             done += 1
+            machine_lock.make_way()
             sums += torch.tensor([task.item(), cluster.item(), settled.item()]) / batches
         task_mean, cluster_mean, settled_mean = sums.tolist()
         row = {"epoch": epoch + 1, "task_loss": task_mean, "clustering_loss": cluster_mean, "settled": settled_mean}
@@ -144,6 +139,37 @@ def finetune(
             row["quantization_error"] = cluster_mean * grid.step**2
         history.append(row)
     return history
+
+
+def _start(
+    tail: nn.Module,
+    bottleneck: Bottleneck,
+    data: FinetuneData,
+    settings: FinetuneSettings,
+    grid: LevelGrid,
+    tcl: float,
+    total_steps: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The closed-form start and, if there are steps for it, reconstruction."""
+    weights = _importance(tail, bottleneck, data)
+    bottleneck.start_from([tensor[:_START_IMAGES] for tensor in data.features], weights, seed)
+    if not settings.reconstruction_steps:
+        return []
+    row = reconstruct(
+        bottleneck, data.features, weights, settings, grid=grid, tcl=tcl, total_steps=total_steps, seed=seed
+    )
+    _check_finite(torch.tensor(row["rebuilding_loss"]), "reconstruction", settings, tcl)
+    return [row]
+
+
+def _check_finite(loss: torch.Tensor, where: str, settings: FinetuneSettings, tcl: float) -> None:
+    if not torch.isfinite(loss):
+        raise Diverged(
+            f"training diverged in {where}: its loss is {loss.item()}; lower finetune.learning_rate "
+            f"({settings.learning_rate:g}), finetune.tail_learning_rate ({settings.tail_learning_rate:g})"
+            + (f" or TCL's strength ({tcl:g})" if tcl else "")
+        )
 
 
 @torch.no_grad()
@@ -194,7 +220,7 @@ def _importance(tail: nn.Module, bottleneck: Bottleneck, finetune_data: Finetune
     """Of each tensor's channels, from the uncut model's own loss."""
     device = compute_device()
     gradients: list[Tensors] = []
-    for index in torch.arange(min(_IMPORTANCE_PICTURES, len(finetune_data))).split(_IMPORTANCE_BATCH):
+    for index in torch.arange(min(_IMPORTANCE_IMAGES, len(finetune_data))).split(_IMPORTANCE_BATCH):
         # Copies: a tail may work in place, and others need these.
         signal = tuple(tensor[index].to(device, copy=True).requires_grad_() for tensor in finetune_data.features)
         with finetune_data.criterion.learning(tail, _IMPORTANCE_DISTILLATION):

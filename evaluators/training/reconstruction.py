@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from evaluators import machine_lock
 from evaluators.compression.bottleneck import Bottleneck, Tensors, channel_rows
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.settings import FinetuneSettings
@@ -100,6 +101,7 @@ def reconstruct(
         nn.utils.clip_grad_norm_(weights, _GRADIENT_NORM)
         optimizer.step()
         schedule.step()
+        machine_lock.make_way()
         counted = max(1, steps // 10)
         if step >= steps - counted:
             last += torch.tensor([loss.item(), cluster.item(), settled_share(joined, grid).item()]) / counted

@@ -14,7 +14,7 @@ from evaluators.edge.picture import from_jpeg, to_jpeg
 from evaluators.models.cut import SplitModel, first_tensor
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.data import LabelledImages
-from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.finetune import finetune
 
 
@@ -40,10 +40,13 @@ def finetuned_uncut(
     device = compute_device()
     if settings.scope == "bottleneck":
         settings = replace(settings, scope="tail")
-    tail = feature_cache.tail(partition, settings.scope).to(device)
+    sample = TrainSample(settings.images, seed)
+    tail = feature_cache.tail(partition, sample, settings.scope).to(device)
     head = copy.deepcopy(split.head(partition))
     learns = head.to(device) if settings.scope == "all" else None
-    finetune(tail, None, feature_cache.finetune_data(partition, settings.scope), settings, head=learns, seed=seed)
+    finetune(
+        tail, None, feature_cache.finetune_data(partition, sample, settings.scope), settings, head=learns, seed=seed
+    )
     return Whole(head.cpu(), tail.cpu())
 
 
@@ -54,6 +57,6 @@ def answers(network: nn.Module, feature_cache: FeatureCache, images: LabelledIma
 
 def as_jpeg(feature_cache: FeatureCache, quality: int) -> tuple[LabelledImages, float]:
     """The search-validation images after JPEG; mean bytes of the files."""
-    files = [to_jpeg(pixels, quality) for pixels in feature_cache.validation.pixels]
-    decoded = replace(feature_cache.validation, pixels=[from_jpeg(data) for data in files])
+    files = [to_jpeg(pixels, quality) for pixels in feature_cache.images("validation").pixels]
+    decoded = replace(feature_cache.images("validation"), pixels=[from_jpeg(data) for data in files])
     return decoded, float(np.mean([len(data) for data in files]))

@@ -7,13 +7,12 @@ quarter at three quarters, the rest at full size), about half the arithmetic of 
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from evaluators import machine_lock
 from evaluators.compute import autocast, compute_device
 from evaluators.edge.picture import to_rgb
+from evaluators.identity import arithmetic
 from evaluators.models.residual import zero_init_residual
-from evaluators.settings import BaselineSettings, ModelSettings
-from evaluators.store import cache_folder
+from evaluators.settings import BaselineSettings
+from evaluators.store import Store, StoreKey, write_whole
 from evaluators.tasks.data import Dataset, LabelledImages
-from evaluators.user_code import PREFIX, source_digest
 
 _RECIPE = 3  # raise when the training itself changes: kept weights of an older recipe are then not taken for its own
+_WEIGHTS, _RECORD = "weights.safetensors", "record.json"
 _SMALLEST = 48  # pixels; below that the last maps of most networks are a single value
 _CROP_AREA = (0.4, 1.0)
 _CROP_RATIO = 4 / 3
@@ -41,16 +42,20 @@ _WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4}
 _MOMENTUM = 0.9
 
 
-def baseline_path(model: ModelSettings, data: Dataset, recipe: BaselineSettings, seed: int) -> Path:
-    """Where the weights of this baseline are, or will be. The name holds a hash of all that shapes them."""
-    made_of = {
-        "model": model.identity,
-        **({"source": source_digest(model.name)} if model.name.startswith(PREFIX) else {}),
-        "data": [data.fingerprint, asdict(data.picture)],
-        "recipe": [_RECIPE, asdict(recipe), seed],
-    }
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return cache_folder("baselines") / f"{model.label}-{data.name}-{digest}.safetensors"
+def uncut_key(network: Mapping[str, Any], start: str, data: Dataset, recipe: BaselineSettings, seed: int) -> StoreKey:
+    """What trained weights of an uncut network depend on.
+
+    Args:
+        network: see :func:`evaluators.identity.architecture`.
+        start: digest of the weights that training starts from; empty for fresh ones.
+        data: what is learned.
+        recipe, seed: how.
+    """
+    learned = [data.fingerprint, asdict(data.picture)]
+    own = {"version": _RECIPE, **asdict(recipe)}
+    return StoreKey(
+        "uncut", {"network": network, "start": start, "data": learned, "recipe": own, "seed": seed, **arithmetic()}
+    )
 
 
 Train = Callable[[nn.Module, Dataset, BaselineSettings, int, Path, Callable[[str], None]], list[dict[str, Any]]]
@@ -71,36 +76,39 @@ def train_classifier(
 
 def train_or_load(
     network: nn.Module,
-    path: Path,
+    store: Store,
+    key: StoreKey,
     data: Dataset,
     recipe: BaselineSettings,
     seed: int,
     progress: Callable[[str], None],
     train: Train = train_classifier,
 ) -> None:
-    """Give the network the baseline's weights, training it on the whole of train if nobody has yet.
+    """Give the network its trained weights, training it on the whole of train if nobody has yet.
 
-    A training that was stopped goes on after its last finished epoch. Beside the weights stands a JSON file of the same
-    name that says how they were made: recipe, seed, epochs with sizes, losses and seconds, torch's version.
+    A training that was stopped goes on after its last finished epoch. Beside the weights is kept how they were made:
+    recipe, seed, epochs with sizes, losses and seconds, torch's version.
     """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint = path.with_suffix(".checkpoint")
+
+    def make(folder: Path) -> None:
+        checkpoint = store.unfinished(key)
         history = train(network, data, recipe, seed, checkpoint, progress)
-        record = {"format": 1, "recipe": asdict(recipe), "seed": seed, "epochs": history, **_circumstances()}
-        path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
-        os.replace(partial, path)
-        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink(missing_ok=True)
-    network.load_state_dict(load_file(path))
+        record = {"recipe": asdict(recipe), "seed": seed, "epochs": history, **_circumstances()}
+        (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        save_file({name: value.clone().contiguous() for name, value in network.state_dict().items()}, folder / _WEIGHTS)
+
+    folder = store.get(key, make, f"uncut {key.depends_on['network']['name']}")
+    network.load_state_dict(load_file(folder / _WEIGHTS))
     network.eval()
+    checkpoint = store.unfinished(key)
+    shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink(missing_ok=True)
 
 
-def baseline_record(path: Path) -> dict[str, Any] | None:
-    """How a kept baseline was made, as :func:`train_or_load` wrote it down; None where there is none."""
-    record = path.with_suffix(".json")
-    return json.loads(record.read_text()) if record.exists() and path.exists() else None
+def uncut_record(store: Store, key: StoreKey) -> dict[str, Any] | None:
+    """How kept weights were made, as :func:`train_or_load` wrote it down; None where there are none."""
+    folder = store.find(key)
+    found: dict[str, Any] | None = json.loads((folder / _RECORD).read_text()) if folder else None
+    return found
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ class _Training:
     def run(self, progress: Callable[[str], None]) -> list[dict[str, Any]]:
         """Train to the end. Returns one row an epoch: size, mean loss, seconds."""
         self._resume()
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+        devices = [self._device] if self._device.type == "cuda" else []
+        with machine_lock.training(), torch.random.fork_rng(devices=devices):
             for epoch in _plan(self._recipe.epochs, self._data.picture.size)[len(self._history) :]:
                 self._history.append(self._epoch(epoch, progress))
                 self._keep()
@@ -163,6 +172,7 @@ class _Training:
             nn.utils.clip_grad_norm_(self._network.parameters(), 5.0)
             self._optimizer.step()
             self._schedule.step()
+            machine_lock.make_way()
             total += loss.item()
         seconds = time.perf_counter() - start
         return {"epoch": epoch.number, "size": epoch.size, "loss": total / self._batches, "seconds": round(seconds, 1)}
@@ -192,9 +202,9 @@ class _Training:
             "schedule": self._schedule.state_dict(),
             "history": self._history,
         }
-        partial = self._checkpoint.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, partial)
-        os.replace(partial, self._checkpoint)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(self._checkpoint, content.getvalue())
 
     def _resume(self) -> None:
         if not self._checkpoint.exists():

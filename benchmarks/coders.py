@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from compression import BUDGETS, KEPT, STRENGTHS, Bench, Run
+from compression import KEPT, STRENGTHS, Bench, Run
 
 from evaluators.edge import wire
 from evaluators.edge.circumstances import machine
 from evaluators.models.onnx_export import OnnxNetwork
-from evaluators.training.candidates import Candidates
+from evaluators.store import Store
 from spaces.config import CODERS, SplitConfig
 
 RESULTS = Path(__file__).parent / "results" / "coders.json"
@@ -48,17 +48,15 @@ def rows_of(bench: Bench, cut: str, ratio: float, bits: int) -> list[dict]:
     run = Run(partition=cut, ae_ratio=ratio, bits=bits, method="tcl+qat", tcl=STRENGTHS["tcl+qat"])
     settings = run.settings()
     config = SplitConfig(partition=cut, ae_ratio=ratio, bits=bits, tcl=run.tcl)
-    folder = KEPT / f"{run.budget}-{settings.quantization}-{settings.epochs}-{run.seed}"
-    if not (folder / config.training_key / "split.json").exists():
+    trainer, feature_cache = bench.trainer(settings), bench.feature_cache
+    if Store(KEPT).find(trainer.key(config, settings.budget, run.seed)) is None:
         print(f"left out, since benchmarks/compression.py has not trained it: {config.label}")
         return []
-    feature_cache = bench.feature_cache(BUDGETS[run.budget].images, run.seed)
-    candidates = Candidates(folder, bench.split, feature_cache, settings, run.seed)
     features = [tensor[:PICTURES] for tensor in feature_cache.features(cut, "validation")]
     rows = []
     for coder in CODERS:
         with_coder = SplitConfig(**config.to_dict() | coded(coder))
-        candidate = candidates.get(with_coder)
+        candidate = trainer.train(with_coder, settings.budget, run.seed)
         form = candidate.wire_format(with_coder)
         with torch.no_grad():
             activations = candidate.bottleneck.encoder(*features)[0].numpy()

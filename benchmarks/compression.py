@@ -35,18 +35,21 @@ from torch import nn
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
+from evaluators.identity import arithmetic, state_digest
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.settings import FinetuneSettings
+from evaluators.store import Store
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
-from evaluators.training.candidates import Candidate, Candidates
-from evaluators.training.feature_cache import FeatureCache
+from evaluators.tasks.intervals import paired_drop_pp
+from evaluators.training.candidate import Candidate
+from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.references import answers, as_jpeg, finetuned_uncut
-from evaluators.training.scoring import paired_drop_pp
+from evaluators.training.trainers import FinetuneTrainer, StoredTrainer
 from search.spec import load_spec
 from spaces.config import SplitConfig
-from spaces.partition import OUTPUT
+from spaces.partition import INPUT, OUTPUT
 
 STUDY = "resnet50_tinyimagenet50"
 RESULTS = Path(__file__).parent / "results" / "compression.jsonl"
@@ -139,15 +142,14 @@ class Bench:
         self.dataset = open_dataset(spec.data)
         self.split = SplitModel(build(spec.model).network.to(memory_format=torch.channels_last), spec.data.image_size)
         self.validation = self.dataset.validation()
-        self._feature_caches: dict[tuple[int, int], FeatureCache] = {}
+        self.feature_cache = FeatureCache(self.split, self.dataset, Classification())
 
-    def feature_cache(self, images: int, seed: int) -> FeatureCache:
-        """Feature maps of that many training images; one feature_cache at a time, they are large."""
-        if (images, seed) not in self._feature_caches:
-            self._feature_caches = {
-                (images, seed): FeatureCache(self.split, self.dataset, Classification(), images, seed)
-            }
-        return self._feature_caches[images, seed]
+    def trainer(self, settings: FinetuneSettings) -> StoredTrainer:
+        """Trains candidates by this recipe, or finds them again."""
+        inner = FinetuneTrainer(self.split, self.feature_cache, settings)
+        depends_on = {"weights": state_digest(self.split.tail(INPUT)), "images": self.dataset.fingerprint}
+        depends_on |= arithmetic()
+        return StoredTrainer(inner, Store(KEPT), depends_on, self.split, settings, carries_image_size=False)
 
     def hits(self, scores: torch.Tensor) -> np.ndarray:
         """Which of the search-validation images are classified right."""
@@ -157,11 +159,11 @@ class Bench:
         """Train, send, count."""
         start = time.perf_counter()
         settings = run.settings()
-        feature_cache = self.feature_cache(settings.images, run.seed)
+        feature_cache, trainer = self.feature_cache, self.trainer(settings)
         config = SplitConfig(partition=run.partition, ae_ratio=run.ae_ratio, bits=run.bits, tcl=run.tcl, lzma=True)
-        folder = KEPT / f"{run.budget}-{settings.quantization}-{settings.epochs}-{run.seed}"
-        candidates = Candidates(folder, self.split, feature_cache, settings, run.seed)
-        candidate, with_context = candidates.get(config), replace(config, lzma=False, coder="context")
+        candidate = trainer.train(config, settings.budget, run.seed)
+        with_context = replace(config, lzma=False, coder="context")
+        coded = trainer.train(with_context, settings.budget, run.seed)
         scores = {lzma: candidate.score(replace(config, lzma=lzma), feature_cache) for lzma in (False, True)}
         smallest = min(scores.values(), key=lambda score: score.payload_bytes)
         right = self.hits(smallest.answers)
@@ -179,7 +181,7 @@ class Bench:
             "drop_interval_pp": interval,
             "packed_bytes": scores[False].payload_bytes,
             "lzma_bytes": scores[True].payload_bytes,
-            "context_bytes": candidates.get(with_context).score(with_context, feature_cache).payload_bytes,
+            "context_bytes": coded.score(with_context, feature_cache).payload_bytes,
             "bits_per_element": 8 * smallest.payload_bytes / self.split.tap(run.partition).point.elements,
             **{f"accuracy_{name}": float(each.mean()) for name, each in found.items()},
             "precision": "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32",
@@ -193,11 +195,10 @@ class Bench:
         """
         if run.settings().quantization == "straight-through":
             return {}
-        feature_cache = self.feature_cache(BUDGETS[run.budget].images, run.seed)
+        sample = TrainSample(BUDGETS[run.budget].images, run.seed)
+        features = self.feature_cache.features(run.partition, sample)
         with torch.no_grad():
-            (found,) = candidate.bottleneck.encoder(
-                *(each[:1000] for each in feature_cache.features(run.partition, "train"))
-            )
+            (found,) = candidate.bottleneck.encoder(*(each[:1000] for each in features))
         together = calibrate(found.reshape(len(found), 1, -1), run.bits)
         shape, ones = tuple(found.shape[1:]), np.ones(found.shape[1], np.float32)
         return {
@@ -211,21 +212,21 @@ class Bench:
         path = KEPT / f"finetuned-{partition}-{seed}-{budget}.npy"
         if not path.exists():
             settings = BUDGETS[budget]
-            feature_cache = self.feature_cache(settings.images, seed)
+            feature_cache = self.feature_cache
             path.parent.mkdir(parents=True, exist_ok=True)
             network = finetuned_uncut(self.split, feature_cache, partition, settings, seed)
-            np.save(path, self.hits(answers(network, feature_cache, feature_cache.validation)))
+            np.save(path, self.hits(answers(network, feature_cache, feature_cache.images("validation"))))
         return np.load(path)
 
     @functools.cached_property
     def _networks(self) -> dict[str, nn.Module]:
         """The uncut model as given, and after a quick fine-tuning."""
-        finetuned = finetuned_uncut(self.split, self.feature_cache(4000, 0), "stem", BUDGETS["quick"], 0)
+        finetuned = finetuned_uncut(self.split, self.feature_cache, "stem", BUDGETS["quick"], 0)
         return {"accuracy": self.split.head(OUTPUT), "accuracy_finetuned": finetuned}
 
     def jpeg(self, quality: int) -> dict:
         """The uncut model on JPEG images."""
-        feature_cache = self.feature_cache(4000, 0)
+        feature_cache = self.feature_cache
         images, size = as_jpeg(feature_cache, quality)
         found = {key: self.hits(answers(network, feature_cache, images)) for key, network in self._networks.items()}
         accuracies = {key: float(right.mean()) for key, right in found.items()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -269,29 +270,46 @@ def test_classes_must_match_the_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def python39():
+    """The oldest Python that the device's code promises to run on; None where the machine has none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found = [shutil.which("python3.9"), *sorted(map(str, pyenv.glob("versions/3.9*/bin/python3.9")))]
+    return next((path for path in found if path), None)
+
+
 @pytest.mark.slow
-def test_the_device_half_runs_without_torch(real, tmp_path):
+@pytest.mark.parametrize("version", ["this", "3.9"])
+def test_the_device_half_runs_without_torch(real, tmp_path, version):
     """In an environment that has numpy, pillow and onnxruntime and nothing else of ours."""
-    config = SplitConfig(partition="layer3.1", ae_ratio=0.125, bits=3, tcl=5.0)
-    real.evaluate(config)
-    real.export(config, tmp_path)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
+    base, pinned = sys.executable, ["-c", Path(__file__).parent.parent / "constraints.txt"]
+    if version == "3.9":
+        base, pinned = python39(), []  # the tested versions are of newer Pythons
+        if base is None:
+            pytest.skip("there is no Python 3.9 on this machine")
+    real.evaluate(CONFIG)
+    real.export(CONFIG, tmp_path)
+    subprocess.run([base, "-m", "venv", tmp_path / "bare"], check=True)
     python = tmp_path / "bare" / "bin" / "python"
-    constraints = Path(__file__).parent.parent / "constraints.txt"
-    install = [python, "-m", "pip", "install", "-q", "-c", constraints, "numpy", "pillow", "onnxruntime"]
+    install = [python, "-m", "pip", "install", "-q", *pinned, "numpy", "pillow", "onnxruntime"]
     if subprocess.run(install).returncode != 0:
         pytest.skip("the package index cannot be reached")
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0
     from PIL import Image
 
-    for number, pixels in enumerate(real._feature_cache.images("validation").pixels[:20]):
+    images = real._feature_cache.images("validation").pixels[:20]
+    for number, pixels in enumerate(images):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
-    images = [f"{number:02}.png" for number in range(20)]
-    encode = [python, "device", "encode", *images, "--out", "out"]
+    names = [f"{number:02}.png" for number in range(20)]
+    encode = [python, "device", "encode", *names, "--out", "out"]
     subprocess.run(encode, cwd=tmp_path, check=True, capture_output=True)
     half = halves.DeviceHalf(tmp_path / "device")
-    for number, pixels in enumerate(real._feature_cache.images("validation").pixels[:20]):
-        assert (tmp_path / "out" / f"{number:02}.payload").read_bytes() == half.encode(pixels)
+    found = [(tmp_path / "out" / f"{number:02}.payload").read_bytes() for number in range(20)]
+    same = sum(payload == half.encode(pixels) for payload, pixels in zip(found, images))
+    assert same == 20 if version == "this" else same >= 18  # another onnxruntime may round a value to the next level
+    measured = subprocess.run(
+        [python, "device", "measure", "--json", "--budget", "0.01"], cwd=tmp_path, capture_output=True
+    )
+    assert set(json.loads(measured.stdout)["stages"]) == {"head", "encode", "pack"}
 
 
 def test_a_link_is_measured_once_for_all_trials(tmp_path, monkeypatch):

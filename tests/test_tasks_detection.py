@@ -158,6 +158,28 @@ def test_perfect_and_useless_answers():
     assert TASK.judge(torch.zeros(2, 5, 6), images).accuracy == 0
 
 
+def test_intervals_of_a_drop_have_width_unless_the_answers_are_the_same():
+    count = 30
+    images = in_memory([[i, 0, 10, 10, 50, 50, 0] for i in range(count)], SQUARE[:1] * count)
+    right = [[[10, 10, 50, 50, 0.9, 0]] for _ in range(count)]
+    surer = [[[10, 10, 50, 50, 0.8, 0]] for _ in range(count)]
+    loose = [[[10, 10, 50, 40, 0.9, 0]] if i < 3 else boxes for i, boxes in enumerate(right)]
+    judged = {name: TASK.judge(answers_of(*rows), images) for name, rows in
+              {"right": right, "surer": surer, "loose": loose, "none": [[]] * count}.items()}  # fmt: skip
+    assert TASK.drop_pp(judged["right"], TASK.judge(answers_of(*right), images)) == (0.0, (0.0, 0.0))
+    unseen = 100 * 3.8415 / (count + 3.8415)  # what may be true of this share of images, and was met in none of 30
+    assert TASK.drop_pp(judged["right"], judged["surer"]) == (0.0, pytest.approx((-unseen, unseen), rel=1e-4))
+    drop, (low, high) = TASK.drop_pp(judged["right"], judged["none"])
+    assert drop > 99 and low == pytest.approx(drop - unseen, rel=1e-4) and high == 100
+    drop, (low, high) = TASK.drop_pp(judged["right"], judged["loose"])
+    found = judged["right"].without_group - judged["loose"].without_group
+    error = math.sqrt(19 / 20 * ((found - found.mean()) ** 2).sum())
+    assert 0 < drop and (high - low) / 2 == pytest.approx(100 * 2.0930 * error, rel=1e-4)  # Student's t, 19 degrees
+    alone = in_memory([[0, 0, 10, 10, 50, 50, 0]], SQUARE[:1])
+    one, other = (TASK.judge(answers_of(rows[0]), alone) for rows in (right, surer))
+    assert TASK.drop_pp(one, one) == (0.0, (0.0, 0.0)) and TASK.drop_pp(one, other) == (0.0, (-100.0, 100.0))
+
+
 def test_looser_boxes_count_at_lower_thresholds_alone():
     images = in_memory([[0, 0, 0, 0, 80, 80, 0]], SQUARE[:1])
     loose = TASK.judge(answers_of([[0, 0, 80, 60, 0.9, 0]]), images)  # three quarters of the area

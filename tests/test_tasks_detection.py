@@ -174,7 +174,7 @@ def test_intervals_of_a_drop_have_width_unless_the_answers_are_the_same():
     drop, (low, high) = TASK.drop_pp(judged["right"], judged["loose"])
     found = judged["right"].without_group - judged["loose"].without_group
     error = math.sqrt(19 / 20 * ((found - found.mean()) ** 2).sum())
-    assert 0 < drop and (high - low) / 2 == pytest.approx(100 * 2.0930 * error, rel=1e-4)  # Student's t, 19 degrees
+    assert drop > 0 and (high - low) / 2 == pytest.approx(100 * 2.0930 * error, rel=1e-4)  # Student's t, 19 degrees
     alone = in_memory([[0, 0, 10, 10, 50, 50, 0]], SQUARE[:1])
     one, other = (TASK.judge(answers_of(rows[0]), alone) for rows in (right, surer))
     assert TASK.drop_pp(one, one) == (0.0, (0.0, 0.0)) and TASK.drop_pp(one, other) == (0.0, (-100.0, 100.0))

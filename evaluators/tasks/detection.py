@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import box_iou
@@ -227,7 +227,7 @@ def _jackknife_half(differences: np.ndarray) -> float:
     """Half the 95 % interval of a difference, from its values (groups,) when each group is left out."""
     groups = len(differences)
     variance = (groups - 1) / groups * float(((differences - differences.mean()) ** 2).sum())
-    return float(student_t.ppf(0.975, groups - 1)) * math.sqrt(variance)
+    return float(stdtrit(groups - 1, 0.975)) * math.sqrt(variance)
 
 
 def _in_square(images: LabelledImages, size: int) -> list[torch.Tensor]:

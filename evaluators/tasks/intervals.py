@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri  # type: ignore[import-untyped]
 
-_Z = float(norm.ppf(0.975))
+_Z = float(ndtri(0.975))
 _HALVINGS = 50  # of the range that an end of an interval is searched in: far below a millionth of a point
 
 

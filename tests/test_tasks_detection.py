@@ -21,7 +21,7 @@ from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import BoxCriterion, Detection, in_float
 from evaluators.tasks.detection_data import ImageFiles, letterbox_format
-from evaluators.training.uncut_detector import train_detector, yolo_layout
+from evaluators.training.uncut_detector import _kept_layout, train_detector, yolo_layout
 
 SIZE = 96
 SHAPES = [(500, 375), (375, 500), (333, 500), (640, 480), (60, 80), (320, 320), (1000, 31)]  # width, height
@@ -227,6 +227,22 @@ def test_the_loss_is_ultralytics_own():
     assert torch.isfinite(Detection(net, letterbox_format(SIZE)).criterion(none)(output, torch.arange(2), 0.0))
 
 
+def test_a_detector_of_one_class_learns_and_answers():
+    net = network(1)
+    task = Detection(net, letterbox_format(SIZE))
+    images = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 0, 20, 20, 90, 60, 0]], SQUARE)
+    inputs = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    answers = net(inputs)[0].detach()
+    assert answers.shape[2] == 6 and not answers[..., 5].any() and task.judge(answers, images).accuracy < 0.1
+    criterion = task.criterion(images, task.teaching(net(inputs)))
+    with criterion.learning(net, 0.5):
+        criterion(net(inputs), torch.arange(2), 0.5).backward()
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+    right = answers_of([[10, 10, 50, 50, 0.9, 0]], [[20, 20, 90, 60, 0.8, 0]])
+    assert task.judge(right, images).accuracy == pytest.approx(0.995)
+
+
 def test_distillation_is_zero_with_the_teacher_itself_and_pulls_towards_it():
     net, task = network(), Detection(network(), letterbox_format(SIZE))
     inputs = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -261,6 +277,32 @@ def test_edges_without_a_distribution_are_taught_too():
 # -- training from scratch, and ultralytics' own validation of what comes out ------------------------------------------
 
 
+def test_boxes_over_the_edge_are_laid_out_so_that_ultralytics_takes_their_picture(tmp_path):
+    from ultralytics.data.utils import verify_image_label
+
+    photograph(60, 30).save(tmp_path / "0.png")
+    rows = [[0, 0, 6, 6, 30, 15, 0], [0, 1, -1, -1, 61, 31, 0], [0, 0, 0, 0, 9, 9, 1]]  # the last one is difficult
+    images = LabelledImages(
+        ImageFiles([tmp_path / "0.png"], letterbox_format(SIZE)), torch.tensor(rows, dtype=torch.float32), [(60, 30)]
+    )
+    file = yolo_layout(images, ("red", "green"), tmp_path / "layout")
+    picture, labels = (next((file.parent / kind).glob("000000.*")) for kind in ("images", "labels"))
+    found = verify_image_label((str(picture), str(labels), "", False, 2, 0, 0, False))
+    assert found[1].tolist() == [pytest.approx([0, 0.3, 0.35, 0.4, 0.3]), [1, 0.5, 0.5, 1, 1]]
+
+
+def test_the_layout_of_images_that_moved_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    squares.write(tmp_path / "one", train=2, val=2)
+    for place in ("one", "two"):
+        if place == "two":
+            (tmp_path / "one").rename(tmp_path / "two")
+        data = open_dataset(DataSettings(name="yolo", root=tmp_path / place / "squares.yaml", image_size=SIZE))
+        layout = _kept_layout(data.train(None, 0), data, 0)
+        assert all(link.exists() for link in (layout / "images").iterdir())
+        assert _kept_layout(data.train(None, 0), data, 0) == layout
+
+
 @pytest.mark.slow
 def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monkeypatch):
     """A short training that is stopped and goes on; then mAP by our path and by ultralytics' own validator."""
@@ -293,16 +335,17 @@ def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [None, "pretrained"])
-def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, monkeypatch, weights):
+@pytest.mark.parametrize(("weights", "classes"), [(None, 2), ("pretrained", 1)])
+def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, monkeypatch, weights, classes):
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
-    data = open_dataset(DataSettings(name="yolo", root=squares.write(tmp_path / "squares", train=4), image_size=SIZE))
-    net = network(2)
+    file = squares.write(tmp_path / "squares", train=4, classes=classes)
+    data = open_dataset(DataSettings(name="yolo", root=file, image_size=SIZE))
+    net = network(classes)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(0.5)
     before = net.model[4].cv1.conv.weight.clone()
-    model = ModelSettings(name="ultralytics/yolov10n", num_classes=2, weights=weights)
+    model = ModelSettings(name="ultralytics/yolov10n", num_classes=classes, weights=weights)
     hardly = BaselineSettings(epochs=1, batch_size=4, learning_rate=1e-9)
     train_detector(net, model, data, hardly, 0, tmp_path / "check", lambda _: None)
     assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights == "pretrained")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import squares
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from evaluators.settings import DataSettings
 from evaluators.tasks.datasets import open_dataset
@@ -210,8 +210,22 @@ def test_lists_of_images_are_read_as_people_write_them(tmp_path):
         open_yolo(file)
 
 
+def open_as_ultralytics(plain):
+    def image_open(*given, **more):
+        try:
+            return plain(*given, **more)
+        except UnidentifiedImageError:
+            raise ModuleNotFoundError("No module named 'pi_heif'") from None
+
+    return image_open
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", "cut"])
-def test_a_corrupt_picture_is_named(tmp_path, content):
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_corrupt_picture_is_named(tmp_path, monkeypatch, content, patched):
+    """ultralytics replaces Pillow's function when it is imported, and then wants a package for what is no picture."""
+    if patched:
+        monkeypatch.setattr(Image, "open", open_as_ultralytics(Image.open))
     file = yolo(tmp_path)
     picture = tmp_path / "images" / "train" / "2.jpg"
     picture.write_bytes(picture.read_bytes()[:-40] if content == "cut" else content)

@@ -22,6 +22,7 @@ from spaces.errors import SpecError
 
 PICTURE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 EDGE_TOLERANCE = 0.01  # of width or height: how far a box may reach over the edge, as ultralytics has it
+_MEND = "remove it or save it anew"
 _READERS = 4  # files are waited for, not computed
 _RUNS, _RUN_LENGTH = 10, 10  # at most so many runs when a list is halved, of at least so many images
 
@@ -156,9 +157,12 @@ def naming(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise SpecError("data.root", str(file), "there is no such picture") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = f"not readable as a picture: {error}; remove it or save it anew"
-        raise SpecError("data.root", str(file), reason) from None
+    except SpecError:
+        raise
+    except ImportError:  # from ultralytics, which replaces Image.open and wants a package for what Pillow cannot read
+        raise SpecError("data.root", str(file), f"not readable as a picture; {_MEND}") from None
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise SpecError("data.root", str(file), f"not readable as a picture: {error}; {_MEND}") from None
 
 
 def picture_size(file: Path) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import BoxCriterion, Detection, in_float
 from evaluators.tasks.detection_data import ImageFiles, letterbox_format
 from evaluators.training.uncut_detector import _kept_layout, train_detector, yolo_layout
+from spaces.errors import SpecError
 
 SIZE = 96
 SHAPES = [(500, 375), (375, 500), (333, 500), (640, 480), (60, 80), (320, 320), (1000, 31)]  # width, height
@@ -289,6 +290,40 @@ def test_boxes_over_the_edge_are_laid_out_so_that_ultralytics_takes_their_pictur
     picture, labels = (next((file.parent / kind).glob("000000.*")) for kind in ("images", "labels"))
     found = verify_image_label((str(picture), str(labels), "", False, 2, 0, 0, False))
     assert found[1].tolist() == [pytest.approx([0, 0.3, 0.35, 0.4, 0.3]), [1, 0.5, 0.5, 1, 1]]
+
+
+def test_labels_are_read_as_ultralytics_reads_them(tmp_path):
+    """Boxes and polygons at random; what it refuses is refused, but for boxes without area, which are left out."""
+    from ultralytics.data.utils import verify_image_label
+
+    random = np.random.default_rng(0)
+    file = squares.write(tmp_path, train=1, val=2)
+    data = open_dataset(DataSettings(name="yolo", root=file, image_size=SIZE))
+    picture, labels = tmp_path / "images" / "train" / "0.png", tmp_path / "labels" / "train" / "0.txt"
+    agreed = {True: 0, False: 0}
+    for _ in range(300):
+        count = random.choice([4, 4, 5, 6, 8, 10, 3])
+        numbers = random.uniform(0.2, 0.6, count)
+        if random.random() < 0.4:
+            numbers[random.integers(count)] = random.choice([1.005, 1.02, 7.0, np.nan, -0.004, -0.05])
+        label = random.choice(["0", "1", "1.0", "2", "-1", "0.5"], p=(0.3, 0.3, 0.3, 0.04, 0.03, 0.03))
+        labels.write_text(" ".join([label, *(f"{number:.4f}" for number in numbers)]))
+        theirs = verify_image_label((str(picture), str(labels), "", False, 2, 0, 0, False))[1]
+        try:
+            (thing,) = data.things(picture)
+        except SpecError:
+            thing = None
+        if thing is not None and count == 4 and min(numbers[2:]) < 0:
+            assert thing.degenerate
+            continue
+        assert (theirs is None) == (thing is None), labels.read_text()
+        agreed[thing is None] += 1
+        if thing is not None:
+            label, x, y, across, down = theirs[0]
+            corners = [x - across / 2, y - down / 2, x + across / 2, y + down / 2]
+            expected = np.clip(corners, 0, 1) * ([squares.WIDTH, squares.HEIGHT] * 2)
+            assert data.classes.index(thing.name) == label and thing.corners == pytest.approx(expected, abs=1e-3)
+    assert min(agreed.values()) > 50
 
 
 def test_the_layout_of_images_that_moved_is_made_anew(tmp_path, monkeypatch):

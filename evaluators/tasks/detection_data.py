@@ -157,7 +157,7 @@ def naming(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise SpecError("data.root", str(file), "there is no such picture") from None
-    except SpecError:
+    except (SpecError, MemoryError):
         raise
     except ImportError:  # from ultralytics, which replaces Image.open and wants a package for what Pillow cannot read
         raise SpecError("data.root", str(file), f"not readable as a picture; {_MEND}") from None

@@ -13,6 +13,7 @@ a file of labels shows nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,6 @@ from evaluators.tasks.detection_data import (
 from spaces.errors import SpecError
 from spaces.yaml_text import read_yaml
 
-_SHARES = "shares of the picture's width and height are needed, from 0 to 1"
 _Row = tuple[int, Corners, bool]  # class, corners as shares of width and height, whether it has no area
 
 
@@ -159,29 +159,33 @@ class YoloData(DetectionFiles):
         label = float(fields[0])
         if not label.is_integer() or not 0 <= label < len(self.classes):
             raise ValueError(f"class {fields[0]}; names has the classes 0 to {len(self.classes) - 1}")
-        numbers = [_share(field) for field in (fields[1:5] if self._keypoints else fields[1:])]
-        left, top, right, bottom = inside(_corners(numbers), 1, 1)
-        return int(label), (left, top, right, bottom), right <= left or bottom <= top
+        numbers = [float(field) for field in (fields[1:5] if self._keypoints else fields[1:])]
+        x, y, across, down = _box(numbers)
+        if not _are_shares(x, y, across, down):
+            worst = max(numbers, key=lambda number: abs(number - 0.5) if math.isfinite(number) else math.inf)
+            raise ValueError(f"{worst:g}; shares of the picture's width and height are needed, from 0 to 1")
+        corners = inside((x - across / 2, y - down / 2, x + across / 2, y + down / 2), 1, 1)
+        left, top, right, bottom = corners
+        return int(label), corners, right <= left or bottom <= top
 
 
-def _share(field: str) -> float:
-    number = float(field)
-    if not -1 - EDGE_TOLERANCE <= number <= 1 + EDGE_TOLERANCE:
-        raise ValueError(f"{field}; {_SHARES}")
-    return number
-
-
-def _corners(numbers: list[float]) -> Corners:
-    """Left, top, right, bottom of middle and size, or of a polygon."""
-    sizes = 2 if len(numbers) == 4 else 0  # a box drawn backwards has a negative one, and no area
-    if min(numbers[: len(numbers) - sizes], default=0.0) < -EDGE_TOLERANCE:
-        raise ValueError(f"{min(numbers):g}; {_SHARES}")
-    if sizes:
+def _box(numbers: list[float]) -> Corners:
+    """Middle and size of a box that is given so, or as a polygon."""
+    if len(numbers) == 4:
         x, y, across, down = numbers
-        return x - across / 2, y - down / 2, x + across / 2, y + down / 2
+        return x, y, across, down
     if len(numbers) < 6 or len(numbers) % 2:
         raise ValueError(f"{len(numbers)} numbers after the class; four make a box, pairs of them a polygon")
-    return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+    if not all(map(math.isfinite, numbers)):
+        return math.nan, math.nan, math.nan, math.nan
+    left, top, right, bottom = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def _are_shares(x: float, y: float, across: float, down: float) -> bool:
+    """Whether ultralytics takes them, too; a box drawn backwards has a negative size and is left out here."""
+    least = all(number >= -EDGE_TOLERANCE for number in (x, y))
+    return least and all(abs(number) <= 1 + EDGE_TOLERANCE for number in (x, y, across, down))
 
 
 def _images_below(folder: Path) -> list[Path]:

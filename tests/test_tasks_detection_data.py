@@ -107,8 +107,9 @@ def test_labels_of_poses_count_by_their_boxes(tmp_path):
 @pytest.mark.parametrize(
     "names", [["cat", "dog"], {0: "cat", 1: "dog"}, {"1": "dog", "0": "cat"}, {1: "dog", 0: "cat"}]
 )
-def test_names_as_a_list_or_by_number(tmp_path, names):
-    assert open_yolo(yolo(tmp_path, names=names, nc=2)).classes == ("cat", "dog")
+@pytest.mark.parametrize("count", [2, 2.0, "2", None])
+def test_names_as_a_list_or_by_number(tmp_path, names, count):
+    assert open_yolo(yolo(tmp_path, names=names, nc=count)).classes == ("cat", "dog")
 
 
 def test_names_of_more_than_ten_classes_are_in_the_order_of_their_numbers(tmp_path):

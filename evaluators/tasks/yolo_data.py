@@ -84,7 +84,7 @@ class YoloData(DetectionFiles):
         if len(set(classes)) < len(classes):
             twice = next(name for name in classes if classes.count(name) > 1)
             raise self._wrong(f"names has '{twice}' more than once; each class needs a name of its own")
-        if count is not None and str(count) != str(len(classes)):
+        if count not in (None, len(classes), str(len(classes))):
             raise self._wrong(f"names has {len(classes)} classes, and nc says {count}; make them agree")
         return classes
 

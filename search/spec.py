@@ -195,10 +195,10 @@ def _check_space(space: dict[str, Any]) -> None:
 
 
 def _model(section: _Section, path: Path) -> ModelSettings:
-    weights = section.text("weights", None)
+    weights, name = section.text("weights", None), _locate_code(section.text("name"), path)
     settings = ModelSettings(
-        name=_locate_code(section.text("name"), path),
-        num_classes=section.whole("num_classes", minimum=2),
+        name=name,
+        num_classes=section.whole("num_classes", minimum=1 if name.startswith("ultralytics/") else 2),
         weights=weights if weights in (None, PRETRAINED) else _locate(weights, path),
         options=section.section("options", optional=True).rest(),
     )

@@ -19,6 +19,7 @@ from evaluators.latency.links import LinkProfile
 from evaluators.latency.profiles import MachineProfile
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.split_evaluator import SplitEvaluator, SplitSettings
+from search.spec import load_spec
 from spaces.config import SplitConfig
 from spaces.errors import SpecError
 
@@ -163,4 +164,28 @@ def test_detectors_that_find_things_twice_are_refused(tmp_path):
         data=DataSettings(name="yolo", root=file, image_size=64),
     )
     with pytest.raises(SpecError, match=r"model\.name.*ultralytics/yolov8n.*finds things twice.*yolov10"):
+        SplitEvaluator(given, tmp_path / "run")
+
+
+def test_one_class_is_for_detection_alone(tmp_path):
+    def study(**changes):
+        (tmp_path / "one.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+        return load_spec(tmp_path / "one.yaml")
+
+    squares.write(tmp_path / "squares", train=2, val=2, classes=1)
+    assert study(model={"name": "ultralytics/yolov10n", "num_classes": 1}).model.num_classes == 1
+    with pytest.raises(SpecError, match="num_classes: 1 given; a whole number from 2 is needed"):
+        study(model={"name": "torchvision/resnet18", "num_classes": 1})
+    with pytest.raises(SpecError, match="num_classes: 0 given; a whole number from 1 is needed"):
+        study(model={"name": "ultralytics/yolov10n", "num_classes": 0})
+    for role in ("train", "val"):
+        (tmp_path / "folders" / role / "red").mkdir(parents=True)
+        for number in range(2):
+            picture = tmp_path / "squares" / "images" / "train" / f"{number}.png"
+            (tmp_path / "folders" / role / "red" / picture.name).write_bytes(picture.read_bytes())
+    given = settings(
+        model=ModelSettings(name="ultralytics/yolov10n", num_classes=1),
+        data=DataSettings(name="imagefolder", root=tmp_path / "folders", image_size=64),
+    )
+    with pytest.raises(SpecError, match=r"data\.name: 'imagefolder' given; .* needs data for detection"):
         SplitEvaluator(given, tmp_path / "run")

@@ -362,7 +362,6 @@ def test_voc_reads_boxes_and_drops_those_without_area(tmp_path):
     assert grey.tolist() == [True] * 8 + [False] * 16 + [True] * 8
     (folder / "Annotations" / "2.xml").write_text("<annotation><object><bndbox/></object></annotation>")
     with pytest.raises(SpecError, match=r"2\.xml.*not readable as a VOC annotation"):
-        voc._things.cache_clear()
         open_dataset(DataSettings(name="voc", image_size=32, root=tmp_path))
 
 

@@ -21,7 +21,8 @@ from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import BoxCriterion, Detection, in_float
 from evaluators.tasks.detection_data import ImageFiles, letterbox_format
-from evaluators.training.uncut_detector import train_detector, yolo_layout
+from evaluators.training.uncut_detector import _kept_layout, train_detector, yolo_layout
+from spaces.errors import SpecError
 
 SIZE = 96
 SHAPES = [(500, 375), (375, 500), (333, 500), (640, 480), (60, 80), (320, 320), (1000, 31)]  # width, height
@@ -158,6 +159,28 @@ def test_perfect_and_useless_answers():
     assert TASK.judge(torch.zeros(2, 5, 6), images).accuracy == 0
 
 
+def test_intervals_of_a_drop_have_width_unless_the_answers_are_the_same():
+    count = 30
+    images = in_memory([[i, 0, 10, 10, 50, 50, 0] for i in range(count)], SQUARE[:1] * count)
+    right = [[[10, 10, 50, 50, 0.9, 0]] for _ in range(count)]
+    surer = [[[10, 10, 50, 50, 0.8, 0]] for _ in range(count)]
+    loose = [[[10, 10, 50, 40, 0.9, 0]] if i < 3 else boxes for i, boxes in enumerate(right)]
+    judged = {name: TASK.judge(answers_of(*rows), images) for name, rows in
+              {"right": right, "surer": surer, "loose": loose, "none": [[]] * count}.items()}  # fmt: skip
+    assert TASK.drop_pp(judged["right"], TASK.judge(answers_of(*right), images)) == (0.0, (0.0, 0.0))
+    unseen = 100 * 3.8415 / (count + 3.8415)  # what may be true of this share of images, and was met in none of 30
+    assert TASK.drop_pp(judged["right"], judged["surer"]) == (0.0, pytest.approx((-unseen, unseen), rel=1e-4))
+    drop, (low, high) = TASK.drop_pp(judged["right"], judged["none"])
+    assert drop > 99 and low == pytest.approx(drop - unseen, rel=1e-4) and high == 100
+    drop, (low, high) = TASK.drop_pp(judged["right"], judged["loose"])
+    found = judged["right"].without_group - judged["loose"].without_group
+    error = math.sqrt(19 / 20 * ((found - found.mean()) ** 2).sum())
+    assert drop > 0 and (high - low) / 2 == pytest.approx(100 * 2.0930 * error, rel=1e-4)  # Student's t, 19 degrees
+    alone = in_memory([[0, 0, 10, 10, 50, 50, 0]], SQUARE[:1])
+    one, other = (TASK.judge(answers_of(rows[0]), alone) for rows in (right, surer))
+    assert TASK.drop_pp(one, one) == (0.0, (0.0, 0.0)) and TASK.drop_pp(one, other) == (0.0, (-100.0, 100.0))
+
+
 def test_looser_boxes_count_at_lower_thresholds_alone():
     images = in_memory([[0, 0, 0, 0, 80, 80, 0]], SQUARE[:1])
     loose = TASK.judge(answers_of([[0, 0, 80, 60, 0.9, 0]]), images)  # three quarters of the area
@@ -205,6 +228,22 @@ def test_the_loss_is_ultralytics_own():
     assert torch.isfinite(Detection(net, letterbox_format(SIZE)).criterion(none)(output, torch.arange(2), 0.0))
 
 
+def test_a_detector_of_one_class_learns_and_answers():
+    net = network(1)
+    task = Detection(net, letterbox_format(SIZE))
+    images = in_memory([[0, 0, 10, 10, 50, 50, 0], [1, 0, 20, 20, 90, 60, 0]], SQUARE)
+    inputs = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    answers = net(inputs)[0].detach()
+    assert answers.shape[2] == 6 and not answers[..., 5].any() and task.judge(answers, images).accuracy < 0.1
+    criterion = task.criterion(images, task.teaching(net(inputs)))
+    with criterion.learning(net, 0.5):
+        criterion(net(inputs), torch.arange(2), 0.5).backward()
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+    right = answers_of([[10, 10, 50, 50, 0.9, 0]], [[20, 20, 90, 60, 0.8, 0]])
+    assert task.judge(right, images).accuracy == pytest.approx(0.995)
+
+
 def test_distillation_is_zero_with_the_teacher_itself_and_pulls_towards_it():
     net, task = network(), Detection(network(), letterbox_format(SIZE))
     inputs = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -239,6 +278,66 @@ def test_edges_without_a_distribution_are_taught_too():
 # -- training from scratch, and ultralytics' own validation of what comes out ------------------------------------------
 
 
+def test_boxes_over_the_edge_are_laid_out_so_that_ultralytics_takes_their_picture(tmp_path):
+    from ultralytics.data.utils import verify_image_label
+
+    photograph(60, 30).save(tmp_path / "0.png")
+    rows = [[0, 0, 6, 6, 30, 15, 0], [0, 1, -1, -1, 61, 31, 0], [0, 0, 0, 0, 9, 9, 1]]  # the last one is difficult
+    images = LabelledImages(
+        ImageFiles([tmp_path / "0.png"], letterbox_format(SIZE)), torch.tensor(rows, dtype=torch.float32), [(60, 30)]
+    )
+    file = yolo_layout(images, ("red", "green"), tmp_path / "layout")
+    picture, labels = (next((file.parent / kind).glob("000000.*")) for kind in ("images", "labels"))
+    found = verify_image_label((str(picture), str(labels), "", False, 2, 0, 0, False))
+    assert found[1].tolist() == [pytest.approx([0, 0.3, 0.35, 0.4, 0.3]), [1, 0.5, 0.5, 1, 1]]
+
+
+def test_labels_are_read_as_ultralytics_reads_them(tmp_path):
+    """Boxes and polygons at random; what it refuses is refused, but for boxes without area, which are left out."""
+    from ultralytics.data.utils import verify_image_label
+
+    random = np.random.default_rng(0)
+    file = squares.write(tmp_path, train=1, val=2)
+    data = open_dataset(DataSettings(name="yolo", root=file, image_size=SIZE))
+    picture, labels = tmp_path / "images" / "train" / "0.png", tmp_path / "labels" / "train" / "0.txt"
+    agreed = {True: 0, False: 0}
+    for _ in range(300):
+        count = random.choice([4, 4, 5, 6, 8, 10, 3])
+        numbers = random.uniform(0.2, 0.6, count)
+        if random.random() < 0.4:
+            numbers[random.integers(count)] = random.choice([1.005, 1.02, 7.0, np.nan, -0.004, -0.05])
+        label = random.choice(["0", "1", "1.0", "2", "-1", "0.5"], p=(0.3, 0.3, 0.3, 0.04, 0.03, 0.03))
+        labels.write_text(" ".join([label, *(f"{number:.4f}" for number in numbers)]))
+        theirs = verify_image_label((str(picture), str(labels), "", False, 2, 0, 0, False))[1]
+        try:
+            (thing,) = data.things(picture)
+        except SpecError:
+            thing = None
+        if thing is not None and count == 4 and min(numbers[2:]) < 0:
+            assert thing.degenerate
+            continue
+        assert (theirs is None) == (thing is None), labels.read_text()
+        agreed[thing is None] += 1
+        if thing is not None:
+            label, x, y, across, down = theirs[0]
+            corners = [x - across / 2, y - down / 2, x + across / 2, y + down / 2]
+            expected = np.clip(corners, 0, 1) * ([squares.WIDTH, squares.HEIGHT] * 2)
+            assert data.classes.index(thing.name) == label and thing.corners == pytest.approx(expected, abs=1e-3)
+    assert min(agreed.values()) > 50
+
+
+def test_the_layout_of_images_that_moved_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    squares.write(tmp_path / "one", train=2, val=2)
+    for place in ("one", "two"):
+        if place == "two":
+            (tmp_path / "one").rename(tmp_path / "two")
+        data = open_dataset(DataSettings(name="yolo", root=tmp_path / place / "squares.yaml", image_size=SIZE))
+        layout = _kept_layout(data.train(None, 0), data, 0)
+        assert all(link.exists() for link in (layout / "images").iterdir())
+        assert _kept_layout(data.train(None, 0), data, 0) == layout
+
+
 @pytest.mark.slow
 def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monkeypatch):
     """A short training that is stopped and goes on; then mAP by our path and by ultralytics' own validator."""
@@ -271,16 +370,17 @@ def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [None, "pretrained"])
-def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, monkeypatch, weights):
+@pytest.mark.parametrize(("weights", "classes"), [(None, 2), ("pretrained", 1)])
+def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, monkeypatch, weights, classes):
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
-    data = open_dataset(DataSettings(name="yolo", root=squares.write(tmp_path / "squares", train=4), image_size=SIZE))
-    net = network(2)
+    file = squares.write(tmp_path / "squares", train=4, classes=classes)
+    data = open_dataset(DataSettings(name="yolo", root=file, image_size=SIZE))
+    net = network(classes)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(0.5)
     before = net.model[4].cv1.conv.weight.clone()
-    model = ModelSettings(name="ultralytics/yolov10n", num_classes=2, weights=weights)
+    model = ModelSettings(name="ultralytics/yolov10n", num_classes=classes, weights=weights)
     hardly = BaselineSettings(epochs=1, batch_size=4, learning_rate=1e-9)
     train_detector(net, model, data, hardly, 0, tmp_path / "check", lambda _: None)
     assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights == "pretrained")

@@ -45,7 +45,7 @@ class Classification(Task):
         return Hits((answers.argmax(1) == images.labels).numpy())
 
     def drop_pp(self, reference: Hits, other: Hits) -> tuple[float, tuple[float, float]]:
-        """See :class:`Task`; the interval is a normal approximation, paired picture by picture."""
+        """The drop of top-1 with a score interval, paired picture by picture."""
         return paired_drop_pp(reference.right, other.right)
 
     def agreement(self, answers: torch.Tensor, others: torch.Tensor) -> float:

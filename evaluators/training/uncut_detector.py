@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from evaluators.settings import PRETRAINED, BaselineSettings, ModelSettings
 from evaluators.store import cache_folder, whole_folder
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.detection import in_float
-from evaluators.tasks.detection_data import DetectionFiles, ImageFiles
+from evaluators.tasks.detection_data import EDGE_TOLERANCE, DetectionFiles, ImageFiles, inside
 
 _LEARNING_RATE = {"adamw": 1e-3, "sgd": 1e-2}
 _NAMES = {"adamw": "AdamW", "sgd": "SGD"}
@@ -43,20 +44,33 @@ def yolo_layout(images: LabelledImages, classes: tuple[str, ...], folder: Path) 
     assert isinstance(images.pixels, ImageFiles)
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
-    for number, (file, (width, height)) in enumerate(zip(images.pixels.files, images.sizes, strict=True)):
+    for number, (file, size) in enumerate(zip(images.pixels.files, images.sizes, strict=True)):
         name = f"{number:06}"
         _link(file, folder / "images" / f"{name}{file.suffix}")
-        rows = images.labels[images.labels[:, 0] == number]
-        lines = [
-            f"{int(label)} {(left + right) / 2 / width:.6f} {(top + bottom) / 2 / height:.6f} "
-            f"{(right - left) / width:.6f} {(bottom - top) / height:.6f}"
-            for _, label, left, top, right, bottom, difficult in rows.tolist()
-            if not difficult
-        ]
+        rows = images.labels[images.labels[:, 0] == number].tolist()
+        lines = [_label_line(int(label), corners, size) for _, label, *corners, difficult in rows if not difficult]
         (folder / "labels" / f"{name}.txt").write_text("\n".join(lines) + "\n")
     said = {"train": "images", "val": "images", "names": dict(enumerate(classes))}
     (folder / "data.yaml").write_text(yaml.safe_dump(said))
     return folder / "data.yaml"
+
+
+def _label_line(label: int, corners: Sequence[float], size: tuple[int, int]) -> str:
+    """Class, middle and size of a box as shares of the picture's.
+
+    ultralytics silently leaves a picture out of which one number is too far from 0 to 1, so such a box is cut off at
+    the picture's edges.
+    """
+    shares = _shares(corners, size)
+    if max(shares) > 1 + EDGE_TOLERANCE or min(shares) < -EDGE_TOLERANCE:
+        left, top, right, bottom = corners
+        shares = _shares(inside((left, top, right, bottom), *size), size)
+    return f"{label} " + " ".join(f"{share:.6f}" for share in shares)
+
+
+def _shares(corners: Sequence[float], size: tuple[int, int]) -> tuple[float, ...]:
+    (left, top, right, bottom), (width, height) = corners, size
+    return (left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height
 
 
 def train_detector(
@@ -77,10 +91,7 @@ def train_detector(
         One row an epoch: its number, mean loss, seconds.
     """
     images = data.train(None, seed)
-    layout = cache_folder("yolo-data") / f"{data.fingerprint[:16]}-{seed}"
-    if not layout.exists():
-        with whole_folder(layout) as folder:
-            yolo_layout(images, data.classes, folder)
+    layout = _kept_layout(images, data, seed)
     last = checkpoint / "weights" / "last.pt"
     settings = {
         "model": f"{model.name.partition('/')[2]}.yaml",
@@ -113,6 +124,18 @@ def train_detector(
     network.load_state_dict(trainer.ema.ema.float().cpu().state_dict())
     network.eval()
     return _history(checkpoint / "results.csv", data.picture.size)
+
+
+def _kept_layout(images: LabelledImages, data: DetectionFiles, seed: int) -> Path:
+    """The layout in the cache, which holds links: it is another one when the same images lie elsewhere."""
+    assert isinstance(images.pixels, ImageFiles)
+    places = "\n".join(str(file.resolve()) for file in images.pixels.files)
+    made_of = hashlib.sha256(f"{data.fingerprint} {seed} {places}".encode()).hexdigest()
+    layout = cache_folder("yolo-data") / made_of[:16]
+    if not layout.exists():
+        with whole_folder(layout) as folder:
+            yolo_layout(images, data.classes, folder)
+    return layout
 
 
 def _trainer(settings: dict[str, Any], start: dict[str, torch.Tensor] | None, progress: Callable[[str], None]) -> Any:

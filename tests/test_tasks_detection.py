@@ -21,7 +21,7 @@ from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import BoxCriterion, Detection, in_float
 from evaluators.tasks.detection_data import ImageFiles, letterbox_format
-from evaluators.training.uncut_detector import _kept_layout, train_detector, yolo_layout
+from evaluators.training.uncut_detector import train_detector, yolo_layout
 from spaces.errors import SpecError
 
 SIZE = 96
@@ -324,18 +324,6 @@ def test_labels_are_read_as_ultralytics_reads_them(tmp_path):
             expected = np.clip(corners, 0, 1) * ([squares.WIDTH, squares.HEIGHT] * 2)
             assert data.classes.index(thing.name) == label and thing.corners == pytest.approx(expected, abs=1e-3)
     assert min(agreed.values()) > 50
-
-
-def test_the_layout_of_images_that_moved_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
-    squares.write(tmp_path / "one", train=2, val=2)
-    for place in ("one", "two"):
-        if place == "two":
-            (tmp_path / "one").rename(tmp_path / "two")
-        data = open_dataset(DataSettings(name="yolo", root=tmp_path / place / "squares.yaml", image_size=SIZE))
-        layout = _kept_layout(data.train(None, 0), data, 0)
-        assert all(link.exists() for link in (layout / "images").iterdir())
-        assert _kept_layout(data.train(None, 0), data, 0) == layout
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import os
 import shutil
@@ -21,9 +20,9 @@ import torch
 import yaml
 from torch import nn
 
+from evaluators import machine_lock
 from evaluators.compute import autocast, compute_device
 from evaluators.settings import PRETRAINED, BaselineSettings, ModelSettings
-from evaluators.store import cache_folder, whole_folder
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.detection import in_float
 from evaluators.tasks.detection_data import EDGE_TOLERANCE, DetectionFiles, ImageFiles, inside
@@ -50,7 +49,7 @@ def yolo_layout(images: LabelledImages, classes: tuple[str, ...], folder: Path) 
         rows = images.labels[images.labels[:, 0] == number].tolist()
         lines = [_label_line(int(label), corners, size) for _, label, *corners, difficult in rows if not difficult]
         (folder / "labels" / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    said = {"train": "images", "val": "images", "names": dict(enumerate(classes))}
+    said = {"path": str(folder.resolve()), "train": "images", "val": "images", "names": dict(enumerate(classes))}
     (folder / "data.yaml").write_text(yaml.safe_dump(said))
     return folder / "data.yaml"
 
@@ -91,11 +90,13 @@ def train_detector(
         One row an epoch: its number, mean loss, seconds.
     """
     images = data.train(None, seed)
-    layout = _kept_layout(images, data, seed)
+    # Made anew when a training goes on: its links may lead nowhere where the images have moved meanwhile.
+    shutil.rmtree(checkpoint / "data", ignore_errors=True)
+    layout = yolo_layout(images, data.classes, checkpoint / "data")
     last = checkpoint / "weights" / "last.pt"
     settings = {
         "model": f"{model.name.partition('/')[2]}.yaml",
-        "data": str(_with_path(layout)),
+        "data": str(layout),
         "imgsz": data.picture.size,
         "epochs": recipe.epochs,
         "batch": recipe.batch_size,
@@ -120,22 +121,11 @@ def train_detector(
         start = None
     with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):  # it seeds everything, and draws bars
         trainer = _trainer(settings, start, progress)
-        trainer.train()
+        with machine_lock.training():
+            trainer.train()
     network.load_state_dict(trainer.ema.ema.float().cpu().state_dict())
     network.eval()
     return _history(checkpoint / "results.csv", data.picture.size)
-
-
-def _kept_layout(images: LabelledImages, data: DetectionFiles, seed: int) -> Path:
-    """The layout in the cache, which holds links: it is another one when the same images lie elsewhere."""
-    assert isinstance(images.pixels, ImageFiles)
-    places = "\n".join(str(file.resolve()) for file in images.pixels.files)
-    made_of = hashlib.sha256(f"{data.fingerprint} {seed} {places}".encode()).hexdigest()
-    layout = cache_folder("yolo-data") / made_of[:16]
-    if not layout.exists():
-        with whole_folder(layout) as folder:
-            yolo_layout(images, data.classes, folder)
-    return layout
 
 
 def _trainer(settings: dict[str, Any], start: dict[str, torch.Tensor] | None, progress: Callable[[str], None]) -> Any:
@@ -149,6 +139,7 @@ def _trainer(settings: dict[str, Any], start: dict[str, torch.Tensor] | None, pr
             super().__init__(overrides=settings)
             self._began = time.perf_counter()
             self.add_callback("on_train_epoch_start", lambda _: self._start())
+            self.add_callback("on_train_batch_end", lambda _: machine_lock.make_way())
             self.add_callback("on_train_epoch_end", lambda _: self._tell())
             if self.device.type == "cpu":
                 # Not earlier: the averaged copy, made just before, is saved and must stay as ultralytics knows it.
@@ -205,15 +196,6 @@ def _history(log: Path, size: int) -> list[dict[str, Any]]:
             rows.append({"epoch": int(row["epoch"]), "size": size, "loss": loss, "seconds": round(seconds, 1)})
             before = now
     return rows
-
-
-def _with_path(layout: Path) -> Path:
-    """The layout's YAML file with its own place in it, which ultralytics needs to find images."""
-    file = layout / "data.yaml"
-    said = yaml.safe_load(file.read_text())
-    if said.get("path") != str(layout):
-        file.write_text(yaml.safe_dump({"path": str(layout), **said}))
-    return file
 
 
 def _link(file: Path, target: Path) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from evaluators.edge.picture import PictureFormat, open_picture
+from evaluators.edge.picture import PictureFormat, open_picture, upright_size
 from evaluators.tasks.data import Dataset, LabelledImages, sample
 
 
@@ -48,8 +47,8 @@ class ImageFiles(Sequence[np.ndarray]):
 class DetectionFiles(Dataset):
     """A data set of picture files with boxes.
 
-    Labels are one tensor of rows (picture, class, left, top, right, bottom, difficult), in pixels of the picture as it
-    lies on disk. Boxes without area are left out.
+    Labels are one tensor of rows (picture, class, left, top, right, bottom, difficult), in pixels of the upright
+    picture. Boxes without area are left out.
     """
 
     task = "detection"
@@ -98,9 +97,8 @@ class DetectionFiles(Dataset):
 
 
 def size_of(file: Path) -> tuple[int, int]:
-    """Width and height of a picture file, from its header."""
-    with Image.open(file) as image:
-        return image.size
+    """Width and height of a picture, turned upright as its EXIF says; from the file's header."""
+    return upright_size(file)
 
 
 def letterbox_format(size: int) -> PictureFormat:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from evaluators.settings import (
     Ramp,
     Scope,
 )
+from evaluators.tasks.archives import ENDINGS
 from search.samplers import SAMPLERS
 from spaces.config import is_number
 from spaces.errors import SpecError, nearest
@@ -195,11 +197,11 @@ def _check_space(space: dict[str, Any]) -> None:
 
 
 def _model(section: _Section, path: Path) -> ModelSettings:
-    weights, name = section.text("weights", None), _locate_code(section.text("name"), path)
+    weights, name = section.text("weights", None), _locate_code(section.text("name"), path, "model.name")
     settings = ModelSettings(
         name=name,
         num_classes=section.whole("num_classes", minimum=1 if name.startswith("ultralytics/") else 2),
-        weights=weights if weights in (None, PRETRAINED) else _locate(weights, path),
+        weights=weights if weights in (None, PRETRAINED) else _locate(weights, path, "model.weights"),
         options=section.section("options", optional=True).rest(),
     )
     section.finish()
@@ -209,9 +211,9 @@ def _model(section: _Section, path: Path) -> ModelSettings:
 def _data(section: _Section, path: Path) -> DataSettings:
     root = section.text("root", None)
     settings = DataSettings(
-        name=_locate_code(section.text("name"), path),
+        name=_locate_code(section.text("name"), path, "data.name"),
         image_size=section.whole("image_size", minimum=8),
-        root=_locate(root, path) if root is not None else None,
+        root=_locate(root, path, "data.root", ENDINGS) if root is not None else None,
         download=section.flag("download", False),
     )
     section.finish()
@@ -276,25 +278,28 @@ def _search(section: _Section) -> SearchSettings:
     return settings
 
 
-def _locate(given: str, study: Path) -> Path:
+def _locate(given: str, study: Path, key: str, endings: Sequence[str] = ()) -> Path:
     """A path in a study file: absolute, or below the current folder, the study's folder or the folder above that.
 
-    The first place where it exists counts (an archive of that name exists too, see ``data.py``); the last one is what
-    ``studies/`` in a checkout needs.
+    The first place where it exists counts, as it stands or with one of the endings (of archives, see ``archives.py``);
+    the last place is what ``studies/`` in a checkout needs.
     """
-    path = Path(given).expanduser()
-    places = [place / path for place in (Path.cwd(), study.resolve().parent, study.resolve().parent.parent)]
-    for place in places:
-        if place.exists() or any(place.parent.glob(f"{place.name}.*")):
-            return place.resolve()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:
+        raise SpecError(key, given, "there is no such user here; write the folder out in place of ~") from None
+    for place in (Path.cwd(), study.resolve().parent, study.resolve().parent.parent):
+        # Not Path.exists, which raises for names that are too long.
+        if any(os.path.exists(f"{place / path}{ending}") for ending in ("", *endings)):
+            return (place / path).resolve()
     return path
 
 
-def _locate_code(name: str, study: Path) -> str:
+def _locate_code(name: str, study: Path, key: str) -> str:
     """A name ``python:file.py:function`` with the file's place; any other name as it is."""
     kind, _, rest = name.partition(":")
     file, _, function = rest.rpartition(":")
-    return f"{kind}:{_locate(file, study)}:{function}" if kind == "python" and file.endswith(".py") else name
+    return f"{kind}:{_locate(file, study, key)}:{function}" if kind == "python" and file.endswith(".py") else name
 
 
 _MISSING = object()

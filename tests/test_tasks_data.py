@@ -2,6 +2,9 @@
 
 import hashlib
 import http.server
+import io
+import logging
+import os
 import tarfile
 import threading
 import zipfile
@@ -16,9 +19,12 @@ import yaml
 from PIL import Image
 
 from evaluators.settings import DataSettings
-from evaluators.tasks import archives, datasets, voc
+from evaluators.tasks import archives, datasets, image_files, own_data, voc
 from evaluators.tasks.archives import Archive, fetch
+from evaluators.tasks.data import divide
 from evaluators.tasks.datasets import open_dataset
+from evaluators.tasks.detection_data import size_of
+from search.spec import load_spec
 from spaces.errors import SpecError, SplitsearchError
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tiny-imagenet-50.tar.gz"
@@ -185,6 +191,209 @@ def test_imagefolder_says_what_is_wrong(tmp_path):
         assert "data.root" in str(caught.value)
 
 
+def test_what_operating_systems_leave_behind_is_no_data(tmp_path):
+    save_pictures(tmp_path / "in" / "birds" / "train", ("ant", "bee"), 4)
+    save_pictures(tmp_path / "in" / "birds" / "val", ("ant", "bee"), 4, seed=1)
+    root = tmp_path / "in" / "birds"
+    clutter = (".DS_Store", "._birds", "train/.cache/1.png", "train/ant/._0.png", "train/ant/Thumbs.db")
+    clutter += ("train/__MACOSX/._ant", "train/bee/.thumbnails/0.png", "val/@eaDir/0.png", "val/bee/@eaDir/0.png/S.jpg")
+    clutter += ("__MACOSX/1.png", "../__MACOSX/birds/._ant", "../.hidden/x", "val/System Volume Information/1.png")
+    for name in clutter:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\x00\x05\x16\x07")
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as packed:
+        for path in sorted((tmp_path / "in").rglob("*")):
+            packed.write(path, path.relative_to(tmp_path / "in"))
+    for place in (root, tmp_path / "in", tmp_path / "birds.zip", tmp_path / "birds"):
+        data = open_folder(place)
+        assert data.classes == ("ant", "bee")
+        assert [len(each) for each in (data.train(None, 0), data.validation(), data.test())] == [8, 4, 4]
+
+
+def test_a_place_below_a_hidden_folder_is_no_clutter(tmp_path):
+    save_pictures(tmp_path / ".cache" / "__MACOSX" / "flat", ("ant", "bee"), 5)
+    assert len(open_folder(tmp_path / ".cache" / "__MACOSX" / "flat").train(None, 0)) == 6
+
+
+def test_clutter_is_left_out_of_tinyimagenet(tiny, tmp_path):
+    before = open_tiny(tiny).fingerprint
+    for name in ("__MACOSX/x", "train/n1/images/._n1_0.JPEG", "train/.DS_Store"):
+        (tiny / name).parent.mkdir(exist_ok=True)
+        (tiny / name).write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "outer" / "__MACOSX").mkdir(parents=True)
+    tiny.rename(tmp_path / "outer" / "tiny")
+    for root in (tmp_path / "outer", tmp_path / "outer" / "tiny"):
+        assert len(open_tiny(root).train(None, 0)) == 12 and open_tiny(root).fingerprint == before
+
+
+@pytest.mark.parametrize(
+    "ending", ["gif", "jfif", "jpe", "JPG", "avif", "tif", "mpo", "pgm", "jp2", "tga", "webp", "bmp"]
+)
+def test_every_usual_ending_is_read(tmp_path, ending):
+    save_pictures(tmp_path / "flat", ("ant",), 5)
+    (tmp_path / "flat" / "bee").mkdir()
+    for number in range(5):
+        kind = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "pgm": "PPM", "jp2": "JPEG2000", "tif": "TIFF"}.get(
+            ending
+        )
+        picture = Image.new("L", (20, 30), 40 * number)
+        picture.save(tmp_path / "flat" / "bee" / f"{number}.{ending}", kind or ending.upper())
+    data = open_folder(tmp_path / "flat")
+    assert torch.bincount(data.train(None, 0).labels).tolist() == [3, 3]
+    bees = {int(np.median(pixels)) for role in (data.train(None, 0), data.validation(), data.test())
+            for pixels, label in zip(role.pixels, role.labels) if label == 1}  # fmt: skip
+    assert all(any(abs(40 * number - bee) < 4 for bee in bees) for number in range(5))
+
+
+def test_what_is_not_read_is_named(tmp_path, caplog):
+    save_pictures(tmp_path / "flat", ("ant", "bee"), 5)
+    (tmp_path / "flat" / "cat").mkdir()
+    for name in ("1.heic", "2.HEIC", "notes.txt", "LICENSE", ".hidden"):
+        (tmp_path / "flat" / "cat" / name).write_text("")
+    with pytest.raises(SpecError) as caught:
+        open_folder(tmp_path / "flat")
+    told = str(caught.value)
+    assert str(tmp_path / "flat" / "cat") in told and "a class without images" in told
+    assert ".heic (2), .txt (1), no ending (1) left out" in told and ".jpeg" in told
+    save_pictures(tmp_path / "flat" / "cat", ("more",), 5)
+    with caplog.at_level(logging.WARNING, "splitsearch"):
+        assert len(open_folder(tmp_path / "flat").classes) == 3
+    assert ".heic (2), .txt (1), no ending (1) left out" in caplog.text
+    (tmp_path / "lists" / "train").mkdir(parents=True)
+    save_pictures(tmp_path / "lists" / "train", ("ant", "bee"), 3)
+    save_pictures(tmp_path / "lists" / "val", ("ant",), 3)
+    assert len(open_folder(tmp_path / "lists").validation()) == 2  # without bees, and there is no folder to be empty
+    (tmp_path / "lists" / "val" / "bee").mkdir()
+    with pytest.raises(SpecError, match=r"val/bee' given; a class without images; no files left out"):
+        open_folder(tmp_path / "lists")
+
+
+def test_classes_with_few_pictures(tmp_path):
+    for count in range(1, 8):
+        save_pictures(tmp_path / f"flat{count}", ("ant", "bee", "cat"), count)
+        save_pictures(tmp_path / f"half{count}" / "train", ("ant", "bee", "cat"), 1)
+        save_pictures(tmp_path / f"half{count}" / "test", ("ant", "bee", "cat"), count)
+        for root, least in ((f"flat{count}", 4), (f"half{count}", 2)):
+            if count < least:
+                with pytest.raises(SpecError, match=rf"too few.*at least {least} in each class.*ant has {count}"):
+                    open_folder(tmp_path / root)
+            else:
+                data = open_folder(tmp_path / root)
+                roles = data.train(None, 0), data.validation(), data.test()
+                assert all(torch.bincount(role.labels, minlength=3).min() >= 1 for role in roles)
+
+
+def test_dividing_stays_as_it_was():
+    labels = np.repeat(np.arange(3), (10, 3, 1))
+    carved = [part.tolist() for part in divide(labels, (0.6, 0.2, 0.2), 2)]
+    assert carved == [[0, 2, 5, 6, 7, 9, 11, 12, 13], [3, 4], [1, 8, 10]]  # as of the first release
+    assert [part.tolist() for part in divide(np.empty(0, np.int64), (0.5, 0.5), 2)] == [[], []]
+
+
+def test_val_under_two_names_is_taken_once(tmp_path):
+    for split in ("train", "val", "valid", "test"):
+        save_pictures(tmp_path / "all" / split, ("ant", "bee"), 2)
+    assert len(open_folder(tmp_path / "all").validation()) == 4
+    for path in sorted((tmp_path / "all" / "test").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (tmp_path / "all" / "test").rmdir()
+    assert len(open_folder(tmp_path / "all").validation()) == len(open_folder(tmp_path / "all").test()) == 2
+
+
+def test_pictures_are_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8] = 250  # the left half; upright it is the upper one
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png", exif=exif)
+    data = open_folder(tmp_path)
+    for images in (data.train(None, 0), data.validation(), data.test()):
+        assert all((each[:8] == 250).all() and (each[8:] == 0).all() for each in images.pixels)
+
+
+def test_a_picture_that_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
+    for name, told in {"cut": "not readable as a picture", "empty": "not a picture", "huge": "too large"}.items():
+        save_pictures(tmp_path / name, ("ant", "bee"), 5)
+        for number in range(5):  # every one, as the roles are drawn by chance
+            file = tmp_path / name / "bee" / f"{number}.png"
+            file.write_bytes({"cut": file.read_bytes()[:400], "empty": b""}.get(name, file.read_bytes()))
+        data = open_folder(tmp_path / name)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 if name == "huge" else 10**6)
+        for read in (lambda data=data: data.train(None, 0), data.validation, data.test):
+            with pytest.raises(SpecError, match=rf"data\.root: .*{name}/\w+/\d\.png' given; .*{told}"):
+                read()
+
+
+def test_a_listed_picture_that_is_missing_is_named(tiny):
+    data = open_tiny(tiny)
+    for path in (tiny / "val" / "images").iterdir():
+        path.unlink()
+    with pytest.raises(SpecError, match=r"val/images/n\d\d\.JPEG' given; there is no such file"):
+        data.validation()
+    with pytest.raises(SpecError, match=r"val/images/n\d\d\.JPEG' given; cannot be read"):
+        _ = data.fingerprint
+
+
+def test_tinyimagenet_with_something_missing(tiny):
+    annotations = tiny / "val" / "val_annotations.txt"
+    whole = annotations.read_text()
+    for text, told in {"": "too few", "n10.JPEG\n": "every line needs"}.items():
+        annotations.write_text(text)
+        with pytest.raises(SpecError, match=told):
+            open_tiny(tiny)
+    annotations.write_text(f"\n{whole}\n\n")
+    assert len(open_tiny(tiny).validation()) == 4
+    for path in (tiny / "train" / "n2" / "images").iterdir():
+        path.unlink()
+    with pytest.raises(SpecError, match="n2/images' given; no images found"):
+        open_tiny(tiny)
+    (tiny / "train" / "n2" / "images").rmdir()
+    with pytest.raises(SpecError, match="n2/images' given; no images found"):
+        open_tiny(tiny)
+    (tiny / "wnids.txt").write_text("\n")
+    with pytest.raises(SpecError, match="names no classes"):
+        open_tiny(tiny)
+
+
+# -- what a data set is known by ---------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_of_content_wherever_it_lies(tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        save_pictures(tmp_path / "here" / split, ("ant", "bee"), 3, seed=number)
+        save_pictures(tmp_path / "there" / "deeper" / split, ("ant", "bee"), 3, seed=number)
+    seen = {open_folder(tmp_path / "here").fingerprint}
+    assert open_folder(tmp_path / "there").fingerprint in seen
+    for split in ("train", "val", "test"):
+        file = tmp_path / "here" / split / "ant" / "1.png"
+        content, times = file.read_bytes(), file.stat()
+        file.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])  # as many bytes, and as old
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        seen.add(open_folder(tmp_path / "here").fingerprint)
+        file.write_bytes(content)
+    one, other = (tmp_path / "here" / "test" / name / "0.png" for name in ("ant", "bee"))
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1]), other.write_bytes(content[0])  # same pictures, other labels
+    seen.add(open_folder(tmp_path / "here").fingerprint)
+    assert len(seen) == 5
+
+
+def test_a_digest_of_content_is_what_it_says(tmp_path):
+    files = []
+    for number in range(3 * image_files._BATCH + 1):
+        (tmp_path / str(number)).write_bytes(b"x" * number)
+        files.append((f"name {number}", tmp_path / str(number)))
+    expected = hashlib.sha256()
+    for number, (name, _) in enumerate(files):
+        expected.update(f"{len(name)} {name}".encode() + hashlib.sha256(b"x" * number).digest())
+    assert image_files.content_digest(files) == expected.hexdigest()
+    assert image_files.content_digest([]) == hashlib.sha256().hexdigest()
+
+
 # -- a user's own ------------------------------------------------------------------------------------------------------
 
 OWN = """
@@ -229,6 +438,283 @@ def test_data_of_ones_own(tmp_path):
         assert "data.name" in str(caught.value)
     with pytest.raises(SpecError, match="uint8 arrays"):
         opened("floats").validation()
+
+
+FORMS = """
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+
+rng = np.random.default_rng(0)
+PIXELS = rng.integers(0, 256, (6, 10, 12, 3)).astype(np.uint8)
+LABELS = [0, 1, 2, 0, 1, 2]
+
+def roles(items, **more):
+    return {role: items() if callable(items) else items for role in ("train", "validation", "test")} | more
+
+def hwc(): return roles(list(zip(PIXELS, LABELS)))
+def pil(): return roles([(Image.fromarray(p), l) for p, l in zip(PIXELS, LABELS)])
+def chw(): return roles(list(zip(PIXELS.transpose(0, 3, 1, 2), LABELS)))
+def tensors(): return roles(TensorDataset(torch.tensor(PIXELS).permute(0, 3, 1, 2), torch.tensor(LABELS)))
+def tensors_hwc(): return roles(TensorDataset(torch.tensor(PIXELS), torch.tensor(LABELS)))
+def subset(): return roles(Subset(TensorDataset(torch.tensor(PIXELS), torch.tensor(LABELS)), range(6)))
+def rows(): return roles([{"image": p, "label": l} for p, l in zip(PIXELS, LABELS)])
+def other_rows(): return roles([{"id": 7, "img": p, "target": l} for p, l in zip(PIXELS, LABELS)])
+def lists(): return roles([[p, np.int64(l), "more"] for p, l in zip(PIXELS, LABELS)])
+def generator(): return roles(lambda: ((p, l) for p, l in zip(PIXELS, LABELS)))
+def zipped(): return roles(lambda: zip(PIXELS, LABELS))
+def floats_of_whole_numbers(): return roles(list(zip(PIXELS, [0.0, 1.0, 2.0, 0.0, 1.0, 2.0])))
+def words(): return roles(list(zip(PIXELS, ["ant", "bee", "cat"] * 2)))
+def words_named(): return roles(list(zip(PIXELS, ["cat", "ant", "bee"] * 2)), classes=["cat", "ant", "bee"])
+def names_by_number(): return roles(list(zip(PIXELS, LABELS)), classes={0: "a", 1: "b", 2: "c"})
+
+class Streamed(IterableDataset):
+    def __iter__(self): return iter(zip(PIXELS, LABELS))
+    def __len__(self): return 6
+
+def streamed(): return roles(Streamed())
+
+class Targets:
+    target_transform = None
+    def __init__(self, targets, transform=None): self.targets, self.target_transform = targets, transform
+    def __len__(self): return 6
+    def __getitem__(self, i): return PIXELS[i], (self.target_transform or int)(self.targets[i])
+
+def targets(): return roles(Targets(torch.tensor(LABELS)))
+def turned_targets(): return roles(Targets([2, 1, 0, 2, 1, 0], lambda label: 2 - label))
+
+def grey(): return roles(list(zip(PIXELS[:, :, :, 0], LABELS)))
+def grey_last(): return roles(list(zip(PIXELS[:, :, :, :1], LABELS)))
+def grey_first(): return roles(list(zip(torch.tensor(PIXELS[:, None, :, :, 0]), LABELS)))
+
+def loader(): return roles(DataLoader(TensorDataset(torch.tensor(PIXELS), torch.tensor(LABELS)), batch_size=2))
+def nothing(): return roles(None)
+def spent():
+    once = iter(list(zip(PIXELS, LABELS)))
+    return roles(once)
+def columns(): return roles({"image": PIXELS, "label": LABELS})
+def pixels_only(): return roles(list(PIXELS[:, :, :, 0] > 300))
+def numbers(): return roles([1, 2, 3])
+def nameless(): return roles([{"photo": PIXELS[0], "label": 0}])
+def unlabelled(): return roles([{"image": PIXELS[0], "caption": "ant"}])
+def scaled(): return roles([(PIXELS[0] / 255, 0)] * 3)
+def whole_numbers(): return roles([(PIXELS[0].astype(np.int64), 0)] * 3)
+def batch(): return roles([(PIXELS, 0)] * 3)
+def path(): return roles([("a.jpg", 0)] * 3)
+def lost(): return roles([(Image.new("F", (4, 4)), 0)] * 3)
+def negative(): return roles(list(zip(PIXELS, [0, 1, -1])))
+def beyond(): return roles(list(zip(PIXELS, [0, 1, 3])), classes=["a", "b", "c"])
+def identifiers(): return roles(list(zip(PIXELS, [0, 1, 10**9])))
+def fractions(): return roles(list(zip(PIXELS, [0, 1, 1.5])))
+def missing(): return roles(list(zip(PIXELS, [0, 1, float("nan")])))
+def onehot(): return roles(list(zip(PIXELS, np.eye(3))))
+def mixed(): return roles(list(zip(PIXELS, [0, 1, "cat"])))
+def strange_word(): return roles(list(zip(PIXELS, ["ant", "bee", "cot"])), classes=["ant", "bee", "cat"])
+def twice(): return roles(list(zip(PIXELS, ["ant", "bee"])), classes=["ant", "bee", "ant"])
+def one_text(): return roles(list(zip(PIXELS, LABELS)), classes="abc")
+def two_means(): return roles(list(zip(PIXELS, LABELS)), mean=(0.5, 0.5))
+def no_spread(): return roles(list(zip(PIXELS, LABELS)), std=(0.5, 0.5, 0))
+def fewer_targets():
+    items = Targets(LABELS)
+    items.targets = LABELS[:4]
+    return roles(items)
+
+class Breaking:
+    def __len__(self): return 3
+    def __getitem__(self, index):
+        if index == 2: raise OSError("disk on fire")
+        return PIXELS[index], index
+
+def breaking(): return roles(Breaking())
+
+class Shaky:
+    targets = LABELS
+    def __len__(self): return 6
+    def __getitem__(self, i): return rng.integers(0, 256, (8, 8, 3)).astype(np.uint8), LABELS[i]
+
+def shaky(): return roles(Shaky())
+"""
+
+
+@pytest.fixture
+def open_form(tmp_path):
+    (tmp_path / "forms.py").write_text(FORMS)
+    return lambda function: open_dataset(DataSettings(name=f"python:{tmp_path / 'forms.py'}:{function}", image_size=8))
+
+
+def test_own_data_in_every_usual_form(open_form):
+    plain = open_form("hwc")
+    assert plain.classes == ("0", "1", "2")
+    forms = ("pil chw tensors tensors_hwc subset rows other_rows lists generator zipped floats_of_whole_numbers "
+             "streamed targets turned_targets words words_named names_by_number")  # fmt: skip
+    for form in forms.split():
+        data = open_form(form)
+        for images, expected in ((data.train(None, 0), plain.train(None, 0)), (data.test(), plain.test())):
+            assert [each.tobytes() for each in images.pixels] == [each.tobytes() for each in expected.pixels], form
+            assert images.labels.tolist() == expected.labels.tolist() and images.labels.dtype == torch.int64, form
+    assert open_form("words").classes == ("ant", "bee", "cat")
+    assert open_form("words_named").classes == ("cat", "ant", "bee")
+    assert open_form("names_by_number").classes == ("a", "b", "c")
+    greys = [open_form(form).validation() for form in ("grey", "grey_last", "grey_first")]
+    assert greys[0].pixels[0].shape == (8, 8) and as_bytes(greys[0]) == as_bytes(greys[1]) == as_bytes(greys[2])
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    {
+        "loader": "train: a DataLoader gives batches.*loader.dataset",
+        "nothing": "train: pairs of .picture, label.*not NoneType",
+        "spent": "validation: there are no images in it",
+        "columns": "train: pairs .* not dict",
+        "numbers": r"train\[0\]: pairs .* not int",
+        "nameless": r"train\[0\]: has photo, label; one of image, img",
+        "unlabelled": r"train\[0\]: has image, caption; one of label, target",
+        "scaled": r"train\[0\]: float64 given; .*uint8 arrays or tensors .*ToTensor",
+        "whole_numbers": r"train\[0\]: int64 given; .*uint8",
+        "batch": r"train\[0\]: an array of shape \(6, 10, 12, 3\) given; ",
+        "path": r"train\[0\]: str given; images are PIL images",
+        "lost": r"train\[0\]: its pixels are floating-point",
+        "negative": r"train\[2\]: its label is -1; class indices count from 0",
+        "beyond": r"train\[2\]: its label is 3; classes has 0 to 2",
+        "identifiers": r"train\[2\]: its label is 1000000000; class indices",
+        "fractions": r"train\[2\]: its label is 1.5; a class index",
+        "missing": r"train\[2\]: its label is nan; a class index",
+        "onehot": r"train\[0\]: its label is array.*; a class index",
+        "mixed": r"train\[2\]: its label is 'cat'; a class index, or a word everywhere",
+        "strange_word": r"train\[2\]: its label is 'cot', which classes lacks; did you mean 'cat'",
+        "twice": "classes has a name twice",
+        "one_text": "classes is 'abc'; a list of names",
+        "two_means": r"mean is \(0.5, 0.5\); three numbers",
+        "no_spread": "std is .*; three numbers",
+        "fewer_targets": "train: 6 images and 4 targets",
+        "breaking": r"train\[2\]: reading it fails: OSError: disk on fire",
+    }.items(),
+)  # fmt: skip
+def test_own_data_that_cannot_be_used_says_where_and_what_is_allowed(open_form, form, told):
+    with pytest.raises(SpecError, match=told) as caught:
+        open_form(form)
+    assert str(caught.value).startswith("data.name: ")
+
+
+def test_own_images_are_turned_upright_and_damaged_ones_named(tmp_path):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[274] = 6
+    Image.fromarray(np.repeat([[250, 0]], 16, axis=0).repeat(8, axis=1).astype(np.uint8)).save(file, "PNG", exif=exif)
+    (tmp_path / "turned.png").write_bytes(file.getvalue())
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
+    (tmp_path / "mine.py").write_text(
+        "import io\nfrom PIL import Image\ndef data(root):\n    images = [(Image.open(io.BytesIO((root / "
+        "name).read_bytes())), 0) for name in ('turned.png', 'cut.png')]\n"
+        "    return dict(train=images, validation=images[:1], test=images[:1])\n"
+    )
+    data = open_dataset(DataSettings(name=f"python:{tmp_path / 'mine.py'}:data", image_size=16, root=tmp_path))
+    (upright,) = data.validation().pixels
+    assert (upright[:8] == 250).all() and (upright[8:] == 0).all()
+    with pytest.raises(SpecError, match=r"train\[1\]: not readable as a picture"):
+        data.train(None, 0)
+
+
+def test_the_fingerprint_of_own_data_covers_images_and_labels_of_all_roles(tmp_path):
+    source = (
+        "import numpy as np\ndef data(root):\n    saved = np.load(root / 'data.npz')\n    return {role: "
+        "list(zip(saved[role], saved[role + '_labels'])) for role in ('train', 'validation', 'test')}\n"
+    )
+    random = np.random.default_rng(0)
+    roles = ("train", "validation", "test")
+    arrays = {role: random.integers(0, 256, (30, 8, 8, 3)).astype(np.uint8) for role in roles}
+    arrays |= {f"{role}_labels": random.integers(0, 3, 30) for role in roles}
+
+    def fingerprint(folder="one", code=source, **change):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "mine.py").write_text(code)
+        np.savez(tmp_path / folder / "data.npz", **{**arrays, **change})
+        name = f"python:{tmp_path / folder / 'mine.py'}:data"
+        return open_dataset(DataSettings(name=name, image_size=8, root=tmp_path / folder)).fingerprint
+
+    assert fingerprint() == fingerprint() == fingerprint("two")
+    seen = {fingerprint(), fingerprint(code=source + "# changed\n")}
+    for role in roles:
+        pixels, labels = arrays[role].copy(), arrays[f"{role}_labels"].copy()
+        pixels[17, 3, 3, 1] ^= 1
+        labels[17] = (labels[17] + 1) % 3
+        seen |= {fingerprint(**{role: pixels}), fingerprint(**{f"{role}_labels": labels})}
+    assert len(seen) == 8
+
+
+def test_own_images_that_change_at_each_reading_are_left_out_of_the_fingerprint(open_form, caplog):
+    with caplog.at_level(logging.WARNING, "splitsearch"):
+        assert open_form("shaky").fingerprint == open_form("shaky").fingerprint
+    assert "leave random transforms out" in caplog.text
+
+
+def test_the_fingerprint_of_much_own_data_looks_at_a_part(open_form, monkeypatch):
+    monkeypatch.setattr(own_data, "_SAMPLED", 4)
+    assert open_form("hwc")._sampled("train") == [0, 1, 3, 5]
+
+
+# -- where data is found -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def located(write_study, study_dict, tmp_path):
+    """The root that a study in the folder ``studies`` finds for a name."""
+    (tmp_path / "studies").mkdir()
+
+    def find(given, **more):
+        study_dict["data"] = {"name": "imagefolder", "image_size": 16, "root": given, **more}
+        return load_spec(write_study(study_dict, "studies/demo.yaml")).data.root
+
+    return find
+
+
+def test_only_the_data_or_its_archive_is_taken_for_it(located, tmp_path):
+    (tmp_path / "studies" / "birds").mkdir()
+    for name in ("birds.log", "birds.zip.part", "birds.yaml", "birdsong"):
+        (tmp_path / name).write_text("")
+    assert located("birds") == tmp_path / "studies" / "birds"
+    (tmp_path / "birds.tgz").write_text("")
+    assert located("birds") == tmp_path / "birds"
+
+
+@pytest.mark.parametrize("name", ["x[1]", "**", "a*b?", "[!x", "data{1}"])
+def test_a_name_is_no_pattern(located, tmp_path, name):
+    for other in ("x1", "x1.zip", "ab.zip", "y.zip"):
+        (tmp_path / other).write_text("")
+    assert located(name) == Path(name)
+    (tmp_path / "studies" / f"{name}.zip").write_text("")
+    assert located(name) == tmp_path / "studies" / name
+    (tmp_path / "studies" / f"{name}.zip").unlink()
+    save_pictures(tmp_path / name, ("ant", "bee"), 5)
+    assert located(name) == tmp_path / name and len(open_folder(located(name)).train(None, 0)) == 6
+
+
+@pytest.mark.parametrize("key", ["data.root", "data.name", "model.weights", "model.name"])
+def test_an_unknown_user_is_an_error_that_says_so(write_study, study_dict, key):
+    section, name = key.split(".")
+    given = "~no-such-user-here/x.py"
+    study_dict[section][name] = f"python:{given}:function" if name == "name" else given
+    with pytest.raises(SpecError, match="no such user") as caught:
+        load_spec(write_study(study_dict))
+    assert caught.value.key == key and given in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_not_there(located, name):
+    with pytest.raises(SpecError, match="no such folder or archive"):
+        open_folder(located(name))
+
+
+def test_a_locked_archive_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as packed:
+        packed.writestr("x/ant/1.png", b"pixels")
+    content = bytearray((tmp_path / "locked.zip").read_bytes())
+    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + offset] |= 1  # encrypted, says its header
+    (tmp_path / "locked.zip").write_bytes(content)
+    with pytest.raises(SpecError, match=r"locked\.zip.*cannot be unpacked here .*password.*unpack it yourself"):
+        open_folder(tmp_path / "locked.zip")
 
 
 # -- downloads ---------------------------------------------------------------------------------------------------------
@@ -335,7 +821,7 @@ def test_download_true_fetches_unpacks_and_then_needs_no_network(tiny, tmp_path,
     assert len(server.asked) == 2 and not list((own_cache / "downloads").iterdir())
 
 
-# -- images with boxes -----------------------------------------------------------------------------------------------
+# -- images with boxes -------------------------------------------------------------------------------------------------
 
 BOXES = """<annotation><object><name>dog</name><difficult>{difficult}</difficult>
 <bndbox><xmin>1</xmin><ymin>11</ymin><xmax>{right}</xmax><ymax>30</ymax></bndbox></object></annotation>"""
@@ -467,3 +953,27 @@ def test_ultralytics_layout_with_lists_and_bad_labels(tmp_path):
         data.train(None, 0)
     with pytest.raises(SpecError, match=r"data\.root.*YAML file"):
         open_dataset(DataSettings(name="yolo", image_size=64, root=tmp_path))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_in_the_upright_picture(tmp_path, orientation):
+    file = squares.write(tmp_path, train=2, val=2)
+    turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+             8: Image.Transpose.ROTATE_270}  # fmt: skip
+    exif = Image.Exif()
+    exif[274] = orientation
+    for path in tmp_path.rglob("*.png"):
+        with Image.open(path) as upright:
+            stored = upright.transpose(turns[orientation]) if orientation > 1 else upright.copy()
+        stored.save(path, exif=exif)
+        assert size_of(path) == (128, 72)
+    data = open_dataset(DataSettings(name="yolo", image_size=128, root=file))
+    images = data.train(None, 0)
+    assert images.sizes == [(128, 72)] * 2
+    for number, pixels in enumerate(images.pixels):
+        for label, colour in enumerate([(200, 40, 40), (40, 200, 40)]):
+            row = images.labels[(images.labels[:, 0] == number) & (images.labels[:, 1] == label)][0]
+            left, top, right, bottom = (round(value) for value in row[2:6].tolist())
+            assert (pixels == colour).all(axis=2).sum() == (right - left) * (bottom - top)
+            assert (pixels[top:bottom, left:right] == colour).all()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-from PIL import Image
 
 from . import boxes, halves, measure, picture, probe
 from .errors import PayloadError
@@ -76,14 +75,30 @@ def _measure(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _encode(folder: Path, options: argparse.Namespace) -> None:
+    targets = _targets(options.images, options.out, ".payload")
     half = halves.DeviceHalf(folder)
     options.out.mkdir(parents=True, exist_ok=True)
-    for image in options.images:
-        with Image.open(image) as file:
-            payload = half.encode(picture.fit_picture(file, half.picture), file.size)
-        target = options.out / f"{image.stem}.payload"
+    for path, target in zip(options.images, targets):
+        image = picture.open_upright(path)
+        try:
+            payload = half.encode(picture.fit_picture(image, half.picture), image.size)
+        except PayloadError as error:
+            raise ValueError(f"{path}: {error}") from None
         target.write_bytes(payload)
         print(f"{target}  {len(payload)} bytes")
+
+
+def _targets(sources: list[Path], folder: Path, ending: str) -> list[Path]:
+    """The file to write for each source, called like it. Raises ValueError where one would overwrite another."""
+    taken: dict[Path, Path] = {}
+    for source in sources:
+        other = taken.setdefault(folder / f"{source.stem}{ending}", source)
+        if other.resolve() != source.resolve():
+            raise ValueError(
+                f"{other} and {source} would both become {folder / source.stem}{ending}; nothing was written. "
+                f"Rename one of them, or give each its own output folder"
+            )
+    return [folder / f"{source.stem}{ending}" for source in sources]
 
 
 def _probe(folder: Path, options: argparse.Namespace) -> None:
@@ -118,6 +133,7 @@ def _detect(half: halves.ServerHalf, options: argparse.Namespace) -> None:
     classes = half.manifest.get("classes") or []
     if options.draw and len(options.on or []) != len(options.payloads):
         raise ValueError(f"--draw needs --on with {len(options.payloads)} images, one for each payload")
+    targets = _targets(options.payloads, options.draw, ".png") if options.draw else []
     rows: list[dict] = []
     for number, path in enumerate(options.payloads):
         try:
@@ -127,8 +143,7 @@ def _detect(half: halves.ServerHalf, options: argparse.Namespace) -> None:
         rows.append({"payload": str(path), "boxes": [box.to_dict(classes) for box in found]})
         if options.draw:
             options.draw.mkdir(parents=True, exist_ok=True)
-            with Image.open(options.on[number]) as file:
-                boxes.drawn(file, found, classes).save(options.draw / f"{path.stem}.png")
+            boxes.drawn(picture.open_upright(options.on[number]), found, classes).save(targets[number])
     if options.json:
         print(json.dumps(rows))
         return

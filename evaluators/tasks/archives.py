@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
+import os
 import tarfile
 import time
 import urllib.error
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from evaluators.settings import DataSettings
 from evaluators.store import cache_folder, file_digest, whole_folder
+from evaluators.tasks.image_files import folders_in
 from spaces.errors import SpecError, SplitsearchError
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -47,6 +49,7 @@ def find_root(settings: DataSettings, landmark: str | None = None, public: Seque
     Args:
         settings: ``root`` is the folder, an archive, or a name to which an archive's ending can be added.
         landmark: a file that must be in it, or in an only folder inside it; without one, an only folder is gone into.
+            Folders of operating systems, such as ``__MACOSX``, do not count.
         public: fetched with ``download: true`` where nothing is at ``root``, all of them into one folder.
 
     Raises:
@@ -60,7 +63,7 @@ def find_root(settings: DataSettings, landmark: str | None = None, public: Seque
     if root is None:
         raise SpecError("data.root", settings.root and str(settings.root), _how_to_get(settings, public))
     folder = _unpacked(root) if root.is_file() else root
-    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    inner = folders_in(folder)
     if landmark is None:
         return inner[0] if len(inner) == 1 and inner[0].name != "train" else folder
     for candidate in (folder, *inner):
@@ -136,9 +139,10 @@ def _downloaded(root: Path, archives: Sequence[Archive]) -> Path:
 
 
 def _existing(root: Path | None) -> Path | None:
-    if root is None or root.exists():
-        return root
-    return next((path for ending in ENDINGS if (path := root.with_name(root.name + ending)).exists()), None)
+    """What is at a place, or the archive of that name; None where there is neither."""
+    if root is None:
+        return None
+    return next((path for ending in ("", *ENDINGS) if os.path.exists(path := Path(f"{root}{ending}"))), None)
 
 
 def _how_to_get(settings: DataSettings, public: Sequence[Archive]) -> str:
@@ -167,6 +171,8 @@ def _extract(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as packed_tar:
                 packed_tar.extractall(folder, filter="data")
+    except (RuntimeError, NotImplementedError) as error:  # a password, or a method that zipfile does not know
+        raise SpecError("data.root", str(archive), f"cannot be unpacked here ({error}); unpack it yourself") from None
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk or a forbidden folder, not the archive's fault

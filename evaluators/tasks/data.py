@@ -12,13 +12,15 @@ import torch
 
 from evaluators.edge.picture import PictureFormat, to_input
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class LabelledImages:
     """Labelled images: uint8 pixels as a device would have them, and class indices (N,), or boxes as rows.
 
-    ``sizes`` are width and height of each picture before it was scaled down to what the device needs; boxes are in its
-    pixels. Only detection has them.
+    ``sizes`` are width and height of each picture, upright, before it was scaled down to what the device needs; boxes
+    are in its pixels. Only detection has them.
     """
 
     pixels: Sequence[np.ndarray]
@@ -72,7 +74,9 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Text that differs between two sets of training images, wherever they lie."""
+        """Text that differs between data sets of other content, images or labels of any role; where they lie does not
+        matter.
+        """
 
     @abstractmethod
     def train(self, count: int | None, seed: int) -> LabelledImages:
@@ -96,7 +100,7 @@ def divide(labels: np.ndarray, shares: tuple[float, ...], seed: int) -> list[np.
         bounds = np.round(np.cumsum(shares)[:-1] * len(index)).astype(int)
         for part, piece in zip(parts, np.split(index, bounds)):
             part.append(piece)
-    return [np.sort(np.concatenate(part)) for part in parts]
+    return [np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in parts]
 
 
 def sample(labels: np.ndarray, among: np.ndarray, count: int | None, seed: int) -> np.ndarray:

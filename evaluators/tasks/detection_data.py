@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from evaluators.edge.picture import PictureFormat, open_picture
-from evaluators.store import file_digest
+from evaluators.edge.picture import PictureError, PictureFormat, upright_size
 from evaluators.tasks.data import Dataset, LabelledImages, sample
+from evaluators.tasks.image_files import content_digest, read_picture
 from spaces.errors import SpecError
 
-PICTURE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DETECTOR_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what ultralytics' trainer reads
 EDGE_TOLERANCE = 0.01  # of width or height: how far a box may reach over the edge, as ultralytics has it
-_MEND = "remove it or save it anew"
-_READERS = 4  # files are waited for, not computed
 _RUNS, _RUN_LENGTH = 10, 10  # at most so many runs when a list is halved, of at least so many images
 
 Corners = tuple[float, float, float, float]
@@ -54,15 +49,14 @@ class ImageFiles(Sequence[np.ndarray]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return ImageFiles(self.files[index], self._picture)
-        with naming(self.files[index]):
-            return open_picture(str(self.files[index]), self._picture)
+        return read_picture(self.files[index], self._picture)
 
 
 class DetectionFiles(Dataset):
     """A data set of picture files with boxes.
 
-    Labels are one tensor of rows (picture, class, left, top, right, bottom, difficult), in pixels of the picture as it
-    lies on disk. Boxes without area are left out.
+    Labels are one tensor of rows (picture, class, left, top, right, bottom, difficult), in pixels of the upright
+    picture. Boxes without area are left out.
     """
 
     task = "detection"
@@ -76,12 +70,9 @@ class DetectionFiles(Dataset):
     @functools.cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """SHA-256 over classes, and over the bytes and boxes of every image of all three roles, in their order."""
-        rows = [str(self.classes)]
-        with ThreadPoolExecutor(_READERS) as pool:
-            for role, files in self._roles.items():
-                digests = pool.map(_digest, files)
-                rows += [f"{role} {digest} {self.things(file)}" for file, digest in zip(files, digests, strict=True)]
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        files = [(role, file) for role, listed in self._roles.items() for file in listed]
+        rows = [str(self.classes), *(f"{role} {self.things(file)}" for role, file in files)]
+        return hashlib.sha256("\n".join([*rows, content_digest(files)]).encode()).hexdigest()
 
     @functools.cached_property
     def degenerate_boxes(self) -> int:
@@ -111,7 +102,7 @@ class DetectionFiles(Dataset):
             if not thing.degenerate
         ]
         labels = torch.tensor(rows, dtype=torch.float32).reshape(-1, 7)
-        return LabelledImages(ImageFiles(files, self.picture), labels, [picture_size(file) for file in files])
+        return LabelledImages(ImageFiles(files, self.picture), labels, [size_of(file) for file in files])
 
 
 def halves(files: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -137,11 +128,6 @@ def _between(value: float, most: int) -> float:
     return min(max(value, 0.0), float(most))
 
 
-def is_clutter(name: str) -> bool:
-    """Whether a file or folder of this name is an operating system's, not a part of a data set."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
 def read_text(file: Path) -> str:
     """A text file of a data set. Raises SpecError where it is not UTF-8."""
     try:
@@ -150,36 +136,16 @@ def read_text(file: Path) -> str:
         raise SpecError("data.root", str(file), "a UTF-8 text file is needed") from None
 
 
-@contextlib.contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Turns errors of reading a picture into one that names its file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise SpecError("data.root", str(file), "there is no such picture") from None
-    except (SpecError, MemoryError):
-        raise
-    except ImportError:  # from ultralytics, which replaces Image.open and wants a package for what Pillow cannot read
-        raise SpecError("data.root", str(file), f"not readable as a picture; {_MEND}") from None
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise SpecError("data.root", str(file), f"not readable as a picture: {error}; {_MEND}") from None
-
-
-def picture_size(file: Path) -> tuple[int, int]:
-    """As :func:`size_of`. Raises SpecError where the file is no picture."""
-    with naming(file):
-        return size_of(file)
-
-
-def _digest(file: Path) -> str:
-    with naming(file):
-        return file_digest(file)
-
-
 def size_of(file: Path) -> tuple[int, int]:
-    """Width and height of a picture file, from its header."""
-    with Image.open(file) as image:
-        return image.size
+    """Width and height of a picture, turned upright as its EXIF says; from the file's header.
+
+    Raises:
+        SpecError: the file is no picture.
+    """
+    try:
+        return upright_size(file)
+    except PictureError as error:
+        raise SpecError("data.root", str(file), f"{str(error).removeprefix(f'{file}: ')}") from None
 
 
 def letterbox_format(size: int) -> PictureFormat:

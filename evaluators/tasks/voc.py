@@ -17,17 +17,17 @@ import numpy as np
 from evaluators.settings import DataSettings
 from evaluators.tasks.archives import Archive, find_root
 from evaluators.tasks.detection_data import (
+    DETECTOR_ENDINGS,
     EDGE_TOLERANCE,
-    PICTURE_ENDINGS,
     DetectionFiles,
     Thing,
     halves,
     inside,
-    is_clutter,
     letterbox_format,
-    picture_size,
     read_text,
+    size_of,
 )
+from evaluators.tasks.image_files import is_clutter
 from spaces.errors import SpecError
 
 VOC_CLASSES = (
@@ -73,7 +73,7 @@ class Voc(DetectionFiles):
 
     def things(self, file: Path) -> Sequence[Thing]:
         """The boxes of the annotation beside an image."""
-        annotation, size = _annotation_of(file), picture_size(file)
+        annotation, size = _annotation_of(file), size_of(file)
         things = self._annotated[annotation]
         for thing in things:
             _check_place(thing, size, annotation)
@@ -106,7 +106,9 @@ class Voc(DetectionFiles):
         for name in (line, re.sub(r"\s+[-+]?\d+$", "", line)):
             if name in pictures:
                 return pictures[name]
-        missing = f"lists '{line}', and JPEGImages beside it has no picture of that name ({', '.join(PICTURE_ENDINGS)})"
+        missing = (
+            f"lists '{line}', and JPEGImages beside it has no picture of that name ({', '.join(DETECTOR_ENDINGS)})"
+        )
         raise SpecError("data.root", str(images), missing)
 
 
@@ -144,7 +146,7 @@ def _annotation_of(picture: Path) -> Path:
 
 def _pictures_in(folder: Path) -> dict[str, Path]:
     """Pictures by name with and without ending; of several with one name the ``.jpg``."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS and not is_clutter(path.name)]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in DETECTOR_ENDINGS and not is_clutter(path.name)]
     found: dict[str, Path] = {path.name: path for path in files}
     for path in sorted(files, key=lambda path: (path.suffix != ".jpg", path.name)):
         found.setdefault(path.stem, path)

@@ -21,18 +21,18 @@ from typing import Any
 
 from evaluators.settings import DataSettings
 from evaluators.tasks.detection_data import (
+    DETECTOR_ENDINGS,
     EDGE_TOLERANCE,
-    PICTURE_ENDINGS,
     Corners,
     DetectionFiles,
     Thing,
     halves,
     inside,
-    is_clutter,
     letterbox_format,
-    picture_size,
     read_text,
+    size_of,
 )
+from evaluators.tasks.image_files import is_clutter
 from spaces.errors import SpecError
 from spaces.yaml_text import read_yaml
 
@@ -67,7 +67,7 @@ class YoloData(DetectionFiles):
 
     def things(self, file: Path) -> Sequence[Thing]:
         """The boxes of an image's file of labels, without what reaches over its edges."""
-        width, height = picture_size(file)
+        width, height = size_of(file)
         return [
             Thing(self.classes[label], (left * width, top * height, right * width, bottom * height), False, degenerate)
             for label, (left, top, right, bottom), degenerate in self._rows(_labels_of(file))
@@ -192,7 +192,7 @@ def _images_below(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_ENDINGS and not any(map(is_clutter, path.relative_to(folder).parts))
+        if path.suffix.lower() in DETECTOR_ENDINGS and not any(map(is_clutter, path.relative_to(folder).parts))
     )
 
 

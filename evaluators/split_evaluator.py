@@ -387,6 +387,12 @@ class SplitEvaluator(Evaluator):
             self._references[split] = self._task.judge(self._feature_cache.answers(split), images)
         return self._references[split]
 
+    def _drop_pp(self, answers: torch.Tensor, metrics: TaskMetrics, split: Split) -> tuple[float, tuple[float, float]]:
+        """Drop against the uncut model with its interval, which is of no width for the uncut model itself."""
+        if torch.equal(answers, self._feature_cache.answers(split)):
+            return 0.0, (0.0, 0.0)
+        return self._task.drop_pp(self._reference(split), metrics)
+
     @functools.cached_property
     def _finetuned(self) -> Whole:
         """The uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
@@ -404,7 +410,7 @@ class SplitEvaluator(Evaluator):
         split: Split = "validation",
     ) -> Evaluation:
         metrics = self._task.judge(found, self._feature_cache.images(split))
-        drop, interval = self._task.drop_pp(self._reference(split), metrics)
+        drop, interval = self._drop_pp(found, metrics, split)
         watch = self._stage_timer
         return Evaluation(
             name=name,

@@ -107,7 +107,7 @@ def test_an_archive_is_as_good_as_its_folder(tiny, tmp_path, own_cache, ending):
             packed.add(tiny, "tiny")
     for root in (archive, tmp_path / "packed"):  # the archive itself, or its name without the ending
         assert len(open_tiny(root).train(None, 0)) == 12
-    assert len(list((own_cache / "data").iterdir())) == 1
+    assert len(list((own_cache / "store" / "archive").iterdir())) == 1
 
 
 def test_a_corrupt_archive_is_named_and_leaves_nothing(tiny, tmp_path, own_cache):
@@ -119,7 +119,7 @@ def test_a_corrupt_archive_is_named_and_leaves_nothing(tiny, tmp_path, own_cache
         with pytest.raises(SpecError, match="corrupt archive") as caught:
             open_tiny(tmp_path / name)
         assert "data.root" in str(caught.value) and name in str(caught.value)
-    assert not list((own_cache / "data").iterdir())
+    assert not list((own_cache / "store" / "archive").iterdir())
 
 
 def test_missing_data_says_what_is_missing(tiny, tmp_path):
@@ -818,7 +818,7 @@ def test_download_true_fetches_unpacks_and_then_needs_no_network(tiny, tmp_path,
     assert not server.asked and not root.exists()
     for _ in range(2):
         assert len(open_dataset(DataSettings(**settings, download=True)).train(None, 0)) == 12
-    assert len(server.asked) == 2 and not list((own_cache / "downloads").iterdir())
+    assert len(server.asked) == 2 and not list((own_cache / "downloads").glob("[!.]*"))
 
 
 # -- images with boxes -------------------------------------------------------------------------------------------------
@@ -907,7 +907,7 @@ def test_voc0712_is_downloaded_from_its_three_archives(serve, own_cache, monkeyp
         data = open_dataset(DataSettings(**{**settings, "root": root}, download=True))
         assert len(data.train(None, 0)) == 3 and len(data.test()) == 1
     assert [len(server.asked) for server in servers] == [2, 2, 2]
-    assert not list((own_cache / "downloads").iterdir())
+    assert not list((own_cache / "downloads").glob("[!.]*"))
 
 
 def test_ultralytics_own_layout(tmp_path):

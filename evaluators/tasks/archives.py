@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from evaluators.settings import DataSettings
-from evaluators.store import cache_folder, file_digest, whole_folder
+from evaluators.store import StoreKey, cache_folder, file_digest, shared_store, whole_folder
 from evaluators.tasks.image_files import folders_in
 from spaces.errors import SpecError, SplitsearchError
 
@@ -26,6 +28,7 @@ _TRIES = 5
 _PAUSE_S = 2.0
 _TIMEOUT_S = 60.0
 _CHUNK = 1 << 20
+_CONTENT = "content"
 
 _log = logging.getLogger("splitsearch")
 
@@ -125,8 +128,16 @@ def _fetch_rest(url: str, partial: Path) -> None:
 
 
 def _downloaded(root: Path, archives: Sequence[Archive]) -> Path:
-    """Fetch and unpack; the folder appears whole or not at all."""
-    files = [cache_folder("downloads") / archive.file_name for archive in archives]
+    """Fetch and unpack; the folder appears whole or not at all. A second process waits for the first."""
+    folder = cache_folder("downloads")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{archives[0].file_name}.lock"):
+        if not root.exists():
+            _fetch_and_unpack(root, archives, [folder / archive.file_name for archive in archives])
+    return root
+
+
+def _fetch_and_unpack(root: Path, archives: Sequence[Archive], files: Sequence[Path]) -> None:
     for archive, file in zip(archives, files):
         if not file.exists():
             fetch(archive, file)
@@ -135,7 +146,6 @@ def _downloaded(root: Path, archives: Sequence[Archive]) -> Path:
             _extract(file, folder)
     for file in files:
         file.unlink()
-    return root
 
 
 def _existing(root: Path | None) -> Path | None:
@@ -156,11 +166,8 @@ def _unpacked(archive: Path) -> Path:
     """The archive's contents in the cache, unpacked there the first time."""
     if not archive.name.endswith(ENDINGS):
         raise SpecError("data.root", str(archive), f"archives end in {', '.join(ENDINGS)}")
-    target = cache_folder("data") / f"{archive.name.split('.')[0]}-{file_digest(archive)[:12]}"
-    if not target.is_dir():
-        with whole_folder(target) as folder:
-            _extract(archive, folder)
-    return target
+    key = StoreKey("archive", {"sha256": file_digest(archive)})
+    return shared_store().get(key, lambda folder: _extract(archive, folder / _CONTENT), archive.name) / _CONTENT
 
 
 def _extract(archive: Path, folder: Path) -> None:

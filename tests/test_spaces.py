@@ -109,7 +109,7 @@ RESNET50 = [
 
 
 def test_auto_keeps_smaller_maps_of_more_channels():
-    """Which of them sends less at the same accuracy only training tells; layer2.3 is the best cut known at 64 pixels."""
+    """Which of them sends less at equal accuracy only training tells; layer2.3 is the best cut known at 64 pixels."""
     assert kept(choose(RESNET50, "auto")) == ["stem", "layer2.0", "layer2.3", "layer3.5", "avgpool"]
 
 

@@ -45,10 +45,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise SpecError("model.weights", str(path), f"these weights do not fit the model, {found}")
     loaded = {key: state.get(key, value).to(value.dtype) for key, value in own.items()}
     if broken := [key for key in shared if _broken(loaded[key], own[key])]:
-        needs = (
-            f"{_listed(broken)} {'holds' if len(broken) == 1 else 'hold'} nan or infinite values; give other weights"
-        )
-        raise SpecError("model.weights", str(path), needs)
+        raise SpecError("model.weights", str(path), f"nan or infinite values in {_listed(broken)}; give other weights")
     model.load_state_dict(loaded)
 
 

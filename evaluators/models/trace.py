@@ -204,14 +204,19 @@ def _why_not(model: nn.Module, cause: Exception | None) -> str:
             f"{name} cannot be cut: its graph gives another answer than the model itself for the same picture; "
             "anything random or remembered between calls must go from its forward"
         )
-    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if not _is_torch(frame.filename)]
     reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-    where = f" at '{frames[-1].line}' ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return (
-        f"{name} cannot be cut: tracing it stops{where}: {reason}. Move that line into a submodule of its own, which "
-        "then stays in one piece, or write it without depending on the picture's values"
+        f"{name} cannot be cut: tracing it stops{line_of(cause)}: {reason}. Move that line into a submodule of its "
+        "own, which then stays in one piece, or write it without depending on the picture's values"
     )
 
 
-def _is_torch(file: str) -> bool:
-    return Path(torch.__file__).parent in Path(file).parents or Path(file) == Path(__file__)
+def line_of(error: BaseException) -> str:
+    """`` at 'the line' (file:number)`` of the user's or a library's code that an error comes from, or nothing."""
+    ours = Path(torch.__file__).parent, Path(__file__).parent.parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.line and not any(Path(frame.filename).is_relative_to(folder) for folder in ours)
+    ]
+    return f" at '{frames[-1].line}' ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

@@ -192,6 +192,13 @@ def test_shared_tensors_are_saved_and_loaded(tmp_path):
     assert len(read_state(tmp_path / "tied.safetensors")) < len(network.state_dict())
     load_weights(kept, tmp_path / "tied.safetensors")
     assert equal(kept, network)
+    torn = {name: value.clone() for name, value in network.state_dict().items()}
+    torn["other.weight"] += 1
+    save_file(torn, tmp_path / "torn.safetensors")
+    with pytest.raises(
+        SpecError, match=r"1 that differ and are one tensor in the model: other\.weight and first\.weight"
+    ):
+        load_weights(kept, tmp_path / "torn.safetensors")
     views = dict(zip("abc", torch.arange(6.0).view(3, 2)))
     save_state(views, tmp_path / "views.safetensors")
     assert all(torch.equal(value, views[name]) for name, value in read_state(tmp_path / "views.safetensors").items())

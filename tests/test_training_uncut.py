@@ -40,6 +40,14 @@ def test_given_weights_keep_their_residual_branches(digits, tmp_path, monkeypatc
     assert sum(not norm.weight.any() for norm in norms) == silent
 
 
+def test_networks_that_come_trained_from_a_users_factory_keep_them_too(digits, tmp_path, monkeypatch):
+    network = torchvision.models.resnet18(num_classes=10).train()
+    network(torch.randn(2, 3, 32, 32))
+    monkeypatch.setattr(uncut._Training, "run", lambda self, _: [])
+    train(network, digits, tmp_path)
+    assert all(module.weight.all() for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+
+
 @pytest.mark.parametrize(("optimizer", "peak"), [("sgd", 0.1), ("adamw", 1e-3)])
 def test_given_weights_learn_at_a_tenth_of_the_rate(optimizer, peak):
     network = small()

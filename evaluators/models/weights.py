@@ -40,6 +40,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     shared = sorted(set(own) & set(state))
     wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shared if state[k].shape != own[k].shape]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
+    if not any(keys for _, keys in problems):
+        problems = [("that differ and are one tensor in the model", _torn(state, own))]
     found = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys)
     if found:
         raise SpecError("model.weights", str(path), f"these weights do not fit the model, {found}")
@@ -146,6 +148,13 @@ def _completed(state: State, own: State) -> State:
             first.setdefault(_identity(own[key]), key)
     absent = [key for key in own if key not in state and _identity(own[key]) in first]
     return {**state, **{key: state[first[_identity(own[key])]] for key in absent}}
+
+
+def _torn(state: State, own: State) -> list[str]:
+    """Names of one tensor of the model that have different values in a file."""
+    first: dict[tuple[Any, ...], str] = {}
+    pairs = [(key, first.setdefault(_identity(own[key]), key)) for key in own if key in state]
+    return [f"{key} and {other}" for key, other in pairs if key != other and not torch.equal(state[key], state[other])]
 
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:

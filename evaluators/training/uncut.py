@@ -155,7 +155,7 @@ class _Training:
         self._pixels, self._labels = _stack(images, data.picture.size), images.labels
         self._device = compute_device()
         given = [] if fresh is None else [name for name, _ in network.named_parameters() if name not in fresh]
-        if not given:
+        if not given and not _has_statistics(network):
             zero_init_residual(network, data.picture.size)
         self._plan = plan(network, recipe.epochs, data.picture.size)
         # Before the optimizer, which keeps references to where the parameters are.
@@ -272,6 +272,12 @@ def unfreeze(network: nn.Module) -> bool:
     for parameter in parameters:
         parameter.requires_grad_(True)
     return True
+
+
+def _has_statistics(network: nn.Module) -> bool:
+    """Whether BatchNorm has seen images: a network of the user's own, made without a weights file, may be trained."""
+    means = (each.running_mean for each in network.modules() if isinstance(each, _BatchNorm))
+    return any(mean is not None and bool(mean.any()) for mean in means)
 
 
 def batches(order: torch.Tensor, network: nn.Module, recipe: BaselineSettings) -> list[torch.Tensor]:

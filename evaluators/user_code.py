@@ -148,7 +148,6 @@ def _environment(place: str) -> Iterator[None]:
     sys.argv, sys.dont_write_bytecode = [place], True
     importlib.invalidate_caches()
     folder = _folder(place)
-    sys.path.insert(0, str(folder))
     try:
         with contextlib.nullcontext() if _is_installed(folder) else _modules_of(folder, place):
             yield
@@ -159,9 +158,6 @@ def _environment(place: str) -> Iterator[None]:
         ) from error
     finally:
         sys.argv, sys.dont_write_bytecode = kept
-        sys.path.remove(str(folder))
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))  # for imports inside methods that run later; last, so that it hides nothing
 
 
 @contextmanager
@@ -180,9 +176,14 @@ def _modules_of(folder: Path, place: str) -> Iterator[None]:
         del sys.modules[name]
     sys.modules.update({name: module for name, (module, _) in own.items()})
     others = {_top(name) for name in sys.modules} - {_top(name) for name in own}
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # for imports inside methods that run later; last, so that it hides nothing
         for name, module in list(sys.modules.items()):
             if _top(name) not in others and _in(module, folder):
                 own[name] = module, _source(module)
@@ -196,8 +197,9 @@ def _top(name: str) -> str:
 
 
 def _in(module: ModuleType, folder: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and Path(file).is_relative_to(folder) and not _is_installed(Path(file))
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]  # of a folder of modules the latter
+    place = next((Path(each) for each in places if isinstance(each, str)), None)
+    return place is not None and place.is_relative_to(folder) and not _is_installed(place)
 
 
 def _is_installed(path: Path) -> bool:

@@ -33,6 +33,19 @@ class Net(nn.Module):
         return self.last(self.middle(self.two(self.one(x).relu()).relu()).flatten(1))
 
 
+@dataclasses.dataclass
+class Output:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
+class Dressed(Net):
+    def forward(self, x):
+        x = self.middle(self.two(self.one(x).relu())).flatten(1)
+        return Output(None, self.last(x), x)
+
+
 @pytest.fixture
 def no_export(monkeypatch):
     monkeypatch.setattr(rehearsal, "_export", lambda *_: None)
@@ -48,7 +61,7 @@ def tried(network, size=32, *, trained=False, fresh=None, finetune=None, **basel
 
 
 def test_a_rehearsal_leaves_everything_as_it_was():
-    network = Net(nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))).eval()
+    network = Dressed(nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))).eval()
     network.requires_grad_(False)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     tried(network, size=64)
@@ -65,27 +78,13 @@ def test_the_wrong_number_of_answers_is_refused(no_export):
         tried(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1)))
 
 
-@dataclasses.dataclass
-class Output:
-    loss: torch.Tensor | None
-    logits: torch.Tensor
-    features: torch.Tensor
-
-
-class Dressed(Net):
-    def forward(self, x):
-        x = self.middle(self.two(self.one(x).relu())).flatten(1)
-        return Output(None, self.last(x), x)
-
-
 class FeaturesFirst(Net):
     def forward(self, x):
         x = self.middle(self.two(self.one(x).relu())).flatten(1)
         return x, self.last(x)
 
 
-def test_answers_in_other_forms_are_learned_from(no_export):
-    tried(Dressed())
+def test_the_answer_is_to_come_first_or_by_its_name(no_export):
     with pytest.raises(SpecError, match=r"answers with \(B, 8\).*scores first or as 'logits'"):
         tried(FeaturesFirst())
 

@@ -72,6 +72,18 @@ def test_a_module_of_somebody_elses_comes_back(tmp_path):
     assert sys.modules["taken_name"] is taken_name
 
 
+def test_folders_without_an_init_file_are_packages_too(tmp_path):
+    for who in ("one", "two"):
+        write(
+            tmp_path / who,
+            mine="from bare_folder.part import Kind\ndef make():\n    import bare_folder.part as later\n"
+            "    return Kind.who, later.Kind is Kind\n",
+            bare_folder_in_part=f"class Kind:\n    who = '{who}'\n",
+        )
+    one, two = (load(tmp_path / who / "mine.py") for who in ("one", "two"))
+    assert one() == ("one", True) and two() == ("two", True) and one() == ("one", True)
+
+
 def test_a_change_is_seen_at_the_next_load(tmp_path):
     write(tmp_path, mine="from changing import N\ndef make():\n    return N\n", changing="N = 1\n")
     assert load(tmp_path / "mine.py")() == 1

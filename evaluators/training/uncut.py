@@ -154,6 +154,7 @@ class _Training:
         images = data.train(None, seed)
         self._pixels, self._labels = _stack(images, data.picture.size), images.labels
         self._device = compute_device()
+        network.eval()
         given = [] if fresh is None else [name for name, _ in network.named_parameters() if name not in fresh]
         if not given and not _has_statistics(network):
             zero_init_residual(network, data.picture.size)

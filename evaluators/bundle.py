@@ -11,7 +11,8 @@ import torch
 
 from evaluators import folders
 from evaluators.edge import halves
-from evaluators.models.cut import FirstTensor, SplitModel
+from evaluators.models.answer import FirstTensor
+from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.tasks.task import Task

@@ -127,12 +127,13 @@ class SplitEvaluator(Evaluator):
             raise SpecError("data.name", settings.data.name, needs)
         if self._dataset.carved and settings.model.weights not in (None, PRETRAINED):
             raise SpecError("model.weights", str(settings.model.weights), _CARVED)
-        loaded = build(settings.model)
+        loaded = build(settings.model, settings.data.image_size)
         self._network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._split = SplitModel(self._network, settings.data.image_size)
         self._task = self._task_for(loaded.network)
         self._feature_cache = FeatureCache(self._split, self._dataset, self._task)
         self._loaded_trained = self._has_weights = loaded.trained
+        self._fresh = loaded.fresh
         self._references: dict[Split, TaskMetrics] = {}
         self._start_digest = state_digest(self._network) if settings.model.weights is not None else ""
 
@@ -366,7 +367,8 @@ class SplitEvaluator(Evaluator):
 
     @property
     def _train_uncut(self) -> Train:
-        return train_classifier if self._dataset.task == "classification" else self._train_detector
+        classifier = functools.partial(train_classifier, fresh=self._fresh)
+        return classifier if self._dataset.task == "classification" else self._train_detector
 
     def _train_detector(
         self,

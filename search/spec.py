@@ -39,6 +39,7 @@ FORMAT = 1
 _STUDIES = Path(studies.__file__).parent
 MEASURED_LINK = "measured"
 _PLACEHOLDER = ("any",)
+_LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number is added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,24 @@ def _model(section: _Section, path: Path) -> ModelSettings:
         weights=weights if weights in (None, PRETRAINED) else _locate(weights, path, "model.weights"),
         options=section.section("options", optional=True).rest(),
     )
+    _check_json(settings.options, "model.options")
     section.finish()
     return settings
+
+
+def _check_json(value: Any, key: str) -> None:
+    """Refuse what YAML reads as something that is neither number nor text, such as a date."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise SpecError(key, name, "names of options are texts; put it in quotes")
+            _check_json(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_json(inner, f"{key}.{number}")
+    elif value is not None and not isinstance(value, str | int | float):
+        needs = "numbers, texts, true, false, lists and mappings can be options; put it in quotes to give it as text"
+        raise SpecError(key, value, needs)
 
 
 def _data(section: _Section, path: Path) -> DataSettings:
@@ -274,6 +291,8 @@ def _search(section: _Section) -> SearchSettings:
         trials=section.whole("trials", default.trials),
         seed=section.whole("seed", default.seed, minimum=0),
     )
+    if settings.seed > _LARGEST_SEED:
+        raise SpecError("search.seed", settings.seed, f"a whole number from 0 to {_LARGEST_SEED} is needed")
     section.finish()
     return settings
 

@@ -54,6 +54,12 @@ class PartitionPoint:
         return [math.prod(shape) for shape in self.shapes]
 
     @property
+    def maps(self) -> list[tuple[int, ...]]:
+        """Of each tensor the axes beside its channels: (H, W), (N,), or () where there are none."""
+        axes = self.channel_axes or (1,) * len(self.shapes)
+        return [shape[1:] if axis > 0 else shape[:-1] for shape, axis in zip(self.shapes, axes, strict=True)]
+
+    @property
     def elements(self) -> int:
         """Values that cross the cut for one picture."""
         return sum(self.tensor_elements)
@@ -84,8 +90,8 @@ def choose(points: Sequence[PartitionPoint], wanted: str | Sequence[str]) -> lis
 
     Args:
         points: all points from input to output.
-        wanted: ``auto`` (drop a point when another costs the device no more and sends less), ``all``,
-            a name, a glob such as ``layer3.*``, or a list of names and globs.
+        wanted: ``auto`` (drop a point when another costs the device no more and sends less however hard both are
+            squeezed), ``all``, a name, a glob such as ``layer3.*``, or a list of names and globs.
 
     Raises:
         SpecError: a name or glob that fits no point.
@@ -120,9 +126,33 @@ def _auto(point: PartitionPoint, inner: list[PartitionPoint]) -> Choice:
     if point.is_end:
         return _end(point)
     for other in inner:
-        if other.elements < point.elements and other.head_macs <= point.head_macs:
-            return Choice(point=point, kept=False, why=f"{other.name} costs the device no more and sends less")
-    return Choice(point=point, kept=True, why="no other point costs the device as little and sends less")
+        if other.head_macs <= point.head_macs and _always_sends_less(other, point):
+            why = f"{other.name} costs the device no more and sends less at every AE ratio and stride"
+            return Choice(point=point, kept=False, why=why)
+    return Choice(point=point, kept=True, why="no other point costs the device as little and always sends less")
+
+
+def _always_sends_less(one: PartitionPoint, other: PartitionPoint) -> bool:
+    """Whether one point's payload is smaller than another's at every AE ratio and stride.
+
+    It is where each of its tensors can be set against a tensor of the other with no fewer channels and no smaller map,
+    and something is left over. The number of values alone does not tell: few channels on a large map and many on a
+    small one are squeezed in different ways, and which of them is right at the same payload is for the search to find.
+    """
+    left = sorted(zip(other.channels, other.maps), key=lambda tensor: (tensor[0], math.prod(tensor[1])))
+    for channels, size in sorted(zip(one.channels, one.maps), reverse=True):
+        larger = next((each for each in left if channels <= each[0] and _fits_in(size, each[1])), None)
+        if larger is None:
+            return False
+        left.remove(larger)
+    return one.elements < other.elements
+
+
+def _fits_in(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether a map is no larger than another along any axis. Rows of tokens and maps of places are not comparable."""
+    if not size or not other:
+        return math.prod(size) == 1
+    return len(size) == len(other) and all(a <= b for a, b in zip(size, other))
 
 
 def _named(point: PartitionPoint, patterns: list[str], wanted: str | Sequence[str]) -> Choice:

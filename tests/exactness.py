@@ -8,7 +8,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from evaluators.compression.bottleneck import Bottleneck
-from evaluators.models.cut import SplitModel, first_tensor
+from evaluators.models.answer import first_tensor
+from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from spaces.partition import INPUT, OUTPUT
 

@@ -8,7 +8,10 @@ from exactness import assert_exact_everywhere, assert_onnx_agrees
 
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
-from evaluators.settings import ModelSettings
+from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
+from evaluators.tasks.classification import Classification
+from evaluators.tasks.datasets import open_dataset
+from evaluators.training import rehearsal
 
 # Model, picture size, options, and names that a person would look for.
 QUICK = [
@@ -75,6 +78,21 @@ def test_every_family_is_cut_exactly(name, image_size, options, expected):
 @pytest.mark.parametrize(("name", "image_size", "options", "expected"), REST, ids=[row[0] for row in REST])
 def test_more_of_every_family(name, image_size, options, expected):
     check_family(name, image_size, options, expected)
+
+
+CLASSIFIERS = [row[:3] for row in QUICK + REST if not row[0].startswith("ultralytics")]
+
+
+@pytest.mark.architectures
+@pytest.mark.parametrize(("name", "image_size", "options"), CLASSIFIERS, ids=[row[0] for row in CLASSIFIERS])
+def test_every_family_can_be_trained(name, image_size, options, monkeypatch):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    monkeypatch.setattr(rehearsal, "_export", lambda *_: None)
+    model = build(ModelSettings(name=name, num_classes=10, options=options)).network
+    data = open_dataset(DataSettings(name="digits", image_size=image_size))
+    split, recipe = SplitModel(model, image_size), BaselineSettings(batch_size=2)
+    rehearsal.rehearse(model, split, data, Classification(), FinetuneSettings(), recipe, trained=False)
 
 
 def test_yolov10n_sends_its_pyramid():

@@ -195,3 +195,56 @@ class Pyramid(nn.Module):
 @pytest.mark.parametrize("make", ["resnet18", Pyramid, Shared])
 def test_onnx_halves_agree_with_torch(resnet18, tmp_path, make):
     assert_onnx_agrees(resnet18 if make == "resnet18" else make().eval(), 32, tmp_path)
+
+
+class MadeInside(nn.Module):
+    """Makes a layer each time it is called."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.one, self.two, self.make = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), make
+
+    def forward(self, x):
+        return self.two(self.make()(self.one(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [(nn.ReLU, "one"), (lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), "max_pool2d"), (nn.Identity, "one")],
+)
+def test_layers_without_weights_may_be_made_inside_a_forward(make, named):
+    points = assert_exact_everywhere(MadeInside(make).eval(), 12)
+    assert named in {point.name for point in points}
+
+
+def test_layers_with_weights_made_inside_a_forward_are_refused():
+    with pytest.raises(SplitsearchError, match=r"MadeInside cannot be cut: .*self\.make\(\).*test_models_cut\.py"):
+        SplitModel(MadeInside(lambda: nn.Conv2d(4, 4, 3)).eval(), 12)
+
+
+class How:
+    factor = 2.0
+
+
+class TakesAnObject(nn.Module):
+    def forward(self, x, how):
+        return x * how.factor if x.sum() > 0 else x
+
+
+class GivesAnObject(nn.Module):
+    """Calls a layer with something that cannot stand in a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.taker, self.after = TakesAnObject(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.after(self.taker(x, How()))
+
+
+@pytest.mark.timeout(60)
+def test_tracing_ends_where_a_layer_is_called_with_an_object():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), GivesAnObject(), nn.Conv2d(3, 3, 3)).eval()
+    assert [point.name for point in assert_exact_everywhere(network, 12)] == [INPUT, "0", "1", OUTPUT]
+    with pytest.raises(SplitsearchError, match="GivesAnObject cannot be cut"):
+        SplitModel(GivesAnObject().eval(), 12)

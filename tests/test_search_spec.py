@@ -1,6 +1,7 @@
 """Study files: what is accepted, and one precise message for everything else."""
 
 import dataclasses
+import datetime
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from evaluators.edge.coders import CODERS
 from search.spec import find_study, load_spec
 from spaces.errors import SpecError
+
+DATE = datetime.date(2024, 1, 1)
 
 
 def change(data, key, value):
@@ -64,6 +67,11 @@ def test_a_good_file(write_study, study_dict):
         ("search.sampler", "tpa", "search.sampler: 'tpa' given; did you mean 'tpe'"),
         ("search.trials", 0, "search.trials: 0 given"),
         ("search.seed", -1, "search.seed: -1 given; a whole number from 0"),
+        ("search.seed", 2**32 - 1, "search.seed: 4294967295 given; a whole number from 0 to 2147483647 is needed"),
+        ("model.options", {"since": DATE}, "model.options.since: 2024-01-01 given; .*put it in quotes"),
+        ("model.options", {"a": [{"b": DATE}]}, r"model\.options\.a\.0\.b: 2024-01-01 given"),
+        ("model.options", {"a": {DATE: 1}}, r"model\.options\.a: 2024-01-01 given; names of options are texts"),
+        ("model.options", {"a": b"xy"}, r"model\.options\.a: b'xy' given; numbers, texts"),
     ],
 )
 def test_what_cannot_be_right_is_named(write_study, study_dict, key, value, message):

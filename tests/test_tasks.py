@@ -203,7 +203,7 @@ def test_uncut_weights_are_found_by_what_made_them():
     [(4, 64, [48, 48, 48, 64]), (3, 32, [32, 32, 32]), (8, 224, [112] * 4 + [160] * 2 + [224] * 2), (1, 64, [64])],
 )
 def test_pictures_grow_over_the_epochs(epochs, full, sizes):
-    assert [epoch.size for epoch in uncut._plan(epochs, full)] == sizes
+    assert [epoch.size for epoch in uncut.plan(small_network().eval(), epochs, full)] == sizes
 
 
 def test_crops_keep_the_picture_where_nothing_is_cropped(monkeypatch):

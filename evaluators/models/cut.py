@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from evaluators.models.answer import first_tensor
 from evaluators.models.points import Network, Scalar, Tap, find_taps
 from evaluators.models.trace import trace
 from spaces.errors import SpecError, nearest
@@ -48,8 +48,8 @@ class SplitModel:
     def head(self, name: str) -> nn.Module:
         """Everything up to a point: picture (B, 3, S, S) to a tuple of tensors, as many as cross there.
 
-        Shares its modules with the whole model. At ``output`` the tuple holds the model's answer, (B, classes); of a
-        model that returns several tensors, the first.
+        Shares its modules with the whole model. At ``output`` the tuple holds the model's answer, (B, classes), see
+        :func:`first_tensor`.
         """
         graph, copies = self._copy_until(self.tap(name).position)
         graph.output(self._results(name, graph, copies))
@@ -133,23 +133,6 @@ class SplitModel:
             else:
                 batch = batch or graph.call_method("size", (first, 0))
                 copies[node] = _size(network.scalars[node], graph, batch)
-
-
-class FirstTensor(nn.Module):
-    """A module of which only the first tensor that it returns is wanted."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """The first tensor of the module's answer."""
-        return first_tensor(self.module(*tensors))
-
-
-def first_tensor(answer: Any) -> torch.Tensor:
-    """The first tensor in whatever a model returns."""
-    return next(leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor))
 
 
 def _tensor_name(node: fx.Node) -> str:

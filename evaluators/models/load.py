@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from evaluators import user_code
 from evaluators.models.detector import prepare_detector
-from evaluators.models.weights import load_weights, load_what_fits
+from evaluators.models.weights import State, load_weights, load_what_fits
 from evaluators.settings import PRETRAINED, ModelSettings
 from evaluators.store import cache_folder
 from spaces.errors import SpecError, SplitsearchError, nearest
@@ -27,18 +28,27 @@ from spaces.errors import SpecError, SplitsearchError, nearest
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in eval mode, float32.
+    """A network on the CPU in eval mode, float32.
 
-    ``trained`` says whether all its weights were given. Without weights they are fresh, from seed 0; with
-    ``pretrained`` and other classes than the library's, the last layer's are.
+    ``fresh`` are the names in its state dict whose values were not given: without weights all of them, from seed 0;
+    with ``pretrained`` and other classes than the library's, those of the last layer.
     """
 
     network: nn.Module
-    trained: bool
+    fresh: frozenset[str]
+
+    @property
+    def trained(self) -> bool:
+        """Whether all its weights were given."""
+        return not self.fresh
 
 
-def build(settings: ModelSettings) -> Loaded:
+def build(settings: ModelSettings, image_size: int | None = None) -> Loaded:
     """The named network with the weights that the settings name.
+
+    Args:
+        settings: name, classes, weights and options.
+        image_size: side of its input in pixels, for layers that take their size from the first picture.
 
     Raises:
         SpecError: an unknown name, options that the model does not take, or weights that do not fit.
@@ -47,19 +57,58 @@ def build(settings: ModelSettings) -> Loaded:
     make, pretrained = _find(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = make()
-    if not isinstance(network, nn.Module):
-        raise SpecError("model.name", settings.name, f"a torch.nn.Module is needed, it made a {type(network).__name__}")
-    network = network.float().eval()
+        network = _complete(_plain(make(), settings), settings, image_size)
     if settings.weights == PRETRAINED:
         return Loaded(network, load_what_fits(network, _fetch(settings, pretrained)))
     if settings.weights is not None:
         load_weights(network, Path(settings.weights))
-    return Loaded(network, settings.weights is not None)
+        return Loaded(network, frozenset())
+    return Loaded(network, frozenset(network.state_dict()))
 
 
-_State = dict[str, torch.Tensor]
-_Found = tuple[Callable[[], Any], Callable[[], _State] | None]
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def _plain(made: Any, settings: ModelSettings) -> nn.Module:
+    """The network itself, out of what makes it run on several GPUs or compiled."""
+    if isinstance(made, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        needs = "it made a TorchScript program, which cannot be cut; return the torch.nn.Module that it was made from"
+        raise SpecError("model.name", settings.name, needs)
+    if not isinstance(made, nn.Module):
+        raise SpecError("model.name", settings.name, f"a torch.nn.Module is needed, it made a {type(made).__name__}")
+    network = _unwrapped(made)
+    for module in list(network.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = _unwrapped(child) if child is not None else None
+    return network
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    inner = module.module if isinstance(module, _WRAPPERS) else getattr(module, "_orig_mod", None)  # torch.compile's
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def _complete(network: nn.Module, settings: ModelSettings, image_size: int | None) -> nn.Module:
+    """In eval mode and float32, all its layers of a size."""
+    network = network.cpu().float().eval()
+    if lazy := [name for name, module in network.named_modules() if _is_lazy(module)]:
+        if image_size is None:
+            needs = f"{', '.join(lazy)} of it take their size from the first picture; give the sizes"
+            raise SpecError("model.name", settings.name, needs)
+        try:
+            with torch.no_grad():
+                network(torch.zeros(2, 3, image_size, image_size))
+        except Exception as error:  # the user's own code, which may raise anything
+            reason = f"its lazy layers cannot be sized at {image_size} px: {type(error).__name__}: {error}"
+            raise SpecError("model.name", settings.name, reason) from error
+    return network
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
+_Found = tuple[Callable[[], Any], Callable[[], State] | None]
 
 
 def _find(settings: ModelSettings) -> _Found:
@@ -160,7 +209,7 @@ def _extra(settings: ModelSettings, library: str, extra: str | None = None) -> A
     return importlib.import_module(library)
 
 
-def _fetch(settings: ModelSettings, pretrained: Callable[[], _State] | None) -> _State:
+def _fetch(settings: ModelSettings, pretrained: Callable[[], State] | None) -> State:
     if pretrained is None:
         raise SpecError("model.weights", PRETRAINED, "a model of your own has none; give a file")
     try:

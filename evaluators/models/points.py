@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from evaluators.models.answer import first_tensor
 from spaces.partition import INPUT, OUTPUT, PartitionPoint
 
 STEM = "stem"
@@ -75,7 +75,7 @@ class _Recorder(fx.Interpreter):
             result = super().run_node(n)
         self.macs[n] = counter.get_total_flops() // 2  # it counts a multiply-accumulate as two
         if n.op == "output":
-            self.answer = next(tuple(leaf.shape) for leaf in pytree.tree_leaves(result) if _is_tensor(leaf))
+            self.answer = tuple(first_tensor(result).shape)
         elif _is_tensor(result):
             self.tensors[n] = _Seen(
                 tuple(result.shape), result.is_floating_point(), result.untyped_storage().data_ptr()
@@ -278,7 +278,7 @@ def _tap(network: Network, name: str, position: int, nodes: list[fx.Node]) -> Ta
 
 
 def _output(network: Network) -> Tap:
-    """All on the device. Of a model that returns several tensors, the first is its answer."""
+    """All on the device."""
     end = len(network.nodes) - 1
     point = PartitionPoint(
         name=OUTPUT,

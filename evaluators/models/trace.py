@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from evaluators.models.answer import as_tree
 from spaces.errors import SpecError, SplitsearchError
 
 _TRACED_BATCH = 2  # of 1, torch.export would conclude that it is always 1
@@ -55,7 +56,7 @@ def _answer(model: nn.Module, picture: torch.Tensor) -> list[Any]:
     size = picture.shape[-1]
     try:
         with torch.no_grad():
-            return pytree.tree_leaves(model(picture.clone()))
+            return pytree.tree_leaves(as_tree(model(picture.clone())))
     except Exception as error:  # the model's own code, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SpecError(
@@ -81,14 +82,14 @@ def _agrees(graph: fx.GraphModule, picture: torch.Tensor, expected: list[Any]) -
 
 
 class _Whole(nn.Module):
-    """Calls the model with a picture and nothing else, whatever else its ``forward`` would take."""
+    """Calls the model with a picture and nothing else, whatever else its ``forward`` would take, and returns a tree."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.network = model
 
     def forward(self, picture: torch.Tensor) -> Any:
-        return self.network(picture)
+        return as_tree(self.network(picture))
 
 
 class _Stopped(Exception):
@@ -107,11 +108,15 @@ class _Tracer(fx.Tracer):
         return type(m) in self._opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if m not in self.submodule_paths:  # type: ignore[operator]
+            return forward(*args, **kwargs)  # made inside a forward; it is part of that one
         try:
             return super().call_module(m, forward, args, kwargs)
         except _Stopped:
             raise
         except Exception as error:  # the module's own code, which may raise anything at a stand-in
+            if self.is_leaf_module(m, ""):
+                raise  # what it is called with cannot stand in a graph, so that the module around it has to be opaque
             raise _Stopped(m, error) from error
 
 
@@ -120,7 +125,8 @@ def _trace_modules(model: nn.Module) -> tuple[fx.GraphModule | None, set[type[nn
     opaque: set[type[nn.Module]] = set()
     whole = _Whole(model).eval()
     cause: Exception | None = None
-    while True:
+    # Each attempt makes another class opaque, until there is none left.
+    for _ in range(len({type(module) for module in whole.modules()})):
         try:
             graph = _Tracer(opaque).trace(whole)
         except _Stopped as stopped:
@@ -138,6 +144,7 @@ def _trace_modules(model: nn.Module) -> tuple[fx.GraphModule | None, set[type[nn
                 inside.append(str(node.target))
             node.meta["scope"] = tuple(_below(name) for name in inside if name not in ("", _ROOT))
         return fx.GraphModule(whole, graph).eval(), opaque, cause
+    return None, opaque, cause
 
 
 def _below(name: str) -> str:
@@ -164,16 +171,27 @@ def _export(model: nn.Module, picture: torch.Tensor) -> fx.GraphModule | None:
         quiet = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, (picture,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+            sizes = ({0: torch.export.Dim.AUTO},)
+            program = torch.export.export(_Whole(model).eval(), (picture,), dynamic_shapes=sizes, strict=False)
             graph = program.module(check_guards=False)
+            _answer_in_full(graph)
     except Exception:  # a model's own code again; the reason that is told is that of the first attempt
         return None
     finally:
         noisy.setLevel(level)
     for node in graph.graph.nodes:
         stack = node.meta.get("nn_module_stack", {})
-        node.meta["scope"] = tuple(name for name, _ in stack.values() if name)
+        node.meta["scope"] = tuple(_below(name) for name, _ in stack.values() if name not in ("", _ROOT))
     return graph
+
+
+def _answer_in_full(graph: fx.GraphModule) -> None:
+    """Have the output node hold what the model returns, where it holds a flat list that called code puts together."""
+    *_, output = graph.graph.nodes
+    spec = graph.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    output.args = (pytree.tree_unflatten(list(output.args[0]), spec),)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    graph.recompile()
 
 
 # -- when neither works ------------------------------------------------------------------------------------------------
@@ -186,14 +204,19 @@ def _why_not(model: nn.Module, cause: Exception | None) -> str:
             f"{name} cannot be cut: its graph gives another answer than the model itself for the same picture; "
             "anything random or remembered between calls must go from its forward"
         )
-    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if not _is_torch(frame.filename)]
     reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-    where = f" at '{frames[-1].line}' ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return (
-        f"{name} cannot be cut: tracing it stops{where}: {reason}. Move that line into a submodule of its own, which "
-        "then stays in one piece, or write it without depending on the picture's values"
+        f"{name} cannot be cut: tracing it stops{line_of(cause)}: {reason}. Move that line into a submodule of its "
+        "own, which then stays in one piece, or write it without depending on the picture's values"
     )
 
 
-def _is_torch(file: str) -> bool:
-    return Path(torch.__file__).parent in Path(file).parents or Path(file) == Path(__file__)
+def line_of(error: BaseException) -> str:
+    """`` at 'the line' (file:number)`` of the user's or a library's code that an error comes from, or nothing."""
+    ours = Path(torch.__file__).parent, Path(__file__).parent.parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.line and not any(Path(frame.filename).is_relative_to(folder) for folder in ours)
+    ]
+    return f" at '{frames[-1].line}' ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

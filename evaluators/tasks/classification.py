@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from evaluators.compression.bottleneck import Tensors
-from evaluators.models.cut import first_tensor
+from evaluators.models.answer import first_tensor
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.tasks.task import Criterion, Task

@@ -11,7 +11,8 @@ from torch import nn
 
 from evaluators.compute import compute_device
 from evaluators.edge.picture import from_jpeg, to_jpeg
-from evaluators.models.cut import SplitModel, first_tensor
+from evaluators.models.answer import first_tensor
+from evaluators.models.cut import SplitModel
 from evaluators.settings import FinetuneSettings
 from evaluators.tasks.data import LabelledImages
 from evaluators.training.feature_cache import FeatureCache, TrainSample

@@ -11,7 +11,7 @@ from torch import nn
 
 from evaluators.compression.bottleneck import Tensors
 from evaluators.edge import wire
-from evaluators.models.cut import first_tensor
+from evaluators.models.answer import first_tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def statistics(times_ms: list[float]) -> dict:
 
     Returns:
         ``p50_ms`` and ``p90_ms``; ``spread``: interquartile range over median; ``interval_ms``: of the median, 95 %
-        confidence, from the binomial distribution of ranks; ``repeats``.
+        confidence, from the binomial distribution of ranks; ``repeats``; ``runs_ms``: the runs themselves, in order.
     """
     ordered = np.sort(times_ms)
     count = len(ordered)
@@ -99,6 +99,7 @@ def statistics(times_ms: list[float]) -> dict:
         "spread": float((high - low) / median),
         "interval_ms": [float(ordered[first]), float(ordered[last])],
         "repeats": count,
+        "runs_ms": [round(ms, 6) for ms in times_ms],
     }
 
 
@@ -179,9 +180,7 @@ def measure(
         device_half, server_half: what opens the folder; others than the usual ones run it with another library.
 
     Returns:
-        ``{"format": 2, "machine": {...}, "threads": int, "before": {...}, "after": {...}, "throttling": [...],
-        "stages": {stage: statistics}}``: states of the machine as in :func:`.circumstances.state`, what slowed it down
-        in between, and statistics as in :func:`statistics`.
+        What :func:`timed` returns, and ``threads``.
     """
     folder = Path(folder)
     half: halves.Half
@@ -191,15 +190,31 @@ def measure(
     else:
         half = server_half(folder)
         stages = server_stages(half)
+    found = timed(stages, budget_s)
+    rows = {name: row for name, row in found["stages"].items() if only is None or name in only}
+    return {**found, "threads": half.manifest["threads"], "stages": rows}
+
+
+def timed(stages: dict[str, Callable[[], object]], budget_s: float = BUDGET_S) -> dict:
+    """Time stages, and say on which machine and what else went on there.
+
+    Returns:
+        ``{"format": 3, "machine": {...}, "before": {...}, "after": {...}, "throttling": [...], "others": float,
+        "stages": {stage: statistics}}``: states of the machine as in :func:`.circumstances.state`, what slowed it down
+        in between, which share of the processor's time other work took meanwhile (None where it does not tell), and
+        statistics as in :func:`statistics`.
+    """
     before = circumstances.state()
-    timed = {name: row for name, row in time_stages(stages, budget_s).items() if only is None or name in only}
+    start, work_before = time.perf_counter(), circumstances.processor_times()
+    rows = time_stages(stages, budget_s)
+    work_after, seconds = circumstances.processor_times(), time.perf_counter() - start
     after = circumstances.state()
     return {
-        "format": 2,
+        "format": 3,
         "machine": circumstances.machine(),
-        "threads": half.manifest["threads"],
         "before": before,
         "after": after,
         "throttling": circumstances.throttling_between(before, after),
-        "stages": timed,
+        "others": circumstances.others_share(work_before, work_after, seconds),
+        "stages": rows,
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import itertools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from evaluators import folders
+from evaluators.compression.bottleneck import Bottleneck
+from evaluators.compression.tcl import LevelGrid
+from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat, to_input
 from evaluators.latency.machines import Machine, Timings
 from evaluators.latency.profiles import Here
@@ -22,8 +28,8 @@ from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.work import head_work, module_work, tail_work
 from evaluators.result import StageKey
-from evaluators.training.candidate import Candidate
 from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT
 
 StageKeys = dict[str, StageKey]
@@ -57,10 +63,24 @@ class _Keys:
         """The number of values and their bit-width."""
         return f"{self.squeezed}/b{self.config.bits}"
 
-    @property
-    def content(self) -> str:
+    def content(self, payload: bytes) -> str:
         """The very bytes."""
-        return f"{self.config.training_key}/{self.config.lossless}"
+        return f"{self.packed}/{self.config.lossless}/{hashlib.sha256(payload).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeeze:
+    """What stands at a cut, as far as it takes time.
+
+    Attributes:
+        encoder: on the device.
+        decoder: on the server.
+        form: of the payloads between.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    form: wire.WireFormat
 
 
 class StageTimer:
@@ -85,18 +105,68 @@ class StageTimer:
         """The uncut network as ONNX, exported the first time a part of it has to be timed or shipped."""
         return OnnxNetwork(self._split)
 
-    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
-        """All stages of a candidate; the server is timed with ``payload``, one picture's."""
-        return self.device_side(config, candidate) | self.server_side(config, candidate, payload)
+    def time_ahead(
+        self,
+        partitions: Sequence[str],
+        ae_ratios: Sequence[float],
+        bits: Sequence[int],
+        strides: Sequence[int],
+        progress: Callable[[str], None],
+    ) -> None:
+        """Time all that does not depend on a training, so that later calls find it: everything but lossless coders.
 
-    def device_side(self, config: SplitConfig, candidate: Candidate) -> Stages:
-        """What a candidate does on the device."""
+        Args:
+            partitions: the points that will be asked for.
+            ae_ratios, bits, strides: of the bottlenecks there; a ratio that leaves no channel at a point is left out.
+            progress: told what is timed, one line each.
+        """
+        tasks = list(self._tasks_ahead(partitions, ae_ratios, bits, strides))
+        for number, (what, time) in enumerate(tasks, 1):
+            progress(f"timing {what} ({number} of {len(tasks)})")
+            with contextlib.suppress(InfeasibleSplit):
+                time()
+
+    def _tasks_ahead(
+        self, partitions: Sequence[str], ae_ratios: Sequence[float], bits: Sequence[int], strides: Sequence[int]
+    ) -> Iterator[tuple[str, Callable[[], Stages]]]:
+        for partition in partitions:
+            yield f"head of {partition}", functools.partial(self.head, partition)
+            yield f"tail of {partition}", functools.partial(self.tail, partition)
+            for ratio, width, stride in itertools.product(ae_ratios, bits, strides):
+                config = SplitConfig(partition=partition, ae_ratio=ratio, bits=width, stride=stride)
+                yield f"bottleneck {config.label}", functools.partial(self.bottleneck, config)
+
+    def bottleneck(self, config: SplitConfig, sides: Sequence[str] = ("device", "server")) -> Stages:
+        """All stages of a configuration, but for its lossless coder, with a bottleneck that nobody trained.
+
+        Raises:
+            InfeasibleSplit: its ratio leaves no channel.
+        """
+        config = SplitConfig(
+            partition=config.partition, ae_ratio=config.ae_ratio, bits=config.bits, stride=config.stride
+        )
+        squeeze = untrained(self._split, config)
+        activations = [np.zeros(levels.shape, np.float32) for levels in squeeze.form.tensors]
+        payload = wire.encode(activations, squeeze.form)
+        stages = Stages(stage_keys={}, timings={})
+        if "device" in sides:
+            stages |= self.device_side(config, squeeze, payload)
+        if "server" in sides:
+            stages |= self.server_side(config, squeeze, payload)
+        return stages
+
+    def split(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
+        """All stages of a configuration with ``payload``, the sample picture's."""
+        return self.device_side(config, squeeze, payload) | self.server_side(config, squeeze, payload)
+
+    def device_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
+        """What happens on the device, where the sample picture becomes ``payload``."""
         keys = _Keys(config)
-        encoder = candidate.bottleneck.encoder
+        encoder = squeeze.encoder
         features = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
 
         def write(folder: Path) -> None:
-            self.write_device(folder, {"wire": candidate.wire_format(config).to_dict()})
+            self.write_device(folder, {"wire": squeeze.form.to_dict()})
             self._save_part(self.device, INPUT, config.partition, folder / "head")
             _save(self.device, encoder, features, folder / "encoder")
 
@@ -106,17 +176,17 @@ class StageTimer:
             "pack": StageKey(key=keys.packed),
         }
         if config.lossless != "packed":
-            stage_keys["compress"] = StageKey(key=keys.content)
+            stage_keys["compress"] = StageKey(key=keys.content(payload))
         return _ask(self.device, stage_keys, write)
 
-    def server_side(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
-        """What a candidate does on the server, with one picture's payload."""
+    def server_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
+        """What happens on the server, where the sample picture's payload arrives."""
         keys = _Keys(config)
-        decoder = candidate.bottleneck.decoder
-        activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
+        decoder = squeeze.decoder
+        activations = [torch.zeros(1, *levels.shape) for levels in squeeze.form.tensors]
 
         def write(folder: Path) -> None:
-            manifest = _manifest(self.server, self._picture, {"wire": candidate.wire_format(config).to_dict()})
+            manifest = _manifest(self.server, self._picture, {"wire": squeeze.form.to_dict()})
             folders.write_server(folder, manifest, payload=payload)
             self._save_part(self.server, config.partition, OUTPUT, folder / "tail")
             _save(self.server, decoder, activations, folder / "decoder")
@@ -127,7 +197,7 @@ class StageTimer:
             "tail": self._tail_key(config.partition),
         }
         if config.lossless != "packed":
-            stage_keys["decompress"] = StageKey(key=keys.content)
+            stage_keys["decompress"] = StageKey(key=keys.content(payload))
         return _ask(self.server, stage_keys, write)
 
     def all_on_device(self) -> Stages:
@@ -192,6 +262,23 @@ class StageTimer:
         module = self._split.head(end) if start == INPUT else self._split.tail(start)
         shapes = self._split.tap(start).point.shapes
         _save(machine, module, [torch.zeros(1, *shape) for shape in shapes], stem)
+
+
+def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
+    """What takes as long as what is trained. Raises InfeasibleSplit where the ratio leaves no channel."""
+    point = split.tap(config.partition).point
+    bottleneck = Bottleneck(
+        point.shapes, split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
+    )
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
+    bottleneck.start_from(features)
+    with torch.no_grad():
+        activations = bottleneck.encoder(*features)
+    levels = tuple(LevelGrid(config.bits).levels(tuple(tensor.shape[1:])) for tensor in activations)
+    bottleneck.eval()
+    form = wire.WireFormat(bits=config.bits, tensors=levels)
+    return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form)
 
 
 def _manifest(machine: Machine, picture: PictureFormat, extra: Mapping[str, object]) -> dict[str, object]:

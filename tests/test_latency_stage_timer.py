@@ -1,0 +1,119 @@
+"""The stages of a way: what is asked of which machine, and what is known before anything is trained."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evaluators.edge import wire
+from evaluators.edge.picture import PictureFormat
+from evaluators.latency import stage_timer
+from evaluators.latency.machine_for import machine_for
+from evaluators.latency.profiles import MachineProfile, load_machine
+from evaluators.latency.stage_timer import Squeeze, StageTimer, untrained
+from evaluators.latency.table import StageTable
+from evaluators.models.cut import SplitModel
+from evaluators.result import Timing
+from evaluators.store import Store
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+
+PICTURE = PictureFormat(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+class Runner:
+    """Answers at once, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def measure(self, folder, stages):
+        self.asked.append(sorted(stages))
+        return {stage: Timing(p50_ms=1.0, p90_ms=1.0, spread=0.0, repeats=10) for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def split():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1), nn.ReLU()]
+    return SplitModel(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(), 16)
+
+
+@pytest.fixture
+def runner():
+    return Runner()
+
+
+@pytest.fixture(autouse=True)
+def no_exports(monkeypatch):
+    """Nobody runs the networks of these folders, and exporting them takes seconds."""
+    monkeypatch.setattr(StageTimer, "_save_part", lambda *_: None)
+    monkeypatch.setattr(stage_timer, "_save", lambda *_: None)
+
+
+@pytest.fixture
+def timer(split, runner, tmp_path):
+    machine = machine_for(MachineProfile(name="local", threads=1), StageTable(Store(tmp_path / "store")), runner)
+    return StageTimer(machine, machine, split, PICTURE, PIXELS)
+
+
+def squeezed(split, config):
+    """A bottleneck with the configuration's lossless coder, and a payload that it could make."""
+    plain = untrained(split, SplitConfig(partition=config.partition, ae_ratio=config.ae_ratio, bits=config.bits))
+    form = wire.WireFormat(bits=config.bits, tensors=plain.form.tensors, coder=config.lossless)
+    payload = wire.encode([np.zeros(levels.shape, np.float32) for levels in form.tensors], form)
+    return Squeeze(encoder=plain.encoder, decoder=plain.decoder, form=form), payload
+
+
+def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
+    told = []
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
+    assert told[0] == "timing head of 1 (1 of 12)" and len(told) == 12
+    assert sorted({stage for stages in runner.asked for stage in stages}) == [
+        *("decode", "encode", "head", "pack", "tail", "unpack")
+    ]
+    # Each stage once for what it depends on: 2 points; 2 points at 2 ratios; these at 2 bit-widths.
+    counts = {stage: sum(stage in stages for stages in runner.asked) for stage in ("head", "encode", "pack")}
+    assert counts == {"head": 2, "encode": 4, "pack": 8}
+    runner.asked.clear()
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, tcl=10.0)
+    stages = timer.split(config, *squeezed(split, config))
+    assert set(stages.timings) == {"head", "encode", "pack", "unpack", "decode", "tail"} and not runner.asked
+
+
+def test_only_the_lossless_coder_waits_for_the_very_bytes(split, timer, runner):
+    timer.time_ahead(["3"], [0.5], [4], [1], lambda _: None)
+    runner.asked.clear()
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
+    squeeze, payload = squeezed(split, config)
+    stages = timer.split(config, squeeze, payload)
+    assert runner.asked == [["compress"], ["decompress"]] and len(stages.timings) == 8
+    timer.split(config, squeeze, payload)
+    assert len(runner.asked) == 2
+    other = wire.encode([np.ones(levels.shape, np.float32) for levels in squeeze.form.tensors], squeeze.form)
+    timer.split(config, squeeze, other)  # another training's bytes
+    assert runner.asked[2:] == [["compress"], ["decompress"]]
+
+
+def test_a_ratio_that_leaves_no_channel_is_left_out(split, timer, runner):
+    with pytest.raises(InfeasibleSplit):
+        untrained(split, SplitConfig(partition="3", ae_ratio=0.01, bits=1))
+    timer.time_ahead(["3"], [0.01, 1.0], [1], [1], lambda _: None)
+    assert sum("encode" in stages for stages in runner.asked) == 1
+
+
+def test_one_run_answers_for_all_stages_of_a_side(split, timer, runner):
+    timer.bottleneck(SplitConfig(partition="3", ae_ratio=0.5, bits=4))
+    assert runner.asked == [["encode", "head", "pack"], ["decode", "tail", "unpack"]]
+
+
+def test_what_is_no_network_is_never_unmarked_on_a_modelled_board(split, runner, tmp_path):
+    table = StageTable(Store(tmp_path / "store"))
+    board = machine_for(load_machine("raspberry_pi_4b", "device"), table, runner)
+    here = machine_for(MachineProfile(name="local", threads=1), table, runner)
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
+    found = StageTimer(board, here, split, PICTURE, PIXELS).split(config, *squeezed(split, config)).timings
+    marked = {stage for stage, timing in found.items() if timing.warning}
+    assert marked == {"pack", "compress"}

@@ -114,6 +114,11 @@ class Timing:
         return cls(**{**data, "throttling": tuple(data["throttling"]), "source": source, "runs_ms": runs_ms})
 
 
+def stage_kind(stage: str) -> str:
+    """``compress`` of ``compress webp 50``, as stages are called where several of a kind are timed in one go."""
+    return stage.partition(" ")[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageKey:
     """A stage to be timed on some machine.

@@ -1,11 +1,14 @@
 """The stages of a way: what is asked of which machine, and what is known before anything is trained."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from evaluators.edge import wire
+from evaluators import folders
+from evaluators.edge import halves, measure, wire
 from evaluators.edge.picture import PictureFormat
 from evaluators.latency import stage_timer
 from evaluators.latency.machine_for import machine_for
@@ -69,13 +72,14 @@ def squeezed(split, config):
 def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
     told = []
     timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
-    assert told[0] == "timing head of 1 (1 of 12)" and len(told) == 12
-    assert sorted({stage for stages in runner.asked for stage in stages}) == [
-        *("decode", "encode", "head", "pack", "tail", "unpack")
-    ]
-    # Each stage once for what it depends on: 2 points; 2 points at 2 ratios; these at 2 bit-widths.
-    counts = {stage: sum(stage in stages for stages in runner.asked) for stage in ("head", "encode", "pack")}
-    assert counts == {"head": 2, "encode": 4, "pack": 8}
+    assert told[0] == "timing head of 1 (1 of 8)" and len(told) == 8
+    # Each stage once for what it depends on: 2 points; 2 points at 2 ratios; these at 2 bit-widths, in one run.
+    counts = Counter(stage for stages in runner.asked for stage in stages)
+    networks, packing = (
+        {"head": 2, "tail": 2, "encode": 4, "decode": 4},
+        ("pack b1", "pack b4", "unpack b1", "unpack b4"),
+    )
+    assert counts == networks | dict.fromkeys(packing, 4) and len(runner.asked) == 12
     runner.asked.clear()
     timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
     config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, tcl=10.0)
@@ -105,8 +109,15 @@ def test_a_ratio_that_leaves_no_channel_is_left_out(split, timer, runner):
 
 
 def test_one_run_answers_for_all_stages_of_a_side(split, timer, runner):
-    timer.bottleneck(SplitConfig(partition="3", ae_ratio=0.5, bits=4))
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4)
+    timer.split(config, *squeezed(split, config))
     assert runner.asked == [["encode", "head", "pack"], ["decode", "tail", "unpack"]]
+
+
+def test_one_side_alone(split, timer, runner):
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4)
+    timer.bottleneck(config, [2], ["server"])
+    assert runner.asked == [["decode", "tail", "unpack b2"]]
 
 
 def test_what_is_no_network_is_never_unmarked_on_a_modelled_board(split, runner, tmp_path):
@@ -117,3 +128,34 @@ def test_what_is_no_network_is_never_unmarked_on_a_modelled_board(split, runner,
     found = StageTimer(board, here, split, PICTURE, PIXELS).split(config, *squeezed(split, config)).timings
     marked = {stage for stage, timing in found.items() if timing.warning}
     assert marked == {"pack", "compress"}
+
+
+def test_several_bit_widths_are_timed_in_one_run(split, tmp_path):
+    """The stages of the real folders: each packs and unpacks as the single format does."""
+    forms = [untrained(split, SplitConfig(partition="3", ae_ratio=0.5, bits=bits)).form for bits in (1, 4)]
+    manifest = {"picture": PICTURE.to_dict(), "threads": 1, "wire": forms[0].to_dict()}
+    values = [np.linspace(-1, 1, 4 * 4 * 2, dtype=np.float32).reshape(2, 4, 4)]
+    several = {"timed_wires": [form.to_dict() for form in forms]}
+
+    class Device(halves.DeviceHalf):
+        def has(self, model):
+            return True
+
+        def run(self, model, tensors):
+            return [values[0][None]]
+
+    class Server(halves.ServerHalf):
+        def run(self, model, tensors):
+            return tensors
+
+    device = measure.device_stages(Device(folders.write_device(tmp_path / "device", manifest | several, PIXELS)))
+    payload = wire.encode(values, forms[0])
+    folder = folders.write_server(tmp_path / "server", manifest | several, payload=payload)
+    server = measure.server_stages(Server(folder))
+    assert list(device) == ["head", "encode", "pack b1", "pack b4"]
+    assert list(server) == ["unpack b1", "unpack b4", "decode", "tail"]
+    for form in forms:
+        assert device[f"pack b{form.bits}"]() == wire.encode(values, form)
+        (found,) = server[f"unpack b{form.bits}"]()
+        assert found.shape == (2, 4, 4)
+    assert np.array_equal(server["unpack b1"]()[0], wire.decode(payload, forms[0])[0])

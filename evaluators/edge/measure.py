@@ -10,6 +10,8 @@ Inside a timed stage: what has to happen for each picture. Outside: loading mode
              unpack      check the header, unpack, dequantize; normalise the picture for a server-only folder
              decode      run the decoder
              tail        run the tail
+
+A folder may ask for several bit-widths in one go: stages ``pack b1``, ``pack b4``.
 """
 
 from __future__ import annotations
@@ -122,10 +124,26 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
         activations = half.activations(features)
         packed = wires.pack_tensors(activations, wire)
         stages["encode"] = lambda: half.activations(features)
-        stages["pack"] = lambda: wires.frame(wires.pack_tensors(activations, wire), wire)
+        for ending, form in _forms(half, wire).items():
+            stages[f"pack{ending}"] = functools.partial(_pack, activations, form)
         if wire.coder != "packed":
             stages["compress"] = lambda: wires.compress(packed, wire)
     return stages
+
+
+def _forms(half: halves.Half, wire: wires.WireFormat) -> dict[str, wires.WireFormat]:
+    """What packing is timed with, by what is added to the stages' names: the folder's own format, or several."""
+    forms = [wires.WireFormat.from_dict(each) for each in half.manifest.get("timed_wires", ())]
+    return {f" b{form.bits}": form for form in forms} or {"": wire}
+
+
+def _pack(activations: list[np.ndarray], wire: wires.WireFormat) -> bytes:
+    return wires.frame(wires.pack_tensors(activations, wire), wire)
+
+
+def _unpack(payload: bytes, packed: bytes, wire: wires.WireFormat) -> list[np.ndarray]:
+    wires.unframe(payload, wire)
+    return wires.unpack_tensors(packed, wire)
 
 
 def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
@@ -141,11 +159,13 @@ def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     activations = [tensor[None] for tensor in wires.decode(payload, wire)]
     features = half.run("decoder", activations)
     body = wires.unframe(payload, wire)
-    packed = wires.decompress(body, wire)
     stages: dict[str, Callable[[], object]] = {}
     if wire.coder != "packed":
         stages["decompress"] = lambda: wires.decompress(body, wire)
-    stages["unpack"] = lambda: (wires.unframe(payload, wire), wires.unpack_tensors(packed, wire))
+    for ending, form in _forms(half, wire).items():
+        sent = payload if form is wire else wires.encode([tensor[0] for tensor in activations], form)
+        arrived = wires.decompress(wires.unframe(sent, form), form)
+        stages[f"unpack{ending}"] = functools.partial(_unpack, sent, arrived, form)
     stages["decode"] = lambda: half.run("decoder", activations)
     stages["tail"] = lambda: half.run("tail", features)
     return stages

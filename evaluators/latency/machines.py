@@ -13,7 +13,7 @@ from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profiles import Fitting, MachineProfile, Recording
 from evaluators.latency.runners import Runner
 from evaluators.latency.table import Measure, StageTable
-from evaluators.result import Source, StageKey, Timing
+from evaluators.result import Source, StageKey, Timing, stage_kind
 from spaces.errors import SpecError
 
 Timings = dict[str, Timing]  # by stage
@@ -195,14 +195,14 @@ class Recorded:
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
         known = {
-            stage: self.recording.timings[stage][stage_key.key]
+            stage: self.recording.timings[stage_kind(stage)][stage_key.key]
             for stage, stage_key in stage_keys.items()
-            if stage_key.key in self.recording.timings.get(stage, {})
+            if stage_key.key in self.recording.timings.get(stage_kind(stage), {})
         }
         lacking = {stage: stage_key for stage, stage_key in stage_keys.items() if stage not in known}
         for stage, stage_key in lacking.items():
             if stage in ("head", "tail") or not self._models(stage_key):
-                raise self._unknown(stage, stage_key)
+                raise self._unknown(stage_kind(stage), stage_key)
         return known | self.rest.timings(lacking, folder) if self.rest else known
 
     def _models(self, stage_key: StageKey) -> bool:

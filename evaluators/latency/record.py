@@ -14,7 +14,7 @@ from evaluators.edge.picture import PictureFormat
 from evaluators.latency.machines import Measuring
 from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
-from evaluators.result import Timing
+from evaluators.result import Timing, stage_kind
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, SpecError
 from spaces.partition import INPUT, OUTPUT
@@ -65,7 +65,7 @@ def record(split: SplitModel, machine: Measuring, scope: Scope, progress: Callab
         except InfeasibleSplit:
             continue  # a ratio that leaves no channel there
         for stage, timing in stages.timings.items():
-            found.setdefault(stage, {})[stages.stage_keys[stage].key] = timing
+            found.setdefault(stage_kind(stage), {})[stages.stage_keys[stage].key] = timing
     return found
 
 
@@ -78,9 +78,8 @@ def _tasks(split: SplitModel, watch: StageTimer, scope: Scope) -> Iterator[tuple
         yield from ((f"tail of {name}", functools.partial(watch.tail, name)) for name in names if name != OUTPUT)
     for name in scope.squeezed:
         for ratio in scope.ae_ratios:
-            for bits in scope.bits:
-                config = SplitConfig(partition=name, ae_ratio=ratio, bits=bits)
-                yield f"bottleneck {config.label}", functools.partial(watch.bottleneck, config, sides)
+            config = SplitConfig(partition=name, ae_ratio=ratio, bits=min(scope.bits))
+            yield f"bottleneck at {name}, AE {ratio:g}", functools.partial(watch.bottleneck, config, scope.bits, sides)
 
 
 def profile_of(

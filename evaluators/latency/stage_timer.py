@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT
 
 StageKeys = dict[str, StageKey]
+_NOTHING: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,27 +133,36 @@ class StageTimer:
         for partition in partitions:
             yield f"head of {partition}", functools.partial(self.head, partition)
             yield f"tail of {partition}", functools.partial(self.tail, partition)
-            for ratio, width, stride in itertools.product(ae_ratios, bits, strides):
-                config = SplitConfig(partition=partition, ae_ratio=ratio, bits=width, stride=stride)
-                yield f"bottleneck {config.label}", functools.partial(self.bottleneck, config)
+            for ratio, stride in itertools.product(ae_ratios, strides):
+                config = SplitConfig(partition=partition, ae_ratio=ratio, bits=min(bits), stride=stride)
+                shape = f"bottleneck at {partition}, AE {ratio:g}{f', stride {stride}' if stride > 1 else ''}"
+                yield shape, functools.partial(self.bottleneck, config, bits)
 
-    def bottleneck(self, config: SplitConfig, sides: Sequence[str] = ("device", "server")) -> Stages:
-        """All stages of a configuration, but for its lossless coder, with a bottleneck that nobody trained.
+    def bottleneck(
+        self, config: SplitConfig, bits: Sequence[int], sides: Sequence[str] = ("device", "server")
+    ) -> Stages:
+        """What a bottleneck takes that nobody trained, head and tail included and lossless coders left out.
+
+        Args:
+            config: which bottleneck; its bit-width does not count.
+            bits: the bit-widths that packing is timed for, in one go: stages ``pack b1`` and ``unpack b1``.
+            sides: ``device``, ``server`` or both.
 
         Raises:
             InfeasibleSplit: its ratio leaves no channel.
         """
-        config = SplitConfig(
-            partition=config.partition, ae_ratio=config.ae_ratio, bits=config.bits, stride=config.stride
-        )
         squeeze = untrained(self._split, config)
-        activations = [np.zeros(levels.shape, np.float32) for levels in squeeze.form.tensors]
-        payload = wire.encode(activations, squeeze.form)
+        forms = {width: _of_width(squeeze.form, width) for width in bits}
+        keys = {f"b{width}": StageKey(key=_Keys(replace(config, bits=width)).packed) for width in bits}
+        wires: dict[str, object] = {"timed_wires": [form.to_dict() for form in forms.values()]}
         stages = Stages(stage_keys={}, timings={})
         if "device" in sides:
-            stages |= self.device_side(config, squeeze, payload)
+            packing = {f"pack {name}": key for name, key in keys.items()}
+            stages |= self._ask_device(config, squeeze, packing, wires)
         if "server" in sides:
-            stages |= self.server_side(config, squeeze, payload)
+            packing = {f"unpack {name}": key for name, key in keys.items()}
+            payload = wire.encode([np.zeros(each.shape, np.float32) for each in squeeze.form.tensors], squeeze.form)
+            stages |= self._ask_server(config, squeeze, packing, payload, wires)
         return stages
 
     def split(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
@@ -162,42 +172,51 @@ class StageTimer:
     def device_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
         """What happens on the device, where the sample picture becomes ``payload``."""
         keys = _Keys(config)
-        encoder = squeeze.encoder
-        features = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
-
-        def write(folder: Path) -> None:
-            self.write_device(folder, {"wire": squeeze.form.to_dict()})
-            self._save_part(self.device, INPUT, config.partition, folder / "head")
-            _save(self.device, encoder, features, folder / "encoder")
-
-        stage_keys = {
-            "head": self._head_key(config.partition),
-            "encode": StageKey(key=keys.squeezed, work=module_work(encoder, features)),
-            "pack": StageKey(key=keys.packed),
-        }
+        packing = {"pack": StageKey(key=keys.packed)}
         if config.lossless != "packed":
-            stage_keys["compress"] = StageKey(key=keys.content(payload))
-        return _ask(self.device, stage_keys, write)
+            packing["compress"] = StageKey(key=keys.content(payload))
+        return self._ask_device(config, squeeze, packing)
 
     def server_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
         """What happens on the server, where the sample picture's payload arrives."""
         keys = _Keys(config)
-        decoder = squeeze.decoder
+        packing = {"unpack": StageKey(key=keys.packed)}
+        if config.lossless != "packed":
+            packing["decompress"] = StageKey(key=keys.content(payload))
+        return self._ask_server(config, squeeze, packing, payload)
+
+    def _ask_device(
+        self, config: SplitConfig, squeeze: Squeeze, packing: StageKeys, more: Mapping[str, object] = _NOTHING
+    ) -> Stages:
+        features = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
+
+        def write(folder: Path) -> None:
+            self.write_device(folder, {"wire": squeeze.form.to_dict(), **more})
+            self._save_part(self.device, INPUT, config.partition, folder / "head")
+            _save(self.device, squeeze.encoder, features, folder / "encoder")
+
+        encode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.encoder, features))
+        stage_keys = {"head": self._head_key(config.partition), "encode": encode, **packing}
+        return _ask(self.device, stage_keys, write)
+
+    def _ask_server(
+        self,
+        config: SplitConfig,
+        squeeze: Squeeze,
+        packing: StageKeys,
+        payload: bytes,
+        more: Mapping[str, object] = _NOTHING,
+    ) -> Stages:
         activations = [torch.zeros(1, *levels.shape) for levels in squeeze.form.tensors]
 
         def write(folder: Path) -> None:
-            manifest = _manifest(self.server, self._picture, {"wire": squeeze.form.to_dict()})
+            manifest = _manifest(self.server, self._picture, {"wire": squeeze.form.to_dict(), **more})
             folders.write_server(folder, manifest, payload=payload)
             self._save_part(self.server, config.partition, OUTPUT, folder / "tail")
-            _save(self.server, decoder, activations, folder / "decoder")
+            _save(self.server, squeeze.decoder, activations, folder / "decoder")
 
-        stage_keys = {
-            "unpack": StageKey(key=keys.packed),
-            "decode": StageKey(key=keys.squeezed, work=module_work(decoder, activations)),
-            "tail": self._tail_key(config.partition),
-        }
-        if config.lossless != "packed":
-            stage_keys["decompress"] = StageKey(key=keys.content(payload))
+        decode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.decoder, activations))
+        stage_keys = {**packing, "decode": decode, "tail": self._tail_key(config.partition)}
         return _ask(self.server, stage_keys, write)
 
     def all_on_device(self) -> Stages:
@@ -275,10 +294,17 @@ def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
     bottleneck.start_from(features)
     with torch.no_grad():
         activations = bottleneck.encoder(*features)
-    levels = tuple(LevelGrid(config.bits).levels(tuple(tensor.shape[1:])) for tensor in activations)
+    form = _form([tuple(tensor.shape[1:]) for tensor in activations], config.bits)
     bottleneck.eval()
-    form = wire.WireFormat(bits=config.bits, tensors=levels)
     return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form)
+
+
+def _of_width(form: wire.WireFormat, bits: int) -> wire.WireFormat:
+    return _form([levels.shape for levels in form.tensors], bits)
+
+
+def _form(shapes: Sequence[tuple[int, ...]], bits: int) -> wire.WireFormat:
+    return wire.WireFormat(bits=bits, tensors=tuple(LevelGrid(bits).levels(shape) for shape in shapes))
 
 
 def _manifest(machine: Machine, picture: PictureFormat, extra: Mapping[str, object]) -> dict[str, object]:

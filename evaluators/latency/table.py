@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evaluators.latency.runners import calmest, timed_calmly
-from evaluators.result import Timing
+from evaluators.result import Timing, stage_kind
 from evaluators.store import Store, StoreKey
 
 KIND = "timing"
@@ -39,19 +39,21 @@ class StageTable:
 
         Args:
             place: the machine with all that its speed depends on, JSON-ready.
-            stages: stage to what its latency depends on there; equal ones take equally long.
+            stages: stage to what its latency depends on there; two of one kind with equal ones take equally long.
             measure: times the stages it is given. What does not come out calm is timed again.
 
         Returns:
             Stage to timing; a stage that the folder does not have is absent.
         """
         known = {"format": FORMAT, "scope": self._scope, "place": dict(place)}
-        keys = {stage: StoreKey(KIND, {**known, "stage": stage, "key": key}) for stage, key in stages.items()}
+        keys = {
+            stage: StoreKey(KIND, {**known, "stage": stage_kind(stage), "key": key}) for stage, key in stages.items()
+        }
         digests = {stage: key.digest for stage, key in keys.items()}
+        missing = {digest: stage for stage, digest in digests.items() if digest not in self._known}
         # Every process takes them in the same order, so that no two wait for each other.
-        missing = sorted((stage for stage in stages if digests[stage] not in self._known), key=digests.__getitem__)
-        taken = _Taken(measure)
-        for stage, timing in self._found_or_made(missing, keys, taken).items():
+        ordered = [missing[digest] for digest in sorted(missing)]
+        for stage, timing in self._found_or_made(ordered, keys, _Taken(measure)).items():
             self._known[digests[stage]] = timing
         return {stage: self._known[digests[stage]] for stage in stages if digests[stage] in self._known}
 

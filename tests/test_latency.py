@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluators import machine_lock
-from evaluators.edge import circumstances
+from evaluators.edge import circumstances, measure
 from evaluators.edge.programs import PROGRAMS, stages
 from evaluators.folders import write_tool
 from evaluators.latency.links import LinkProfile, load_link
@@ -315,6 +315,19 @@ def test_what_is_no_network_is_priced_by_the_boards_interpreter(tmp_path, monkey
     assert "what is no network by 2 Python programs, error unknown" in machine.describe()["how"]
 
 
+def test_a_factor_that_was_timed_under_load_marks_all_it_prices(tmp_path, monkeypatch):
+    class Busy(CountingRunner):
+        def measure(self, folder, stages):
+            return {stage: timing(2.0, others=0.0 if stage in ("encode", "pack") else 0.5) for stage in stages}
+
+    machine = machine_for(modelled(tmp_path, monkeypatch), StageTable(Store(tmp_path / "store")), Busy())
+    encode = StageKey(key="stem", work=Work(layers=1))
+    found = machine.timings({"encode": encode, **stage_keys(pack="x")}, lambda: tmp_path)
+    for stage, caveat in (("encode", ""), ("pack", f"{NO_NETWORK}; ")):
+        why = "the timing of its factor: timed while other work took 50% of the processor"
+        assert found[stage].warning == caveat + why
+
+
 def test_factors_are_measured_once_for_all_networks(tmp_path, monkeypatch):
     runner = CountingRunner()
     profile = modelled(tmp_path, monkeypatch, f"interpreter: {PROGRAM_TIMES}\n")
@@ -516,6 +529,12 @@ def test_nothing_else_is_measured_or_trained_while_a_folder_is(tmp_path, monkeyp
     monkeypatch.setattr(machine_lock, "measuring", measuring)
     (tmp_path / "__main__.py").write_text("print('done')")
     assert LocalRunner().run(tmp_path, []) == "done\n" and running == ["alone", "over"]
+
+
+def test_statistics_keep_the_runs_and_survive_a_coarse_clock():
+    found = measure.statistics([2.0, 1.0, 4.0])
+    assert (found["p50_ms"], found["runs_ms"], found["repeats"]) == (2.0, [2.0, 1.0, 4.0], 3)
+    assert measure.statistics([0.0] * 10)["spread"] == 0.0
 
 
 # -- what else the machine did -----------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def statistics(times_ms: list[float]) -> dict:
     return {
         "p50_ms": float(median),
         "p90_ms": float(p90),
-        "spread": float((high - low) / median),
+        "spread": float((high - low) / median) if median else 0.0,
         "interval_ms": [float(ordered[first]), float(ordered[last])],
         "repeats": count,
         "runs_ms": [round(ms, 6) for ms in times_ms],

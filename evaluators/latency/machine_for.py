@@ -18,7 +18,7 @@ from evaluators.latency.profiles import LOCAL, Here, Interpreter, MachineProfile
 from evaluators.latency.runners import LocalRunner, Runner
 from evaluators.latency.ssh import SshRunner, SshTarget
 from evaluators.latency.table import StageTable
-from evaluators.result import StageKey
+from evaluators.result import StageKey, Timing
 from spaces.partition import INPUT, OUTPUT
 
 INTERPRETED = "modelled by one factor for interpreted code, error unknown"
@@ -88,14 +88,14 @@ def _scaled(
 def _by_network(here: Measuring, model: str, image_size: int, there_ms: float) -> Factor:
     here = replace(here, table=here.table.unscoped())
 
-    def time_here() -> list[float]:
+    def time_here() -> list[Timing]:
         stage_key = StageKey(key=f"{model} whole at {image_size} px")
         with tempfile.TemporaryDirectory(prefix="splitsearch-reference-") as scratch:
             folder = Path(scratch)
             timings = here.timings(
                 {"head": stage_key}, lambda: _folder(folder, model, image_size, here.profile.threads)
             )
-        return [timings["head"].p50_ms]
+        return [timings["head"]]
 
     return Factor(there_ms=[there_ms], time_here=time_here, words=f"the latency of {model} at {image_size} px")
 
@@ -103,12 +103,12 @@ def _by_network(here: Measuring, model: str, image_size: int, there_ms: float) -
 def _by_interpreter(here: Measuring, interpreter: Interpreter) -> Factor:
     here, names = replace(here, table=here.table.unscoped()), [each.program for each in interpreter]
 
-    def time_here() -> list[float]:
+    def time_here() -> list[Timing]:
         with tempfile.TemporaryDirectory(prefix="splitsearch-programs-") as scratch:
             folder = Path(scratch)
             stage_keys = {name: StageKey(key="program") for name in names}
             timings = here.timings(stage_keys, lambda: folders.write_tool(folder, "programs"))
-        return [timings[name].p50_ms for name in names]
+        return [timings[name] for name in names]
 
     return Factor(
         there_ms=[each.board_ms for each in interpreter],

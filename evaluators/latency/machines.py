@@ -101,13 +101,18 @@ class Factor:
     """
 
     there_ms: Sequence[float]
-    time_here: Callable[[], Sequence[float]]
+    time_here: Callable[[], Sequence[Timing]]
     words: str
 
     @functools.cached_property
+    def here(self) -> Sequence[Timing]:
+        """What they take here."""
+        return self.time_here()
+
+    @property
     def single(self) -> list[float]:
         """The factor by each of them."""
-        return [there / here for there, here in zip(self.there_ms, self.time_here(), strict=True)]
+        return [there / here.p50_ms for there, here in zip(self.there_ms, self.here, strict=True)]
 
     @property
     def value(self) -> float:
@@ -117,7 +122,13 @@ class Factor:
     @property
     def is_known(self) -> bool:
         """Whether it was needed so far."""
-        return "single" in vars(self)
+        return "here" in vars(self)
+
+    @property
+    def warning(self) -> str:
+        """Why not to trust it beyond what it is a figure of: how its own timings came out."""
+        said = dict.fromkeys(timing.warning for timing in self.here if timing.warning)
+        return f"the timing of its factor: {', '.join(said)}" if said else ""
 
     def __str__(self) -> str:
         if len(self.single) == 1:
@@ -150,10 +161,9 @@ class Scaled:
         return {stage: self._there(timing, stage_keys[stage]) for stage, timing in here.items()}
 
     def _there(self, timing: Timing, stage_key: StageKey) -> Timing:
-        if stage_key.work is None:
-            return timing.scaled(self.rest.value, self.caveat)
-        assert self.networks is not None, "nobody asks for networks here"
-        return timing.scaled(self.networks.value)
+        factor, caveat = (self.rest, self.caveat) if stage_key.work is None else (self.networks, "")
+        assert factor is not None, "nobody asks for networks here"
+        return timing.scaled(factor.value, "; ".join(filter(None, [caveat, factor.warning])))
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Machine`."""

@@ -104,7 +104,8 @@ def profile_of(
 
 
 def _row(timing: Timing) -> dict[str, Any]:
-    row = {name: value for name, value in timing.to_dict().items() if name not in ("source", "caveat") and value != 0}
-    for name in ("p50_ms", "p90_ms", "spread"):
+    row = timing.to_dict()
+    del row["source"], row["caveat"]
+    for name in ("p50_ms", "p90_ms", "spread", "others"):
         row[name] = float(f"{row[name]:.4g}")
     return row

@@ -152,10 +152,28 @@ def test_several_bit_widths_are_timed_in_one_run(split, tmp_path):
     payload = wire.encode(values, forms[0])
     folder = folders.write_server(tmp_path / "server", manifest | several, payload=payload)
     server = measure.server_stages(Server(folder))
-    assert list(device) == ["head", "encode", "pack b1", "pack b4"]
-    assert list(server) == ["unpack b1", "unpack b4", "decode", "tail"]
+    # Between two of a kind comes what comes there for each picture.
+    assert list(device) == ["head", "encode", "pack b1", "_head b4", "_encode b4", "pack b4"]
+    assert list(server) == ["unpack b1", "_tail b4", "unpack b4", "decode", "tail"]
+    assert device["_encode b4"] is device["encode"]
     for form in forms:
         assert device[f"pack b{form.bits}"]() == wire.encode(values, form)
         (found,) = server[f"unpack b{form.bits}"]()
         assert found.shape == (2, 4, 4)
     assert np.array_equal(server["unpack b1"]()[0], wire.decode(payload, forms[0])[0])
+
+
+def test_what_comes_between_is_run_and_not_reported():
+    now, ran = [0.0], []
+
+    def stage(name, seconds):
+        def run():
+            ran.append(name)
+            now[0] += seconds
+
+        return run
+
+    stages = {"pack b1": stage("b1", 0.002), "_encode b4": stage("between", 0.1), "pack b4": stage("b4", 0.003)}
+    found = measure.time_stages(stages, budget_s=0.5, clock=lambda: now[0])
+    assert {name: row["p50_ms"] for name, row in found.items()} == pytest.approx({"pack b1": 2.0, "pack b4": 3.0})
+    assert ran[:6] == ["b1", "between", "b4"] * 2

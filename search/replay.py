@@ -126,7 +126,8 @@ def read_changes(
 ) -> Changes:
     """Read what the command line asks for.
 
-    A machine known through a published latency needs that network timed here once; the time is kept in ``folder``.
+    A machine known through what some network or programs take there needs these timed here once; the times are kept in
+    ``folder``.
 
     Args:
         spec: of the study.

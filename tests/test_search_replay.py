@@ -9,6 +9,7 @@ import yaml
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import MachineProfile, load_machine
+from evaluators.latency.runners import LocalRunner
 from evaluators.latency.table import StageTable
 from evaluators.result import Evaluation, LatencyParts, Source, Sources, StageKey, Timing
 from evaluators.store import Store
@@ -121,6 +122,23 @@ def test_a_replay_finds_the_rows_of_its_study(tmp_path, study_dict):
     changes = read_changes(spec, was, tmp_path, device="local", server=None, link=None, rates=None)
     device = replace(changes.device, profile=profile, place=machine_for(profile, changes.device.table).place)
     assert again(device=device).evaluation.latency.head_ms == 30.0
+
+
+def test_a_modelled_board_needs_nothing_of_a_study_on_this_machine_but_two_programs(tmp_path, study_dict, monkeypatch):
+    """Networks by the fit; packing as it was timed here, times what the board's interpreter says."""
+    table_with(tmp_path, load_machine("local", "device"))
+    monkeypatch.setattr(
+        LocalRunner, "measure", lambda _, folder, stages: {each: Timing.single(2.0, Source.MEASURED) for each in stages}
+    )
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(study_dict))
+    spec, was = load_spec(str(tmp_path / "demo.yaml")), {"link": CAMERA.describe()}
+    board = read_changes(spec, was, tmp_path, device="raspberry_pi_4b", server=None, link=None, rates=None).device
+    keys = dict(evaluation().stage_keys) | {"encode": StageKey(key="encode key", work=Work(layers=1))}
+    found = again(Point(trial=0, evaluation=replace(evaluation(), stage_keys=keys)), device=board).evaluation
+    factor = (7.9216 / 2 * 341.868 / 2) ** 0.5
+    assert found.latency.pack_ms == pytest.approx(10 * STAGES["pack"] * factor)
+    assert found.latency.head_ms == pytest.approx(board.fitting.fit.predict_ms(keys["head"].work))
+    assert found.warnings == ["pack: modelled by one factor for interpreted code, error unknown"]
 
 
 def test_nothing_sent_needs_no_link():

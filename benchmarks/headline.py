@@ -32,16 +32,16 @@ from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import load_machine
-from evaluators.latency.record import untrained
-from evaluators.latency.stage_timer import Stages, StageTimer
+from evaluators.latency.stage_timer import Stages, StageTimer, untrained
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.settings import ModelSettings
+from evaluators.store import Store
 from spaces.config import SplitConfig
 
 RESULTS = Path(__file__).parent / "results"
-TABLES = Path("runs") / "benchmarks"  # timings of this machine, one file for each picture size
+TABLES = Path("runs") / "benchmarks"  # timings of this machine, one store for each picture size
 RATES = (1.0, 2.0, 5.0, 10.0)
 RTT_MS = 2.0
 MODEL, CLASSES = "torchvision/resnet50", 50
@@ -82,10 +82,10 @@ class ReplayResult:
 
     def cut(self, config: SplitConfig, accuracy: float = 0.0) -> Way:
         """A cut with packed payloads."""
-        candidate = untrained(self.split, config)
-        form = candidate.wire_format(config)
-        payload = wire.encode([np.zeros(levels.shape, np.float32) for levels in form.tensors], form)
-        return Way(config.label, self.watch.split(config, candidate, payload), len(payload), accuracy)
+        squeeze = untrained(self.split, config)
+        activations = [np.zeros(levels.shape, np.float32) for levels in squeeze.form.tensors]
+        payload = wire.encode(activations, squeeze.form)
+        return Way(config.label, self.watch.split(config, squeeze, payload), len(payload), accuracy)
 
     def picture(self, quality: int | None, payload_bytes: float, accuracy: float = 0.0) -> Way:
         """The picture itself, raw or as JPEG."""
@@ -214,7 +214,7 @@ the convolutional stem is 2.33 times as fast as the server-only solution and 1.8
 
 def main() -> None:
     """Compute the tables and write them down."""
-    large, small = (StageTable(TABLES / f"headline-{size}.json") for size in (224, 64))
+    large, small = (StageTable(Store(TABLES / f"headline-{size}")) for size in (224, 64))
     sections = {
         "Recorded: Raspberry Pi 4 with TensorFlow": headline(large, "raspberry_pi_4b_resnet50"),
         "Modelled: Raspberry Pi 4 with ncnn": headline(large, "raspberry_pi_4b"),

@@ -19,6 +19,7 @@ from evaluators.latency.links import load_link
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import load_machine
 from evaluators.latency.table import StageTable
+from evaluators.store import Store
 from search import replay, spec, study
 from spaces.config import SplitConfig
 
@@ -59,7 +60,7 @@ def main() -> None:
         (folder / "board.yaml").write_text(BOARD.format(rows=POINTS))
         loaded = spec.load_spec(str(folder / "many.yaml"))
         fill(loaded, folder)
-        device = machine_for(load_machine(str(folder / "board.yaml"), "device"), StageTable(folder / "none.json"))
+        device = machine_for(load_machine(str(folder / "board.yaml"), "device"), StageTable(Store(folder / "none")))
         links = tuple(load_link(f"rate_{rate}_mb_per_s") for rate in (1, 2, 5, 10))
         results = {
             "another link": replay.Changes(links=links[:1]),

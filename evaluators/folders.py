@@ -22,6 +22,13 @@ from edge.main import {side}
 sys.exit({side}(Path(__file__).resolve().parent))
 '''
 
+_TOOL = """import sys
+
+from edge.{module} import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def write_device(folder: Path, manifest: dict[str, Any], sample: np.ndarray) -> Path:
     """Make a device folder that lacks only its models, ``head.onnx`` and ``encoder.onnx``.
@@ -51,12 +58,25 @@ def write_server(
     return folder
 
 
+def write_tool(folder: Path, module: str) -> Path:
+    """Make a folder that runs one of the room's own command lines: ``programs`` or ``probe``; made if absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__main__.py").write_text(
+        f"import sys\n\nfrom edge.{module} import main\n\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    return _with_edge(folder)
+
+
 def _write(folder: Path, side: str, manifest: dict[str, Any], sample: np.ndarray | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{side}.json").write_text(json.dumps({"format": halves.FORMAT, **manifest}) + "\n")
     (folder / "__main__.py").write_text(_LAUNCHER.format(side=side))
-    source = Path(edge.__file__).parent
-    shutil.copytree(source, folder / "edge", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     if sample is not None:
         np.save(folder / "sample.npy", sample)
+    return _with_edge(folder)
+
+
+def _with_edge(folder: Path) -> Path:
+    source = Path(edge.__file__).parent
+    shutil.copytree(source, folder / "edge", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     return folder

@@ -10,7 +10,9 @@ from typing import Any
 from spaces.config import SplitConfig
 from spaces.work import Work
 
-MOST_SPREAD = 0.25  # of a timing that is not marked as doubtful
+MOST_SPREAD = 0.10  # of a timing that is not marked as doubtful
+WIDE_SPREAD = 0.25  # of one that is marked more strongly
+MOST_OTHERS = 0.10  # of the processor's time, taken by other work, of a timing that is not marked
 
 
 class Source(StrEnum):
@@ -49,7 +51,10 @@ class Timing:
         spread: interquartile range over median.
         repeats: number of runs; 0 where nobody noted it, or where nothing ran.
         throttling: what slowed the machine down meanwhile, by name.
+        others: share of the processor's time that other work took meanwhile, 0 to 1; 0 where nobody noted it.
+        caveat: why a modelled number may be far off, in words; empty where its error is known.
         source: how the numbers came about.
+        runs_ms: every run that counts, in order; empty where nobody kept them. Left out of :meth:`to_dict`.
     """
 
     p50_ms: float
@@ -57,7 +62,10 @@ class Timing:
     spread: float
     repeats: int
     throttling: tuple[str, ...] = ()
+    others: float = 0.0
+    caveat: str = ""
     source: Source = Source.MEASURED
+    runs_ms: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def single(cls, ms: float, source: Source) -> Timing:
@@ -65,25 +73,50 @@ class Timing:
         return cls(p50_ms=ms, p90_ms=ms, spread=0.0, repeats=0, source=source)
 
     @property
+    def is_calm(self) -> bool:
+        """Whether neither slowing down nor other work nor its own spread speaks against it."""
+        return not self.throttling and self.others <= MOST_OTHERS and self.spread <= MOST_SPREAD
+
+    @property
     def warning(self) -> str:
         """Why not to trust it, empty if nothing speaks against it."""
+        said = []
         if self.throttling:
-            return f"timed while slowed down ({', '.join(self.throttling)})"
-        return f"spread {self.spread:.0%}" if self.spread > MOST_SPREAD else ""
+            said.append(f"timed while slowed down ({', '.join(self.throttling)})")
+        if self.others > MOST_OTHERS:
+            said.append(f"timed while other work took {self.others:.0%} of the processor")
+        if self.spread > MOST_SPREAD:
+            said.append(f"spread {self.spread:.0%}{', not to be relied on' if self.spread > WIDE_SPREAD else ''}")
+        return "; ".join([*said, *filter(None, [self.caveat])])
 
-    def scaled(self, factor: float) -> Timing:
+    def scaled(self, factor: float, caveat: str = "") -> Timing:
         """On a machine that takes ``factor`` times as long, which makes it a modelled number."""
-        return replace(self, p50_ms=self.p50_ms * factor, p90_ms=self.p90_ms * factor, source=Source.MODELLED)
+        return replace(
+            self,
+            p50_ms=self.p50_ms * factor,
+            p90_ms=self.p90_ms * factor,
+            runs_ms=(),
+            caveat=caveat,
+            source=Source.MODELLED,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**asdict(self), "throttling": list(self.throttling), "source": str(self.source)}
+        """JSON-ready, the single runs left out."""
+        data = {**asdict(self), "throttling": list(self.throttling), "source": str(self.source)}
+        del data["runs_ms"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Timing:
         """The inverse of :meth:`to_dict`."""
         source = Source(data.get("source", Source.MEASURED))  # tables of earlier versions held nothing else
-        return cls(**{**data, "throttling": tuple(data["throttling"]), "source": source})
+        runs_ms = tuple(data.get("runs_ms", ()))
+        return cls(**{**data, "throttling": tuple(data["throttling"]), "source": source, "runs_ms": runs_ms})
+
+
+def stage_kind(stage: str) -> str:
+    """``compress`` of ``compress webp 50``, as stages are called where several of a kind are timed in one go."""
+    return stage.partition(" ")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import NotRecorded
 from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
 from evaluators.latency.runners import Runner
-from evaluators.latency.stage_timer import Stages, StageTimer
+from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.detector import has_one_to_one_head
@@ -199,7 +199,9 @@ class SplitEvaluator(Evaluator):
         candidate = self._candidate(config, budget, seed)
         with infeasible_if_it_breaks(), machine_lock.training():
             score = candidate.score(config, self._feature_cache, split)
-        stages = self._stage_timer.split(config, candidate, score.sample)
+        bottleneck, form = candidate.bottleneck, candidate.wire_format(config)
+        squeeze = Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form)
+        stages = self._stage_timer.split(config, squeeze, score.sample)
         point = self._split.tap(config.partition).point
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.bottleneck_channels),
@@ -302,7 +304,7 @@ class SplitEvaluator(Evaluator):
 
     @functools.cached_property
     def _table(self) -> StageTable:
-        return StageTable(self._folder / "latency.json")
+        return StageTable(Store(self._folder / "store"))
 
     @functools.cached_property
     def _link(self) -> LinkProfile:
@@ -312,7 +314,7 @@ class SplitEvaluator(Evaluator):
         # In the study's own folder: a link of today says nothing to another study tomorrow.
         ends = {"device": self._settings.device.name, "server": self._settings.server.name}
         found = Store(self._folder / "link").value(
-            StoreKey("link", ends), lambda: measure_link(self._settings.device).to_dict()
+            StoreKey("link", ends), lambda: measure_link(self._settings.device, self._settings.server).to_dict()
         )
         return LinkProfile.from_dict(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ class Asked:
 def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], None]) -> Path:
     """Time heads, tails and bottlenecks there and write the profile; returns its file.
 
-    What was timed is kept in the file's ``.timings.json`` until the profile is whole, so that a second call goes on
-    where a first one broke off.
+    What was timed is kept in the folder ``.timings`` beside the file until the profile is whole, so that a second call
+    goes on where a first one broke off.
 
     Raises:
         SpecError: a target, study or network that cannot be right.
@@ -56,6 +57,7 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     from evaluators.latency.table import StageTable
     from evaluators.models.cut import SplitModel
     from evaluators.models.load import build
+    from evaluators.store import Store
 
     profile, spec = _profile(asked), load_spec(asked.study) if asked.study else None
     settings = spec.model if spec else ModelSettings(name=asked.model, num_classes=_CLASSES)
@@ -64,12 +66,12 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     target = output or OWN_FOLDER / "devices" / f"{name}.yaml"
     split = SplitModel(build(settings).network, size)
     scope = record.Scope(role=asked.role, **_squeezes(spec, split))
-    unfinished = target.with_suffix(".timings.json")
-    machine = machine_for(profile, StageTable(unfinished))
+    unfinished = target.with_suffix(".timings")
+    machine = machine_for(profile, StageTable(Store(unfinished), {"model": settings.name, "image_size": size}))
     assert isinstance(machine, Measuring)
     timed = record.record(split, machine, scope, progress)
     _write(target, record.profile_of(name, settings.name, size, machine, timed, datetime.date.today()))
-    unfinished.unlink(missing_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 

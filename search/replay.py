@@ -10,12 +10,13 @@ from typing import Any
 import optuna
 
 from evaluators.latency.compose import sources_of
-from evaluators.latency.links import LinkProfile, load_link
+from evaluators.latency.links import LinkProfile, described_link, load_link
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import load_machine
 from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
+from evaluators.store import Store
 from search.front import Point, pareto_front
 from search.spec import Constraints, StudySpec
 from search.study import baseline_points, environment, trial_points
@@ -125,7 +126,8 @@ def read_changes(
 ) -> Changes:
     """Read what the command line asks for.
 
-    A machine known through a published latency needs that network timed here once; the time is kept in ``folder``.
+    A machine known through what some network or programs take there needs these timed here once; the times are kept in
+    ``folder``.
 
     Args:
         spec: of the study.
@@ -136,7 +138,7 @@ def read_changes(
     Raises:
         SpecError: a profile, link or rate that cannot be right.
     """
-    table = StageTable(folder / "latency.json")
+    table = StageTable(Store(folder / "store"), was.get("timing_scope"))
 
     def machine(name: str | None, key: str) -> Machine | None:
         if not name:
@@ -148,10 +150,8 @@ def read_changes(
     base = _read_link(link) if link else None
     links: tuple[LinkProfile | None, ...] = (base,)
     if rates:
-        rtt_ms = base.rtt_ms if base else was["link"]["rtt_ms"]
-        links = tuple(
-            load_link({"rate_mb_per_s": _number(rate, "--rates"), "rtt_ms": rtt_ms}) for rate in rates.split(",")
-        )
+        base = base or described_link(was["link"])
+        links = tuple(_at_rate(base, rate) for rate in rates.split(","))
     return Changes(device=machine(device, "--device"), server=machine(server, "--server"), links=links)
 
 
@@ -176,6 +176,13 @@ def _read_link(text: str) -> LinkProfile:
     if not colon:
         return load_link(text)
     return load_link({"rate_mb_per_s": _number(rate, "--link"), "rtt_ms": _number(rtt, "--link")})
+
+
+def _at_rate(base: LinkProfile, rate: str) -> LinkProfile:
+    try:
+        return base.at_rate(_number(rate, "--rates"))
+    except SpecError as error:
+        raise SpecError("--rates", rate, error.allowed) from None
 
 
 def _number(text: str, key: str) -> float:

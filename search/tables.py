@@ -9,12 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
-from evaluators.result import MOST_SPREAD, Evaluation, LatencyParts
+from evaluators.result import MOST_OTHERS, MOST_SPREAD, Evaluation, LatencyParts
 from search.front import Point
 from spaces.partition import Choice
 
 _PLACES = ("device", "server", "link")
-DOUBTFUL = f"* a stage was timed while the machine was slowed down, or with a spread over {MOST_SPREAD:.0%}"
+DOUBTFUL = (
+    f"* a stage was timed with a spread over {MOST_SPREAD:.0%}, or while the machine was slowed down or had other work "
+    f"(over {MOST_OTHERS:.0%}), or is modelled with an unknown error"
+)
 
 
 def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Point | None, title: str) -> Table:

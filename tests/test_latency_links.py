@@ -10,9 +10,13 @@ import pytest
 import yaml
 
 import evaluators.edge.probe as probing
+from evaluators import machine_lock
 from evaluators.edge.probe import ProbeError, main, probe, serve
+from evaluators.latency import link_probe
+from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile, load_link, measured_link
 from evaluators.latency.profile_files import SHIPPED, profile_names
+from evaluators.latency.profiles import load_machine
 from evaluators.result import Source
 from spaces.errors import MeasurementError, SpecError
 
@@ -102,13 +106,82 @@ def test_what_is_no_probe(broken):
         measured_link(broken, "garage")
 
 
-# -- the probe, over loopback ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def short(monkeypatch):
     """Enough to see that it works."""
     monkeypatch.setattr(probing, "WARMUP_S", 0.05)
+
+
+# -- between the right two ends ----------------------------------------------------------------------------------------
+
+
+HERE, CAMERA, SERVER = (load_machine(name, "device") for name in ("local", "ssh://pi@camera", "ssh://rack"))
+BOARD = load_machine("raspberry_pi_4b", "device")
+
+
+class FakeSsh:
+    """A machine over SSH that answers at once and remembers what it was asked to run."""
+
+    def __init__(self, target, asked):
+        self.target, self.asked = target, asked
+
+    def run(self, folder, arguments):
+        self.asked.append((self.target.host, *arguments[:2]))
+        return json.dumps(PROBED) if arguments[0] == "probe" else "listening on port 1"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(link_probe, "SshRunner", lambda target: FakeSsh(target, asked))
+    return asked
+
+
+def test_a_camera_sends_to_the_server_and_not_to_here(asked):
+    assert measure_link(CAMERA, SERVER).name == "ssh://pi@camera to ssh://rack"
+    (port,) = {arguments[1].rpartition(":")[2] for _, *arguments in asked if arguments[0] == "probe"}
+    assert ("camera", "probe", f"rack:{port}") in asked and ("rack", "serve", "--port") in asked
+
+
+@pytest.mark.parametrize("server", [None, HERE])
+def test_a_camera_sends_to_here_where_the_server_is(asked, server):
+    assert measure_link(CAMERA, server).name.startswith("ssh://pi@camera to ")
+    ((host, command, address),) = asked
+    assert (host, command) == ("camera", "probe") and address.startswith(":")
+
+
+@pytest.mark.parametrize(
+    ("device", "server", "message"),
+    [
+        (BOARD, HERE, "raspberry_pi_4b is a profile; give a rate"),
+        (CAMERA, BOARD, "raspberry_pi_4b is a profile; give a rate"),
+        (CAMERA, CAMERA, "device and server are the same machine, ssh://pi@camera; give a rate"),
+    ],
+)
+def test_ends_that_are_not_at_hand(asked, device, server, message):
+    with pytest.raises(SpecError, match=message):
+        measure_link(device, server)
+    assert not asked
+
+
+def test_nobody_else_measures_or_trains_here_while_a_camera_sends(asked, monkeypatch):
+    @contextlib.contextmanager
+    def measuring():
+        asked.append("alone")
+        yield
+        asked.append("over")
+
+    monkeypatch.setattr(machine_lock, "measuring", measuring)
+    measure_link(CAMERA)
+    assert (asked[0], asked[1][:2], asked[2]) == ("alone", ("camera", "probe"), "over")
+
+
+def test_a_device_whose_networks_run_on_torch_has_a_link_too(short):
+    found = measure_link(load_machine({"name": "local", "runtime": "torch"}, "device"), HERE)
+    assert found.rate_mb_per_s > 0 and found.origin is Source.MEASURED
+
+
+# -- the probe, over loopback ------------------------------------------------------------------------------------------
 
 
 class Server(threading.Thread):
@@ -145,8 +218,8 @@ def answering(transfer):
             while (request := probing._receive(connection, 13))[4] == probing._PING:
                 connection.sendall(request)
             connection.sendall(transfer)
-            connection.shutdown(socket.SHUT_WR)
-            with pytest.raises(ConnectionError):  # the probe drops what it has not sent
+            with contextlib.suppress(OSError):  # the probe drops what it has not sent, and may be gone already
+                connection.shutdown(socket.SHUT_WR)
                 while connection.recv(1 << 16):
                     pass
 

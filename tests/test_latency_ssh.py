@@ -27,6 +27,8 @@ from evaluators import folders
 from evaluators.edge.picture import PictureFormat
 from evaluators.edge.wire import TensorLevels, WireFormat
 from evaluators.latency import remote_agent, ssh
+from evaluators.latency.link_probe import measure_link
+from evaluators.latency.profiles import MachineProfile
 from evaluators.latency.ssh import SshRunner, SshTarget
 from spaces.errors import MeasurementError, SpecError
 
@@ -233,6 +235,18 @@ def test_a_cache_without_hard_links_copies(server, make_folder, change_far_side)
         "os.link(", "os.no_links_here(", "import os\n", "import os\nos.no_links_here = lambda *_: os.mkdir('/')\n"
     )
     assert SshRunner(server.target()).measure(make_folder(), ["head"])["head"].p50_ms == 1.0
+
+
+def test_the_link_to_a_server_over_ssh_ends_there(server):
+    """This machine sends, and the probe that listens runs on the far side."""
+    far = MachineProfile(name="rack", how=server.target(), threads=1)
+    found = measure_link(MachineProfile(name="local", threads=1), far)
+    assert found.rate_mb_per_s > 0 and found.rtt_ms > 0 and found.name == "local to rack"
+
+
+def test_an_address_is_what_ssh_makes_of_a_name(tmp_path):
+    assert SshTarget(host="nowhere.invalid").address() == "nowhere.invalid"
+    assert SshTarget(host="127.0.0.1", user="pi", port=2222).address() == "127.0.0.1"
 
 
 # One at a time

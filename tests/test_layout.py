@@ -32,6 +32,12 @@ def test_imports_point_one_way(path):
     assert not imported(path) & FORBIDDEN[room]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "evaluators" / "latency").glob("*.py")), ids=lambda path: path.name)
+def test_latency_knows_nothing_of_training(path):
+    modules = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in modules if module and module.startswith("evaluators.training")]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "evaluators" / "edge").glob("*.py")), ids=lambda path: path.name)
 def test_edge_needs_only_what_a_device_has(path):
     assert imported(path) <= EDGE_MAY_IMPORT

@@ -121,9 +121,9 @@ def test_doubtful_timings_are_marked_wherever_they_appear():
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(front_table([good, bad], [], None, "front"))
     text = console.export_text()
-    assert "2.00*" in text and "1.00*" not in text and "spread over 25%" in text
+    assert "2.00*" in text and "1.00*" not in text and "spread over 10%" in text
     rows = list(csv.DictReader(io.StringIO(to_csv([good, bad], []))))
-    assert [row["warnings"] for row in rows] == ["", "tail: spread 40%"]
+    assert [row["warnings"] for row in rows] == ["", "tail: spread 40%, not to be relied on"]
     assert "tail: spread 40%" in hover(bad) and "doubtful" not in hover(good)
 
 

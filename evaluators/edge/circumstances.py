@@ -20,6 +20,8 @@ import PIL
 _PI_FLAGS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 _SINCE_BOOT = 16
 _TIMEOUT_S = 5.0
+# Of a line of /proc/stat: user, nice, system, irq, softirq, steal (proc(5)). Idle and iowait are no work.
+_BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
 
 
 def machine() -> dict:
@@ -61,6 +63,43 @@ def throttling_between(before: dict, after: dict) -> list:
     if (after["throttle_count"] or 0) > (before["throttle_count"] or 0):
         found.add("throttled")
     return sorted(found)
+
+
+def processor_times() -> Optional[dict]:
+    """Seconds that this machine's processor has worked so far, for :func:`others_share`; None where it does not tell.
+
+    Returns:
+        ``busy_s``: of the cores that this process may run on, for whomever they worked, a virtual machine's host
+        included; ``own_s``: for this process and those that it started and that have ended; ``cores``: their number.
+    """
+    cores = _cores()
+    rows = [line.split() for line in (_read("/proc/stat") or "").splitlines()]
+    times = [row[1:] for row in rows if row and row[0] in {f"cpu{core}" for core in cores}]
+    try:
+        ticks = sum(int(row[column]) for row in times for column in _BUSY_COLUMNS)
+        busy_s = ticks / os.sysconf("SC_CLK_TCK")
+    except (ValueError, IndexError, OSError):
+        return None
+    return {"busy_s": busy_s, "own_s": sum(os.times()[:4]), "cores": len(times)} if times else None
+
+
+def others_share(before: Optional[dict], after: Optional[dict], seconds: float) -> Optional[float]:
+    """Share of the processor's time that others took between two :func:`processor_times`, 0 to 1; None if not known.
+
+    Args:
+        before, after: what it returned.
+        seconds: that passed between them.
+    """
+    if not before or not after or seconds <= 0:
+        return None
+    others_s = (after["busy_s"] - before["busy_s"]) - (after["own_s"] - before["own_s"])
+    return min(max(others_s / (seconds * after["cores"]), 0.0), 1.0)
+
+
+def _cores() -> list:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _flags(word: Optional[int], first: int) -> list:

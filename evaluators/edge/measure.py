@@ -10,6 +10,8 @@ Inside a timed stage: what has to happen for each picture. Outside: loading mode
              unpack      check the header, unpack, dequantize; normalise the picture for a server-only folder
              decode      run the decoder
              tail        run the tail
+
+A folder may ask for several bit-widths in one go: stages ``pack b1``, ``pack b4``.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def time_stages(
     Runs go on until the median of every stage is known to within 2 % either way (95 % confidence), or the budget ends.
 
     Args:
-        stages: in order, each ready to be called.
+        stages: in order, each ready to be called. Those whose names begin with an underscore are run as well, and not
+            reported.
         budget_s: seconds for all of them together, at most; there are at least ten runs whatever it is.
         clock: seconds.
 
@@ -56,11 +59,12 @@ def time_stages(
         _run_once(stages, clock)
         if clock() - start >= WARMUP_S:
             break
-    times: dict[str, list[float]] = {name: [] for name in stages}
+    times: dict[str, list[float]] = {name: [] for name in stages if not name.startswith("_")}
     start, look_at = clock(), LEAST_REPEATS
     while True:
-        for name, ms in _run_once(stages, clock).items():
-            times[name].append(ms)
+        found = _run_once(stages, clock)
+        for name, runs in times.items():
+            runs.append(found[name])
         done = len(next(iter(times.values())))
         if done >= LEAST_REPEATS and clock() - start >= budget_s:
             break
@@ -86,7 +90,7 @@ def statistics(times_ms: list[float]) -> dict:
 
     Returns:
         ``p50_ms`` and ``p90_ms``; ``spread``: interquartile range over median; ``interval_ms``: of the median, 95 %
-        confidence, from the binomial distribution of ranks; ``repeats``.
+        confidence, from the binomial distribution of ranks; ``repeats``; ``runs_ms``: the runs themselves, in order.
     """
     ordered = np.sort(times_ms)
     count = len(ordered)
@@ -96,9 +100,10 @@ def statistics(times_ms: list[float]) -> dict:
     return {
         "p50_ms": float(median),
         "p90_ms": float(p90),
-        "spread": float((high - low) / median),
+        "spread": float((high - low) / median) if median else 0.0,
         "interval_ms": [float(ordered[first]), float(ordered[last])],
         "repeats": count,
+        "runs_ms": [round(ms, 6) for ms in times_ms],
     }
 
 
@@ -121,10 +126,28 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
         activations = half.activations(features)
         packed = wires.pack_tensors(activations, wire)
         stages["encode"] = lambda: half.activations(features)
-        stages["pack"] = lambda: wires.frame(wires.pack_tensors(activations, wire), wire)
+        for number, (ending, form) in enumerate(_forms(half, wire).items()):
+            if number:  # another picture: packing right after packing is faster than after a network
+                stages[f"_head{ending}"], stages[f"_encode{ending}"] = stages["head"], stages["encode"]
+            stages[f"pack{ending}"] = functools.partial(_pack, activations, form)
         if wire.coder != "packed":
             stages["compress"] = lambda: wires.compress(packed, wire)
     return stages
+
+
+def _forms(half: halves.Half, wire: wires.WireFormat) -> dict[str, wires.WireFormat]:
+    """What packing is timed with, by what is added to the stages' names: the folder's own format, or several."""
+    forms = [wires.WireFormat.from_dict(each) for each in half.manifest.get("timed_wires", ())]
+    return {f" b{form.bits}": form for form in forms} or {"": wire}
+
+
+def _pack(activations: list[np.ndarray], wire: wires.WireFormat) -> bytes:
+    return wires.frame(wires.pack_tensors(activations, wire), wire)
+
+
+def _unpack(payload: bytes, packed: bytes, wire: wires.WireFormat) -> list[np.ndarray]:
+    wires.unframe(payload, wire)
+    return wires.unpack_tensors(packed, wire)
 
 
 def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
@@ -140,11 +163,15 @@ def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     activations = [tensor[None] for tensor in wires.decode(payload, wire)]
     features = half.run("decoder", activations)
     body = wires.unframe(payload, wire)
-    packed = wires.decompress(body, wire)
     stages: dict[str, Callable[[], object]] = {}
     if wire.coder != "packed":
         stages["decompress"] = lambda: wires.decompress(body, wire)
-    stages["unpack"] = lambda: (wires.unframe(payload, wire), wires.unpack_tensors(packed, wire))
+    for number, (ending, form) in enumerate(_forms(half, wire).items()):
+        if number:
+            stages[f"_tail{ending}"] = functools.partial(half.run, "tail", features)
+        sent = payload if form is wire else wires.encode([tensor[0] for tensor in activations], form)
+        arrived = wires.decompress(wires.unframe(sent, form), form)
+        stages[f"unpack{ending}"] = functools.partial(_unpack, sent, arrived, form)
     stages["decode"] = lambda: half.run("decoder", activations)
     stages["tail"] = lambda: half.run("tail", features)
     return stages
@@ -179,9 +206,7 @@ def measure(
         device_half, server_half: what opens the folder; others than the usual ones run it with another library.
 
     Returns:
-        ``{"format": 2, "machine": {...}, "threads": int, "before": {...}, "after": {...}, "throttling": [...],
-        "stages": {stage: statistics}}``: states of the machine as in :func:`.circumstances.state`, what slowed it down
-        in between, and statistics as in :func:`statistics`.
+        What :func:`timed` returns, and ``threads``.
     """
     folder = Path(folder)
     half: halves.Half
@@ -191,15 +216,31 @@ def measure(
     else:
         half = server_half(folder)
         stages = server_stages(half)
+    found = timed(stages, budget_s)
+    rows = {name: row for name, row in found["stages"].items() if only is None or name in only}
+    return {**found, "threads": half.manifest["threads"], "stages": rows}
+
+
+def timed(stages: dict[str, Callable[[], object]], budget_s: float = BUDGET_S) -> dict:
+    """Time stages, and say on which machine and what else went on there.
+
+    Returns:
+        ``{"format": 3, "machine": {...}, "before": {...}, "after": {...}, "throttling": [...], "others": float,
+        "stages": {stage: statistics}}``: states of the machine as in :func:`.circumstances.state`, what slowed it down
+        in between, which share of the processor's time other work took meanwhile (None where it does not tell), and
+        statistics as in :func:`statistics`.
+    """
     before = circumstances.state()
-    timed = {name: row for name, row in time_stages(stages, budget_s).items() if only is None or name in only}
+    start, work_before = time.perf_counter(), circumstances.processor_times()
+    rows = time_stages(stages, budget_s)
+    work_after, seconds = circumstances.processor_times(), time.perf_counter() - start
     after = circumstances.state()
     return {
-        "format": 2,
+        "format": 3,
         "machine": circumstances.machine(),
-        "threads": half.manifest["threads"],
         "before": before,
         "after": after,
         "throttling": circumstances.throttling_between(before, after),
-        "stages": timed,
+        "others": circumstances.others_share(work_before, work_after, seconds),
+        "stages": rows,
     }

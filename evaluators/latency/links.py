@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,21 @@ class LinkProfile:
         """How long the payload occupies the link."""
         return payload_bytes / (self.rate_mb_per_s * 1000.0)
 
+    def at_rate(self, rate_mb_per_s: float) -> LinkProfile:
+        """The same link at another rate: round trip and jitter stay, and where they come from; the rate is given.
+
+        Raises:
+            SpecError: no rate above 0.
+        """
+        of = self.source or self.label
+        return replace(
+            self,
+            rate_mb_per_s=rate_mb_per_s,
+            name=f"{self.name} at {rate_mb_per_s:g} MB/s" if self.name else "",
+            source=f"the rate is given; round trip and jitter ({self.origin}): {of}",
+            origin=Source.MODELLED,
+        )
+
     @property
     def label(self) -> str:
         """For people: ``2 MB/s, 2 ms round trip``, and ``+-0.5 ms`` where there is jitter."""
@@ -89,6 +104,14 @@ class LinkProfile:
     def from_dict(cls, data: Mapping[str, Any]) -> LinkProfile:
         """The inverse of :meth:`to_dict`."""
         return cls(**{**data, "origin": Source(data["origin"])})
+
+
+def described_link(data: Mapping[str, Any]) -> LinkProfile:
+    """The link of a study's environment, see :meth:`LinkProfile.describe`; of earlier versions too."""
+    numbers = {key: data[key] for key in _NUMBERS if key in data}
+    link = LinkProfile(**numbers, source=data.get("reference") or "", origin=Source(data.get("source", "modelled")))
+    name = data.get("name") or ""
+    return link if name == link.label else replace(link, name=name)
 
 
 def load_link(value: Any) -> LinkProfile:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evaluators import folders
-from evaluators.latency.machines import Fitted, Machine, Measuring, Recorded, Scaled
-from evaluators.latency.profiles import LOCAL, Here, MachineProfile, Recording, Reference, Scaling
+from evaluators.edge import circumstances
+from evaluators.latency.machines import Factor, Fitted, Machine, Measuring, Recorded, Scaled
+from evaluators.latency.profiles import LOCAL, Here, Interpreter, MachineProfile, Recording, Scaling
 from evaluators.latency.runners import LocalRunner, Runner
 from evaluators.latency.ssh import SshRunner, SshTarget
 from evaluators.latency.table import StageTable
-from evaluators.result import StageKey
+from evaluators.result import StageKey, Timing
 from spaces.partition import INPUT, OUTPUT
+
+INTERPRETED = "modelled by one factor for interpreted code, error unknown"
+NO_NETWORK = "modelled by a network's factor although it is none, error unknown"
 
 
 def machine_for(profile: MachineProfile, table: StageTable, runner: Runner | None = None) -> Machine:
@@ -27,18 +35,13 @@ def machine_for(profile: MachineProfile, table: StageTable, runner: Runner | Non
     """
     how = profile.how
     if isinstance(how, Here | SshTarget):
-        return Measuring(profile=profile, runner=runner or runner_for(how), table=table, place=_place(profile, how))
-    here = Measuring(
-        profile=MachineProfile(name=LOCAL, threads=profile.threads),
-        runner=runner or LocalRunner(),
-        table=table,
-        place=_place(profile, Here()),
-    )
+        return _measuring(profile, how, runner or runner_for(how), table)
+    this = MachineProfile(name=LOCAL, threads=profile.threads)
+    here = _measuring(this, Here(), runner or LocalRunner(), table)
     if isinstance(how, Recording):
-        networks = _scaled(profile, here, how.model, how.image_size, how.whole_ms) if how.whole_ms else None
-        rest = _by_reference(profile, here, how.reference) if how.reference else networks
-        return Recorded(profile=profile, recording=how, networks=networks, rest=rest)
-    scaled = _by_reference(profile, here, how.reference)
+        return Recorded(profile=profile, recording=how, rest=_beside_recording(profile, here, how))
+    networks = _by_network(here, how.reference.model, how.reference.image_size, how.reference.latency_ms)
+    scaled = _scaled(profile, here, networks, networks, how.interpreter)
     return scaled if isinstance(how, Scaling) else Fitted(profile=profile, fitting=how, rest=scaled)
 
 
@@ -49,26 +52,69 @@ def runner_for(how: Here | SshTarget) -> Runner:
     return LocalRunner(("-m", "evaluators.latency.torch_half")) if how.runtime == "torch" else LocalRunner()
 
 
-def _place(profile: MachineProfile, how: Here | SshTarget) -> str:
-    threads = f"{profile.threads} threads" if profile.threads else "a thread for each core"
+def _measuring(profile: MachineProfile, how: Here | SshTarget, runner: Runner, table: StageTable) -> Measuring:
+    words = f"{profile.threads} threads" if profile.threads else "a thread for each core"
     if isinstance(how, SshTarget):
-        return f"{how.label}, {threads}"
-    return " ".join([threads, *(word for word in (how.runtime, how.provider) if word not in ("onnxruntime", "cpu"))])
+        # What runs there is only known when it has answered; a table is also read without the device.
+        place: dict[str, Any] = {"target": how.label, "python": how.python, "threads": profile.threads}
+        return Measuring(profile=profile, runner=runner, table=table, place=place, words=f"{how.label}, {words}")
+    place = {"host": platform.node(), "threads": profile.threads, "runtime": how.runtime, "provider": how.provider}
+    place |= {"machine": circumstances.machine()}
+    if how.runtime == "torch":
+        place |= {"torch": metadata.version("torch")}
+    said = " ".join([words, *(word for word in (how.runtime, how.provider) if word not in ("onnxruntime", "cpu"))])
+    return Measuring(profile=profile, runner=runner, table=table, place=place, words=said)
 
 
-def _by_reference(profile: MachineProfile, here: Measuring, reference: Reference) -> Scaled:
-    return _scaled(profile, here, reference.model, reference.image_size, reference.latency_ms)
+def _beside_recording(profile: MachineProfile, here: Measuring, how: Recording) -> Scaled | None:
+    """What answers for stages that a recording lacks; None where nothing is known that could."""
+    networks = _by_network(here, how.model, how.image_size, how.whole_ms) if how.whole_ms else None
+    other = how.reference and _by_network(here, how.reference.model, how.reference.image_size, how.reference.latency_ms)
+    if not (how.interpreter or other or networks):
+        return None
+    return _scaled(profile, here, networks, other or networks, how.interpreter)
 
 
-def _scaled(profile: MachineProfile, here: Measuring, model: str, image_size: int, reference_ms: float) -> Scaled:
-    def time_reference() -> float:
+def _scaled(
+    profile: MachineProfile, here: Measuring, networks: Factor | None, other: Factor | None, interpreter: Interpreter
+) -> Scaled:
+    """A scaled machine; ``other`` prices what is no network where nothing is known of the interpreter."""
+    rest = _by_interpreter(here, interpreter) if interpreter else other
+    assert rest is not None, "a network or an interpreter is needed"
+    caveat = INTERPRETED if interpreter else NO_NETWORK
+    return Scaled(profile=profile, here=here, networks=networks, rest=rest, caveat=caveat)
+
+
+def _by_network(here: Measuring, model: str, image_size: int, there_ms: float) -> Factor:
+    here = replace(here, table=here.table.unscoped())
+
+    def time_here() -> list[Timing]:
         stage_key = StageKey(key=f"{model} whole at {image_size} px")
         with tempfile.TemporaryDirectory(prefix="splitsearch-reference-") as scratch:
             folder = Path(scratch)
-            timings = here.timings({"head": stage_key}, lambda: _folder(folder, model, image_size, profile.threads))
-        return timings["head"].p50_ms
+            timings = here.timings(
+                {"head": stage_key}, lambda: _folder(folder, model, image_size, here.profile.threads)
+            )
+        return [timings["head"]]
 
-    return Scaled(profile, here, reference_ms, time_reference)
+    return Factor(there_ms=[there_ms], time_here=time_here, words=f"the latency of {model} at {image_size} px")
+
+
+def _by_interpreter(here: Measuring, interpreter: Interpreter) -> Factor:
+    here, names = replace(here, table=here.table.unscoped()), [each.program for each in interpreter]
+
+    def time_here() -> list[Timing]:
+        with tempfile.TemporaryDirectory(prefix="splitsearch-programs-") as scratch:
+            folder = Path(scratch)
+            stage_keys = {name: StageKey(key="program") for name in names}
+            timings = here.timings(stage_keys, lambda: folders.write_tool(folder, "programs"))
+        return [timings[name] for name in names]
+
+    return Factor(
+        there_ms=[each.board_ms for each in interpreter],
+        time_here=time_here,
+        words=f"{len(names)} Python program{'s' if len(names) > 1 else ''}",
+    )
 
 
 def _folder(folder: Path, model: str, image_size: int, threads: int) -> Path:

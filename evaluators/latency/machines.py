@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,8 @@ from typing import Any, Protocol
 from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profiles import Fitting, MachineProfile, Recording
 from evaluators.latency.runners import Runner
-from evaluators.latency.table import StageTable
-from evaluators.result import Source, StageKey, Timing
+from evaluators.latency.table import Measure, StageTable
+from evaluators.result import Source, StageKey, Timing, stage_kind
 from spaces.errors import SpecError
 
 Timings = dict[str, Timing]  # by stage
@@ -59,67 +60,133 @@ class Measuring:
     Attributes:
         runner: takes the timings.
         table: remembers them.
-        place: tells the rows of this machine from those of others in the table.
+        place: tells the rows of this machine from those of others in the table, JSON-ready.
+        words: the place for people.
     """
 
     profile: MachineProfile
     runner: Runner
     table: StageTable
-    place: str
+    place: Mapping[str, Any]
+    words: str
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
-        keys = {stage: f"{self.place}: {stage} of {stage_key.key}" for stage, stage_key in stage_keys.items()}
-        return self.table.get(keys, lambda missing: self.runner.measure(folder(), missing))
+        keys = {stage: stage_key.key for stage, stage_key in stage_keys.items()}
+        return self.table.get(self.place, keys, self._measurement(folder))
+
+    def _measurement(self, folder: Callable[[], Path]) -> Measure:
+        made = functools.cache(folder)  # written once, however often it is measured
+        return lambda stages: self.runner.measure(made(), stages)
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Machine`."""
         return {
             "name": self.profile.name,
             "source": str(Source.MEASURED),
-            "how": f"measured, {self.place}",
+            "how": f"measured, {self.words}",
             "threads": self.profile.threads,
             "machine": self.runner.machine(),
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """How many times as long a machine takes as this one, from what was published of it.
+
+    Attributes:
+        there_ms: what some networks or programs take there.
+        time_here: what the same ones take here, timed when it is needed for the first time.
+        words: what they are.
+    """
+
+    there_ms: Sequence[float]
+    time_here: Callable[[], Sequence[Timing]]
+    words: str
+
+    @functools.cached_property
+    def here(self) -> Sequence[Timing]:
+        """What they take here."""
+        return self.time_here()
+
+    @property
+    def single(self) -> list[float]:
+        """The factor by each of them."""
+        return [there / here.p50_ms for there, here in zip(self.there_ms, self.here, strict=True)]
+
+    @property
+    def value(self) -> float:
+        """Their geometric mean."""
+        return math.prod(self.single) ** (1 / len(self.single))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was needed so far."""
+        return "here" in vars(self)
+
+    @property
+    def warning(self) -> str:
+        """Why not to trust it beyond what it is a figure of: how its own timings came out."""
+        said = dict.fromkeys(timing.warning for timing in self.here if timing.warning)
+        return f"the timing of its factor: {', '.join(said)}" if said else ""
+
+    def __str__(self) -> str:
+        if len(self.single) == 1:
+            return f"{self.value:.2f} by {self.words}"
+        return f"{self.value:.2f} by {self.words}, which range from {min(self.single):.2f} to {max(self.single):.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scaled:
-    """A machine known by one published latency: what is measured here, times one factor.
+    """A machine known by few published figures: what is measured here, times a factor.
 
     Attributes:
         here: this machine.
-        reference_ms: of a network on the machine that is meant.
-        time_reference: the latency of the same network here, timed when it is needed for the first time.
+        networks: the factor of networks; None for a machine that is not asked for any.
+        rest: the factor of what is no network: packing, compressing, picture codecs.
+        caveat: of what ``rest`` prices.
     """
 
     profile: MachineProfile
     here: Measuring
-    reference_ms: float
-    time_reference: Callable[[], float]
-
-    @functools.cached_property
-    def factor(self) -> float:
-        """How many times as long everything takes there."""
-        return self.reference_ms / self.time_reference()
+    networks: Factor | None
+    rest: Factor
+    caveat: str
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
         if not stage_keys:
             return {}
-        return {stage: timing.scaled(self.factor) for stage, timing in self.here.timings(stage_keys, folder).items()}
+        here = self.here.timings(stage_keys, folder)
+        return {stage: self._there(timing, stage_keys[stage]) for stage, timing in here.items()}
+
+    def _there(self, timing: Timing, stage_key: StageKey) -> Timing:
+        factor, caveat = (self.rest, self.caveat) if stage_key.work is None else (self.networks, "")
+        assert factor is not None, "nobody asks for networks here"
+        return timing.scaled(factor.value, "; ".join(filter(None, [caveat, factor.warning])))
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Machine`."""
-        how = self.profile.how
-        reference = getattr(how, "reference", None)
+        networks = f"measured here x {self.networks}; " if self.networks else ""
+        reference = getattr(self.profile.how, "reference", None)
         return {
             "name": self.profile.name,
             "source": str(Source.MODELLED),
-            "how": f"modelled: measured here x {self.factor:.2f}",
-            "factor": self.factor,
+            "how": f"modelled: {networks}what is no network {self.rest_in_words}",
+            "factors": self.factors,
             "reference": vars(reference) if reference else None,
         }
+
+    @property
+    def factors(self) -> dict[str, list[float]]:
+        """The factors that were needed so far, by each of their figures."""
+        factors = [factor for factor in (self.networks, self.rest) if factor is not None and factor.is_known]
+        return {factor.words: factor.single for factor in factors}
+
+    @property
+    def rest_in_words(self) -> str:
+        """How what is no network is priced."""
+        return f"by {self.rest.words}, error unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,30 +195,28 @@ class Recorded:
 
     Attributes:
         recording: the timings.
-        networks: answers for networks that the recording lacks, encoders and decoders.
-        rest: answers for what is no network.
+        rest: answers for what the recording lacks: encoders, decoders, and what is no network.
     """
 
     profile: MachineProfile
     recording: Recording
-    networks: Machine | None
-    rest: Machine | None
+    rest: Scaled | None
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
         known = {
-            stage: self.recording.timings[stage][stage_key.key]
+            stage: self.recording.timings[stage_kind(stage)][stage_key.key]
             for stage, stage_key in stage_keys.items()
-            if stage_key.key in self.recording.timings.get(stage, {})
+            if stage_key.key in self.recording.timings.get(stage_kind(stage), {})
         }
-        for stage, stage_key in stage_keys.items():
-            if stage in known:
-                continue
-            machine = self.networks if stage_key.work is not None else self.rest
-            if stage in ("head", "tail") or machine is None:
-                raise self._unknown(stage, stage_key)
-            known |= machine.timings({stage: stage_key}, folder)
-        return known
+        lacking = {stage: stage_key for stage, stage_key in stage_keys.items() if stage not in known}
+        for stage, stage_key in lacking.items():
+            if stage in ("head", "tail") or not self._models(stage_key):
+                raise self._unknown(stage_kind(stage), stage_key)
+        return known | self.rest.timings(lacking, folder) if self.rest else known
+
+    def _models(self, stage_key: StageKey) -> bool:
+        return self.rest is not None and (stage_key.work is None or self.rest.networks is not None)
 
     def _unknown(self, stage: str, stage_key: StageKey) -> NotRecorded:
         points = ", ".join(self.recording.timings.get(stage, {})) or "none"
@@ -166,19 +231,14 @@ class Recorded:
         """See :class:`Machine`."""
         found = self.recording
         circumstances = f"{found.runtime}, threads {found.threads}, {found.precision}"
+        rest = f"; what is no network {self.rest.rest_in_words}" if self.rest else ""
         return {
             "name": self.profile.name,
             "source": str(Source.RECORDED),
-            "how": f"recorded {found.date}: {circumstances}; the rest modelled",
+            "how": f"recorded {found.date}: {circumstances}; the rest modelled{rest}",
             "recording": {"model": found.model, "image_size": found.image_size, "source": found.source},
-            "networks": _described(self.networks),
-            "rest": _described(self.rest),
+            "factors": self.rest.factors if self.rest else {},
         }
-
-
-def _described(machine: Machine | None) -> dict[str, Any] | None:
-    """Of a machine that stands in, if it was asked for anything."""
-    return machine.describe() if isinstance(machine, Scaled) and "factor" in vars(machine) else None
 
 
 def _trust(fit: LatencyFit) -> str:
@@ -199,7 +259,7 @@ class Fitted:
 
     profile: MachineProfile
     fitting: Fitting
-    rest: Machine
+    rest: Scaled
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
@@ -218,8 +278,9 @@ class Fitted:
         return {
             "name": self.profile.name,
             "source": str(Source.MODELLED),
-            "how": f"modelled for {fit.runtime}, {fit.threads} threads: {_trust(fit)}",
+            "how": f"modelled for {fit.runtime}, {fit.threads} threads: {_trust(fit)}; "
+            f"what is no network {self.rest.rest_in_words}",
             "fit": fit.to_dict(),
             "reference": vars(self.fitting.reference),
-            "rest": _described(self.rest),
+            "factors": self.rest.factors,
         }

@@ -7,6 +7,9 @@ A profile says in ``how`` which way its latencies come about:
     Recording   looked up: somebody timed this network there once
     Scaling     timed here, times one factor from a published latency
     Fitting     computed from what a network does, by a fit to many published latencies
+
+What is no network, packing and compressing, is nobody's published figure: it is timed here, times what is known of the
+board's interpreter.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from evaluators.edge.programs import PROGRAMS
 from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profile_files import profile_names, read_profile, refuse_unknown
 from evaluators.latency.ssh import SshTarget
@@ -53,10 +57,26 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgramTime:
+    """What a small Python program takes on a machine that we do not have; see ``evaluators/edge/programs.py``."""
+
+    program: str
+    board_ms: float
+    source: str
+
+
+Interpreter = tuple[ProgramTime, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """Measured on this machine, times (the reference's latency / the latency of the same network here)."""
+    """Measured on this machine, times (the reference's latency / the latency of the same network here).
+
+    ``interpreter`` prices what is no network; without it, the reference does.
+    """
 
     reference: Reference
+    interpreter: Interpreter = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +88,9 @@ class Recording:
         image_size: side of its input in pixels.
         timings: by stage and by what it depends on: ``{"head": {"stem": ...}}``.
         runtime, threads, precision, date, source: the circumstances, in words.
-        reference: scales what is no network and was not timed there; the recorded network itself where there is none.
+        interpreter: prices what is no network and was not timed there; without it the reference does, and without that
+            the recorded network.
+        reference: of another network, with a runtime that says more of the machine.
     """
 
     model: str
@@ -79,6 +101,7 @@ class Recording:
     precision: str
     date: str
     source: str
+    interpreter: Interpreter = ()
     reference: Reference | None = None
 
     @property
@@ -96,6 +119,7 @@ class Fitting:
 
     fit: LatencyFit
     reference: Reference
+    interpreter: Interpreter = ()
 
 
 How = Here | SshTarget | Recording | Scaling | Fitting
@@ -191,8 +215,8 @@ def _from_file(data: dict[str, Any], runtime: Any, threads: int, key: str) -> Ma
     elif kind == "modelled" and "fits" in data:
         return MachineProfile(name=data["name"], how=_fitting(data, runtime, key), threads=threads)
     elif kind == "modelled":
-        refuse_unknown(data, {"format", "name", "kind", "reference", "note"}, key)
-        how = Scaling(reference=_reference(data.get("reference"), key))
+        refuse_unknown(data, {"format", "name", "kind", "reference", "interpreter", "note"}, key)
+        how = Scaling(reference=_reference(data.get("reference"), key), interpreter=_interpreter(data, key))
     else:
         raise SpecError(f"{key}.kind", kind, "recorded and modelled are the kinds known here")
     if runtime is not None:
@@ -207,21 +231,42 @@ def _reference(value: Any, key: str) -> Reference:
     return Reference(**value)
 
 
+def _interpreter(data: dict[str, Any], key: str) -> Interpreter:
+    rows, key = data.get("interpreter", []), f"{key}.interpreter"
+    if not isinstance(rows, list):
+        raise SpecError(key, rows, "a list of {program, board_ms, source} is needed")
+    return tuple(_program(row, key) for row in rows)
+
+
+def _program(row: Any, key: str) -> ProgramTime:
+    fields = set(ProgramTime.__dataclass_fields__)
+    if not isinstance(row, dict) or set(row) != fields:
+        raise SpecError(key, row, f"exactly these keys are needed: {', '.join(sorted(fields))}")
+    if row["program"] not in PROGRAMS:
+        raise SpecError(f"{key}.program", row["program"], f"no such program; {nearest(str(row['program']), PROGRAMS)}")
+    if not (is_number(row["board_ms"]) and row["board_ms"] > 0):
+        raise SpecError(f"{key}.board_ms", row["board_ms"], "a number above 0 is needed (milliseconds)")
+    if not (isinstance(row["source"], str) and row["source"].strip()):
+        raise SpecError(f"{key}.source", row["source"], "words are needed: where does the figure come from?")
+    return ProgramTime(**row)
+
+
 def _fitting(data: dict[str, Any], runtime: Any, key: str) -> Fitting:
-    refuse_unknown(data, {"format", "name", "kind", "reference", "note", "runtime", "fits"}, key)
+    refuse_unknown(data, {"format", "name", "kind", "reference", "interpreter", "note", "runtime", "fits"}, key)
     fits = data["fits"]
     wanted = data.get("runtime") if runtime is None else runtime
     if not isinstance(fits, dict) or wanted not in fits:
         raise SpecError(f"{key}.runtime", wanted, f"{data['name']} has fits for these: {', '.join(sorted(fits))}")
     fit = LatencyFit.from_dict(fits[wanted], f"{key}.fits.{wanted}")
-    return Fitting(fit=fit, reference=_reference(data.get("reference"), key))
+    return Fitting(fit=fit, reference=_reference(data.get("reference"), key), interpreter=_interpreter(data, key))
 
 
 _RECORDING_KEYS = ("model", "image_size", "runtime", "threads", "precision", "date", "source")
 
 
 def _recording(data: dict[str, Any], key: str) -> Recording:
-    refuse_unknown(data, {"format", "name", "kind", "note", "timings", "reference", *_RECORDING_KEYS}, key)
+    known = {"format", "name", "kind", "note", "timings", "reference", "interpreter", *_RECORDING_KEYS}
+    refuse_unknown(data, known, key)
     for name in (*_RECORDING_KEYS, "timings"):
         if name not in data:
             raise SpecError(f"{key}.{name}", None, "a recorded profile needs this key")
@@ -230,7 +275,8 @@ def _recording(data: dict[str, Any], key: str) -> Recording:
     timings = {stage: _rows(rows, f"{key}.timings.{stage}") for stage, rows in data["timings"].items()}
     words = {name: str(data[name]) for name in _RECORDING_KEYS if name != "image_size"}
     reference = _reference(data["reference"], key) if "reference" in data else None
-    return Recording(timings=timings, image_size=data["image_size"], reference=reference, **words)
+    interpreter, size = _interpreter(data, key), data["image_size"]
+    return Recording(timings=timings, image_size=size, interpreter=interpreter, reference=reference, **words)
 
 
 def _rows(rows: Any, key: str) -> dict[str, Timing]:

@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from evaluators.compression.bottleneck import Bottleneck
-from evaluators.compression.tcl import LevelGrid
-from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat
 from evaluators.latency.machines import Measuring
 from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
-from evaluators.result import Timing
-from evaluators.training.candidate import Candidate
+from evaluators.result import Timing, stage_kind
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, SpecError
 from spaces.partition import INPUT, OUTPUT
@@ -71,48 +65,21 @@ def record(split: SplitModel, machine: Measuring, scope: Scope, progress: Callab
         except InfeasibleSplit:
             continue  # a ratio that leaves no channel there
         for stage, timing in stages.timings.items():
-            found.setdefault(stage, {})[stages.stage_keys[stage].key] = timing
+            found.setdefault(stage_kind(stage), {})[stages.stage_keys[stage].key] = timing
     return found
 
 
 def _tasks(split: SplitModel, watch: StageTimer, scope: Scope) -> Iterator[tuple[str, Callable[[], Stages]]]:
     names = [point.name for point in split.points]
+    sides = ("device", "server") if scope.role == "both" else (scope.role,)
     if scope.role != "server":
         yield from ((f"head of {name}", functools.partial(watch.head, name)) for name in names if name != INPUT)
     if scope.role != "device":
         yield from ((f"tail of {name}", functools.partial(watch.tail, name)) for name in names if name != OUTPUT)
     for name in scope.squeezed:
         for ratio in scope.ae_ratios:
-            for bits in scope.bits:
-                config = SplitConfig(partition=name, ae_ratio=ratio, bits=bits)
-                yield f"bottleneck {config.label}", functools.partial(_bottleneck, split, watch, scope, config)
-
-
-def _bottleneck(split: SplitModel, watch: StageTimer, scope: Scope, config: SplitConfig) -> Stages:
-    candidate = untrained(split, config)
-    stages = Stages(stage_keys={}, timings={})
-    if scope.role != "server":
-        stages |= watch.device_side(config, candidate)
-    if scope.role != "device":
-        form = candidate.wire_format(config)
-        payload = wire.encode([np.zeros(levels.shape, np.float32) for levels in form.tensors], form)
-        stages |= watch.server_side(config, candidate, payload)
-    return stages
-
-
-def untrained(split: SplitModel, config: SplitConfig) -> Candidate:
-    """A candidate that takes as long as a trained one. Raises InfeasibleSplit where its ratio leaves no channel."""
-    point = split.tap(config.partition).point
-    bottleneck = Bottleneck(
-        point.shapes, split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
-    )
-    generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
-    bottleneck.start_from(features)
-    with torch.no_grad():
-        activations = bottleneck.encoder(*features)
-    levels = tuple(LevelGrid(config.bits).levels(tuple(tensor.shape[1:])) for tensor in activations)
-    return Candidate(bottleneck=bottleneck.eval(), tail=nn.Identity(), levels=levels, history=[])
+            config = SplitConfig(partition=name, ae_ratio=ratio, bits=min(scope.bits))
+            yield f"bottleneck at {name}, AE {ratio:g}", functools.partial(watch.bottleneck, config, scope.bits, sides)
 
 
 def profile_of(
@@ -138,7 +105,7 @@ def profile_of(
 
 def _row(timing: Timing) -> dict[str, Any]:
     row = timing.to_dict()
-    del row["source"]
-    for name in ("p50_ms", "p90_ms", "spread"):
+    del row["source"], row["caveat"]
+    for name in ("p50_ms", "p90_ms", "spread", "others"):
         row[name] = float(f"{row[name]:.4g}")
     return row

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
+from evaluators import machine_lock
 from evaluators.edge.circumstances import machine
-from evaluators.result import Timing
+from evaluators.result import MOST_OTHERS, Timing
 from spaces.errors import MeasurementError
 
 TIMEOUT_S = 300.0
-WAIT_S = 1800.0  # for other processes' measurements
+MOST_ATTEMPTS = 3  # at a timing that does not come out calm
+NEGLIGIBLE_MS = 0.05  # between the quartiles: not worth another attempt, however large a part of the median
 
 
 class Runner(Protocol):
@@ -41,7 +40,7 @@ class Runner(Protocol):
 class LocalRunner:
     """This machine: the folder runs as a process of its own, as it would on a device.
 
-    One measurement at a time, whichever process asks: the others wait.
+    It has the machine alone meanwhile: other measurements and training wait, whoever's they are.
 
     Args:
         program: what comes before the folder on the process's command line, after Python itself.
@@ -60,14 +59,8 @@ class LocalRunner:
 
     def run(self, folder: Path, arguments: Sequence[str]) -> str:
         """See :class:`Runner`."""
-        lock = FileLock(Path(tempfile.gettempdir()) / "splitsearch-measuring.lock", timeout=WAIT_S)
-        try:
-            with lock:
-                return self._run(folder, arguments)
-        except Timeout:
-            raise MeasurementError(
-                f"other measurements have kept this machine busy for {WAIT_S:g} s; try again when they are done"
-            ) from None
+        with machine_lock.measuring():
+            return self._run(folder, arguments)
 
     def _run(self, folder: Path, arguments: Sequence[str]) -> str:
         command = [sys.executable, *self._program, str(folder), *arguments]
@@ -83,6 +76,39 @@ class LocalRunner:
         return done.stdout
 
 
+def timed_calmly(
+    measure: Callable[[Sequence[str]], dict[str, Timing]], stages: Sequence[str]
+) -> dict[str, list[Timing]]:
+    """Time stages, and those again that did not come out calm, up to :data:`MOST_ATTEMPTS` times in all.
+
+    Args:
+        measure: times the stages it is given, a :class:`Runner`'s way; one that there is not is left out.
+        stages: to be timed.
+
+    Returns:
+        Stage to its timings in order; :func:`calmest` chooses among them.
+    """
+    found: dict[str, list[Timing]] = {}
+    for _ in range(MOST_ATTEMPTS):
+        for stage, timing in measure(stages).items():
+            found.setdefault(stage, []).append(timing)
+        stages = [stage for stage in stages if stage in found and _deserves_another(calmest(found[stage]))]
+        if not stages:
+            break
+    return found
+
+
+def _deserves_another(timing: Timing) -> bool:
+    """Whether something speaks against a timing that another attempt may do without."""
+    disturbed = timing.throttling or timing.others > MOST_OTHERS
+    return not timing.is_calm and bool(disturbed or timing.spread * timing.p50_ms > NEGLIGIBLE_MS)
+
+
+def calmest(timings: Sequence[Timing]) -> Timing:
+    """The one that least speaks against: not slowed down, then little other work, then little spread."""
+    return min(timings, key=lambda timing: (not timing.is_calm, bool(timing.throttling), timing.others, timing.spread))
+
+
 def read_timings(text: str, stages: Sequence[str]) -> dict[str, Timing]:
     """Timings from what ``measure --json`` printed; a stage the folder does not have is left out.
 
@@ -91,7 +117,7 @@ def read_timings(text: str, stages: Sequence[str]) -> dict[str, Timing]:
     """
     try:
         answer = json.loads(text)
-        throttling = tuple(answer["throttling"])
+        throttling, others = tuple(answer["throttling"]), float(answer.get("others") or 0.0)
         return {
             stage: Timing(
                 p50_ms=float(row["p50_ms"]),
@@ -99,6 +125,8 @@ def read_timings(text: str, stages: Sequence[str]) -> dict[str, Timing]:
                 spread=float(row["spread"]),
                 repeats=int(row["repeats"]),
                 throttling=throttling,
+                others=others,
+                runs_ms=tuple(float(ms) for ms in row.get("runs_ms", ())),
             )
             for stage, row in answer["stages"].items()
             if stage in stages

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.edge.coders import CODERS
-from evaluators.latency.runners import TIMEOUT_S, WAIT_S, read_timings
+from evaluators.latency.runners import TIMEOUT_S, read_timings
+from evaluators.machine_lock import WAIT_S
 from evaluators.result import Timing
 from spaces.errors import MeasurementError, SpecError
 
@@ -137,6 +138,19 @@ class SshTarget:
 
     def command(self, program: str = "") -> list[str]:
         """The ssh command that runs ``program`` there: it never asks anything and never waits for ever."""
+        return ["ssh", *self._arguments(), "--", self.host, program]
+
+    def address(self) -> str:
+        """The name or address behind ``host``, which may be an alias of ssh's configuration that nobody else knows."""
+        command = ["ssh", "-G", *self._arguments(), "--", self.host]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            return self.host
+        said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+        return said.get("hostname", self.host)
+
+    def _arguments(self) -> list[str]:
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
@@ -163,7 +177,7 @@ class SshTarget:
             arguments += ["-p", str(self.port)]
         if self.user is not None:
             arguments += ["-l", self.user]
-        return ["ssh", *arguments, "--", self.host, program]
+        return arguments
 
     def by_hand(self, program: str = "ssh") -> str:
         """How a user would log in, or call another of ssh's programs."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import itertools
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from evaluators import folders
+from evaluators.compression.bottleneck import Bottleneck
+from evaluators.compression.tcl import LevelGrid
+from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat, to_input
 from evaluators.latency.machines import Machine, Timings
 from evaluators.latency.profiles import Here
@@ -22,11 +28,12 @@ from evaluators.models.cut import SplitModel
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.work import head_work, module_work, tail_work
 from evaluators.result import StageKey
-from evaluators.training.candidate import Candidate
 from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT
 
 StageKeys = dict[str, StageKey]
+_NOTHING: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +64,24 @@ class _Keys:
         """The number of values and their bit-width."""
         return f"{self.squeezed}/b{self.config.bits}"
 
-    @property
-    def content(self) -> str:
+    def content(self, payload: bytes) -> str:
         """The very bytes."""
-        return f"{self.config.training_key}/{self.config.lossless}"
+        return f"{self.packed}/{self.config.lossless}/{hashlib.sha256(payload).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeeze:
+    """What stands at a cut, as far as it takes time.
+
+    Attributes:
+        encoder: on the device.
+        decoder: on the server.
+        form: of the payloads between.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    form: wire.WireFormat
 
 
 class StageTimer:
@@ -85,49 +106,117 @@ class StageTimer:
         """The uncut network as ONNX, exported the first time a part of it has to be timed or shipped."""
         return OnnxNetwork(self._split)
 
-    def split(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
-        """All stages of a candidate; the server is timed with ``payload``, one picture's."""
-        return self.device_side(config, candidate) | self.server_side(config, candidate, payload)
+    def time_ahead(
+        self,
+        partitions: Sequence[str],
+        ae_ratios: Sequence[float],
+        bits: Sequence[int],
+        strides: Sequence[int],
+        progress: Callable[[str], None],
+    ) -> None:
+        """Time all that does not depend on a training, so that later calls find it: everything but lossless coders.
 
-    def device_side(self, config: SplitConfig, candidate: Candidate) -> Stages:
-        """What a candidate does on the device."""
+        Args:
+            partitions: the points that will be asked for.
+            ae_ratios, bits, strides: of the bottlenecks there; a ratio that leaves no channel at a point is left out.
+            progress: told what is timed, one line each.
+        """
+        tasks = list(self._tasks_ahead(partitions, ae_ratios, bits, strides))
+        for number, (what, time) in enumerate(tasks, 1):
+            progress(f"timing {what} ({number} of {len(tasks)})")
+            with contextlib.suppress(InfeasibleSplit):
+                time()
+
+    def _tasks_ahead(
+        self, partitions: Sequence[str], ae_ratios: Sequence[float], bits: Sequence[int], strides: Sequence[int]
+    ) -> Iterator[tuple[str, Callable[[], Stages]]]:
+        for partition in partitions:
+            yield f"head of {partition}", functools.partial(self.head, partition)
+            yield f"tail of {partition}", functools.partial(self.tail, partition)
+            for ratio, stride in itertools.product(ae_ratios, strides):
+                config = SplitConfig(partition=partition, ae_ratio=ratio, bits=min(bits), stride=stride)
+                shape = f"bottleneck at {partition}, AE {ratio:g}{f', stride {stride}' if stride > 1 else ''}"
+                yield shape, functools.partial(self.bottleneck, config, bits)
+
+    def bottleneck(
+        self, config: SplitConfig, bits: Sequence[int], sides: Sequence[str] = ("device", "server")
+    ) -> Stages:
+        """What a bottleneck takes that nobody trained, head and tail included and lossless coders left out.
+
+        Args:
+            config: which bottleneck; its bit-width does not count.
+            bits: the bit-widths that packing is timed for, in one go: stages ``pack b1`` and ``unpack b1``.
+            sides: ``device``, ``server`` or both.
+
+        Raises:
+            InfeasibleSplit: its ratio leaves no channel.
+        """
+        squeeze = untrained(self._split, config)
+        forms = {width: _of_width(squeeze.form, width) for width in bits}
+        keys = {f"b{width}": StageKey(key=_Keys(replace(config, bits=width)).packed) for width in bits}
+        wires: dict[str, object] = {"timed_wires": [form.to_dict() for form in forms.values()]}
+        stages = Stages(stage_keys={}, timings={})
+        if "device" in sides:
+            packing = {f"pack {name}": key for name, key in keys.items()}
+            stages |= self._ask_device(config, squeeze, packing, wires)
+        if "server" in sides:
+            packing = {f"unpack {name}": key for name, key in keys.items()}
+            payload = wire.encode([np.zeros(each.shape, np.float32) for each in squeeze.form.tensors], squeeze.form)
+            stages |= self._ask_server(config, squeeze, packing, payload, wires)
+        return stages
+
+    def split(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
+        """All stages of a configuration with ``payload``, the sample picture's."""
+        return self.device_side(config, squeeze, payload) | self.server_side(config, squeeze, payload)
+
+    def device_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
+        """What happens on the device, where the sample picture becomes ``payload``."""
         keys = _Keys(config)
-        encoder = candidate.bottleneck.encoder
+        packing = {"pack": StageKey(key=keys.packed)}
+        if config.lossless != "packed":
+            packing["compress"] = StageKey(key=keys.content(payload))
+        return self._ask_device(config, squeeze, packing)
+
+    def server_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
+        """What happens on the server, where the sample picture's payload arrives."""
+        keys = _Keys(config)
+        packing = {"unpack": StageKey(key=keys.packed)}
+        if config.lossless != "packed":
+            packing["decompress"] = StageKey(key=keys.content(payload))
+        return self._ask_server(config, squeeze, packing, payload)
+
+    def _ask_device(
+        self, config: SplitConfig, squeeze: Squeeze, packing: StageKeys, more: Mapping[str, object] = _NOTHING
+    ) -> Stages:
         features = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
 
         def write(folder: Path) -> None:
-            self.write_device(folder, {"wire": candidate.wire_format(config).to_dict()})
+            self.write_device(folder, {"wire": squeeze.form.to_dict(), **more})
             self._save_part(self.device, INPUT, config.partition, folder / "head")
-            _save(self.device, encoder, features, folder / "encoder")
+            _save(self.device, squeeze.encoder, features, folder / "encoder")
 
-        stage_keys = {
-            "head": self._head_key(config.partition),
-            "encode": StageKey(key=keys.squeezed, work=module_work(encoder, features)),
-            "pack": StageKey(key=keys.packed),
-        }
-        if config.lossless != "packed":
-            stage_keys["compress"] = StageKey(key=keys.content)
+        encode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.encoder, features))
+        stage_keys = {"head": self._head_key(config.partition), "encode": encode, **packing}
         return _ask(self.device, stage_keys, write)
 
-    def server_side(self, config: SplitConfig, candidate: Candidate, payload: bytes) -> Stages:
-        """What a candidate does on the server, with one picture's payload."""
-        keys = _Keys(config)
-        decoder = candidate.bottleneck.decoder
-        activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
+    def _ask_server(
+        self,
+        config: SplitConfig,
+        squeeze: Squeeze,
+        packing: StageKeys,
+        payload: bytes,
+        more: Mapping[str, object] = _NOTHING,
+    ) -> Stages:
+        activations = [torch.zeros(1, *levels.shape) for levels in squeeze.form.tensors]
 
         def write(folder: Path) -> None:
-            manifest = _manifest(self.server, self._picture, {"wire": candidate.wire_format(config).to_dict()})
+            manifest = _manifest(self.server, self._picture, {"wire": squeeze.form.to_dict(), **more})
             folders.write_server(folder, manifest, payload=payload)
             self._save_part(self.server, config.partition, OUTPUT, folder / "tail")
-            _save(self.server, decoder, activations, folder / "decoder")
+            _save(self.server, squeeze.decoder, activations, folder / "decoder")
 
-        stage_keys = {
-            "unpack": StageKey(key=keys.packed),
-            "decode": StageKey(key=keys.squeezed, work=module_work(decoder, activations)),
-            "tail": self._tail_key(config.partition),
-        }
-        if config.lossless != "packed":
-            stage_keys["decompress"] = StageKey(key=keys.content)
+        decode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.decoder, activations))
+        stage_keys = {**packing, "decode": decode, "tail": self._tail_key(config.partition)}
         return _ask(self.server, stage_keys, write)
 
     def all_on_device(self) -> Stages:
@@ -192,6 +281,30 @@ class StageTimer:
         module = self._split.head(end) if start == INPUT else self._split.tail(start)
         shapes = self._split.tap(start).point.shapes
         _save(machine, module, [torch.zeros(1, *shape) for shape in shapes], stem)
+
+
+def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
+    """What takes as long as what is trained. Raises InfeasibleSplit where the ratio leaves no channel."""
+    point = split.tap(config.partition).point
+    bottleneck = Bottleneck(
+        point.shapes, split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
+    )
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
+    bottleneck.start_from(features)
+    with torch.no_grad():
+        activations = bottleneck.encoder(*features)
+    form = _form([tuple(tensor.shape[1:]) for tensor in activations], config.bits)
+    bottleneck.eval()
+    return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form)
+
+
+def _of_width(form: wire.WireFormat, bits: int) -> wire.WireFormat:
+    return _form([levels.shape for levels in form.tensors], bits)
+
+
+def _form(shapes: Sequence[tuple[int, ...]], bits: int) -> wire.WireFormat:
+    return wire.WireFormat(bits=bits, tensors=tuple(LevelGrid(bits).levels(shape) for shape in shapes))
 
 
 def _manifest(machine: Machine, picture: PictureFormat, extra: Mapping[str, object]) -> dict[str, object]:

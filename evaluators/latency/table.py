@@ -1,46 +1,104 @@
-"""A table of measured stages on disk, so that nothing is timed twice."""
+"""Timings that were taken once, one entry of the store each, so that nothing is timed twice."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from evaluators.result import Timing
+from evaluators.latency.runners import calmest, timed_calmly
+from evaluators.result import Timing, stage_kind
+from evaluators.store import Store, StoreKey
 
-FORMAT = 2  # 1 held medians alone
+KIND = "timing"
+FORMAT = 3  # of what is measured and how; 2 knew no other work and no single runs, and lay in one file
+
+Measure = Callable[[Sequence[str]], dict[str, Timing]]
 
 
 class StageTable:
-    """Timings by machine, folder and stage. Head latency, say, is the same for every trial cut at that point."""
+    """Timings by machine and stage. Head latency, say, is the same for every trial cut at that point.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        rows = stored["timings"] if stored.get("format") == FORMAT else {}
-        self._rows: dict[str, Timing] = {key: Timing.from_dict(row) for key, row in rows.items()}
+    Args:
+        store: keeps them; several studies and processes may share one.
+        scope: what the names of stages mean, JSON-ready: which network, of which pictures. Timings are found again
+            under an equal scope alone.
+    """
 
-    def get(self, keys: dict[str, str], measure: Callable[[Sequence[str]], dict[str, Timing]]) -> dict[str, Timing]:
-        """Look stages up, measuring those that are missing in one go.
+    def __init__(self, store: Store, scope: Mapping[str, Any] | None = None) -> None:
+        self._store, self._scope = store, dict(scope or {})
+        self._known: dict[str, Timing] = {}  # by digest of their keys
+
+    def unscoped(self) -> StageTable:
+        """The table of what has nothing to do with a study's network: reference networks and programs."""
+        return StageTable(self._store)
+
+    def get(self, place: Mapping[str, Any], stages: Mapping[str, str], measure: Measure) -> dict[str, Timing]:
+        """Look stages up, and measure those that are missing in one go.
+
+        While one process measures a stage, others that need it wait and then find it.
 
         Args:
-            keys: stage to the key it is kept under; equal keys mean equal latency.
-            measure: times the stages it is given.
+            place: the machine with all that its speed depends on, JSON-ready.
+            stages: stage to what its latency depends on there; two of one kind with equal ones take equally long.
+            measure: times the stages it is given. What does not come out calm is timed again.
 
         Returns:
             Stage to timing; a stage that the folder does not have is absent.
         """
-        missing = [stage for stage, key in keys.items() if key not in self._rows]
-        if missing:
-            for stage, timing in measure(missing).items():
-                self._rows[keys[stage]] = timing
-            self._save()
-        return {stage: self._rows[key] for stage, key in keys.items() if key in self._rows}
+        known = {"format": FORMAT, "scope": self._scope, "place": dict(place)}
+        keys = {
+            stage: StoreKey(KIND, {**known, "stage": stage_kind(stage), "key": key}) for stage, key in stages.items()
+        }
+        digests = {stage: key.digest for stage, key in keys.items()}
+        missing = {digest: stage for stage, digest in digests.items() if digest not in self._known}
+        # Every process takes them in the same order, so that no two wait for each other.
+        ordered = [missing[digest] for digest in sorted(missing)]
+        for stage, timing in self._found_or_made(ordered, keys, _Taken(measure)).items():
+            self._known[digests[stage]] = timing
+        return {stage: self._known[digests[stage]] for stage in stages if digests[stage] in self._known}
 
-    def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".part")
-        rows = {key: timing.to_dict() for key, timing in self._rows.items()}
-        partial.write_text(json.dumps({"format": FORMAT, "timings": rows}, indent=0))
-        os.replace(partial, self._path)
+    def _found_or_made(self, stages: Sequence[str], keys: Mapping[str, StoreKey], taken: _Taken) -> dict[str, Timing]:
+        """The rows of stages. Those to be made are all locked before the first of them is measured."""
+        if not stages:
+            return {}
+        first, rest = stages[0], stages[1:]
+        others: dict[str, Timing] | None = None
+
+        def make() -> dict[str, Any]:
+            nonlocal others
+            taken.missing.append(first)
+            others = self._found_or_made(rest, keys, taken)
+            return _row(taken.of(first))
+
+        try:
+            found = {first: Timing.from_dict(self._store.value(keys[first], make, about=first)["timing"])}
+        except _Absent:
+            found = {}
+        return found | (self._found_or_made(rest, keys, taken) if others is None else others)
+
+
+class _Absent(Exception):
+    """A folder does not have a stage."""
+
+
+class _Taken:
+    """Timings of all stages that turned out to be missing, taken when the first of them is asked for."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+        self.missing: list[str] = []
+        self._timings: dict[str, list[Timing]] | None = None
+
+    def of(self, stage: str) -> list[Timing]:
+        """All timings of a stage. Raises _Absent if the folder does not have it."""
+        if self._timings is None:
+            self._timings = timed_calmly(self._measure, self.missing)
+        if stage not in self._timings:
+            raise _Absent
+        return self._timings[stage]
+
+
+def _row(timings: Sequence[Timing]) -> dict[str, Any]:
+    """What is kept: the calmest timing, and every run of all of them."""
+    attempts = [{**timing.to_dict(), "runs_ms": list(timing.runs_ms)} for timing in timings]
+    return {"timing": calmest(timings).to_dict(), "attempts": attempts}

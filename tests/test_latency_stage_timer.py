@@ -1,0 +1,179 @@
+"""The stages of a way: what is asked of which machine, and what is known before anything is trained."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evaluators import folders
+from evaluators.edge import halves, measure, wire
+from evaluators.edge.picture import PictureFormat
+from evaluators.latency import stage_timer
+from evaluators.latency.machine_for import machine_for
+from evaluators.latency.profiles import MachineProfile, load_machine
+from evaluators.latency.stage_timer import Squeeze, StageTimer, untrained
+from evaluators.latency.table import StageTable
+from evaluators.models.cut import SplitModel
+from evaluators.result import Timing
+from evaluators.store import Store
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+
+PICTURE = PictureFormat(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+class Runner:
+    """Answers at once, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def measure(self, folder, stages):
+        self.asked.append(sorted(stages))
+        return {stage: Timing(p50_ms=1.0, p90_ms=1.0, spread=0.0, repeats=10) for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def split():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1), nn.ReLU()]
+    return SplitModel(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(), 16)
+
+
+@pytest.fixture
+def runner():
+    return Runner()
+
+
+@pytest.fixture(autouse=True)
+def no_exports(monkeypatch):
+    """Nobody runs the networks of these folders, and exporting them takes seconds."""
+    monkeypatch.setattr(StageTimer, "_save_part", lambda *_: None)
+    monkeypatch.setattr(stage_timer, "_save", lambda *_: None)
+
+
+@pytest.fixture
+def timer(split, runner, tmp_path):
+    machine = machine_for(MachineProfile(name="local", threads=1), StageTable(Store(tmp_path / "store")), runner)
+    return StageTimer(machine, machine, split, PICTURE, PIXELS)
+
+
+def squeezed(split, config):
+    """A bottleneck with the configuration's lossless coder, and a payload that it could make."""
+    plain = untrained(split, SplitConfig(partition=config.partition, ae_ratio=config.ae_ratio, bits=config.bits))
+    form = wire.WireFormat(bits=config.bits, tensors=plain.form.tensors, coder=config.lossless)
+    payload = wire.encode([np.zeros(levels.shape, np.float32) for levels in form.tensors], form)
+    return Squeeze(encoder=plain.encoder, decoder=plain.decoder, form=form), payload
+
+
+def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
+    told = []
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
+    assert told[0] == "timing head of 1 (1 of 8)" and len(told) == 8
+    # Each stage once for what it depends on: 2 points; 2 points at 2 ratios; these at 2 bit-widths, in one run.
+    counts = Counter(stage for stages in runner.asked for stage in stages)
+    networks, packing = (
+        {"head": 2, "tail": 2, "encode": 4, "decode": 4},
+        ("pack b1", "pack b4", "unpack b1", "unpack b4"),
+    )
+    assert counts == networks | dict.fromkeys(packing, 4) and len(runner.asked) == 12
+    runner.asked.clear()
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, tcl=10.0)
+    stages = timer.split(config, *squeezed(split, config))
+    assert set(stages.timings) == {"head", "encode", "pack", "unpack", "decode", "tail"} and not runner.asked
+
+
+def test_only_the_lossless_coder_waits_for_the_very_bytes(split, timer, runner):
+    timer.time_ahead(["3"], [0.5], [4], [1], lambda _: None)
+    runner.asked.clear()
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
+    squeeze, payload = squeezed(split, config)
+    stages = timer.split(config, squeeze, payload)
+    assert runner.asked == [["compress"], ["decompress"]] and len(stages.timings) == 8
+    timer.split(config, squeeze, payload)
+    assert len(runner.asked) == 2
+    other = wire.encode([np.ones(levels.shape, np.float32) for levels in squeeze.form.tensors], squeeze.form)
+    timer.split(config, squeeze, other)  # another training's bytes
+    assert runner.asked[2:] == [["compress"], ["decompress"]]
+
+
+def test_a_ratio_that_leaves_no_channel_is_left_out(split, timer, runner):
+    with pytest.raises(InfeasibleSplit):
+        untrained(split, SplitConfig(partition="3", ae_ratio=0.01, bits=1))
+    timer.time_ahead(["3"], [0.01, 1.0], [1], [1], lambda _: None)
+    assert sum("encode" in stages for stages in runner.asked) == 1
+
+
+def test_one_run_answers_for_all_stages_of_a_side(split, timer, runner):
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4)
+    timer.split(config, *squeezed(split, config))
+    assert runner.asked == [["encode", "head", "pack"], ["decode", "tail", "unpack"]]
+
+
+def test_one_side_alone(split, timer, runner):
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4)
+    timer.bottleneck(config, [2], ["server"])
+    assert runner.asked == [["decode", "tail", "unpack b2"]]
+
+
+def test_what_is_no_network_is_never_unmarked_on_a_modelled_board(split, runner, tmp_path):
+    table = StageTable(Store(tmp_path / "store"))
+    board = machine_for(load_machine("raspberry_pi_4b", "device"), table, runner)
+    here = machine_for(MachineProfile(name="local", threads=1), table, runner)
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
+    found = StageTimer(board, here, split, PICTURE, PIXELS).split(config, *squeezed(split, config)).timings
+    marked = {stage for stage, timing in found.items() if timing.warning}
+    assert marked == {"pack", "compress"}
+
+
+def test_several_bit_widths_are_timed_in_one_run(split, tmp_path):
+    """The stages of the real folders: each packs and unpacks as the single format does."""
+    forms = [untrained(split, SplitConfig(partition="3", ae_ratio=0.5, bits=bits)).form for bits in (1, 4)]
+    manifest = {"picture": PICTURE.to_dict(), "threads": 1, "wire": forms[0].to_dict()}
+    values = [np.linspace(-1, 1, 4 * 4 * 2, dtype=np.float32).reshape(2, 4, 4)]
+    several = {"timed_wires": [form.to_dict() for form in forms]}
+
+    class Device(halves.DeviceHalf):
+        def has(self, model):
+            return True
+
+        def run(self, model, tensors):
+            return [values[0][None]]
+
+    class Server(halves.ServerHalf):
+        def run(self, model, tensors):
+            return tensors
+
+    device = measure.device_stages(Device(folders.write_device(tmp_path / "device", manifest | several, PIXELS)))
+    payload = wire.encode(values, forms[0])
+    folder = folders.write_server(tmp_path / "server", manifest | several, payload=payload)
+    server = measure.server_stages(Server(folder))
+    # Between two of a kind comes what comes there for each picture.
+    assert list(device) == ["head", "encode", "pack b1", "_head b4", "_encode b4", "pack b4"]
+    assert list(server) == ["unpack b1", "_tail b4", "unpack b4", "decode", "tail"]
+    assert device["_encode b4"] is device["encode"]
+    for form in forms:
+        assert device[f"pack b{form.bits}"]() == wire.encode(values, form)
+        (found,) = server[f"unpack b{form.bits}"]()
+        assert found.shape == (2, 4, 4)
+    assert np.array_equal(server["unpack b1"]()[0], wire.decode(payload, forms[0])[0])
+
+
+def test_what_comes_between_is_run_and_not_reported():
+    now, ran = [0.0], []
+
+    def stage(name, seconds):
+        def run():
+            ran.append(name)
+            now[0] += seconds
+
+        return run
+
+    stages = {"pack b1": stage("b1", 0.002), "_encode b4": stage("between", 0.1), "pack b4": stage("b4", 0.003)}
+    found = measure.time_stages(stages, budget_s=0.5, clock=lambda: now[0])
+    assert {name: row["p50_ms"] for name, row in found.items()} == pytest.approx({"pack b1": 2.0, "pack b4": 3.0})
+    assert ran[:6] == ["b1", "between", "b4"] * 2

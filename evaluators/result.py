@@ -10,6 +10,7 @@ from typing import Any
 from spaces.config import SplitConfig
 from spaces.work import Work
 
+FINE_TUNED = ", fine-tuned"  # the end of a baseline's name
 MOST_SPREAD = 0.25  # of a timing that is not marked as doubtful
 
 
@@ -84,6 +85,11 @@ class Timing:
         """The inverse of :meth:`to_dict`."""
         source = Source(data.get("source", Source.MEASURED))  # tables of earlier versions held nothing else
         return cls(**{**data, "throttling": tuple(data["throttling"]), "source": source})
+
+
+def stage_kind(stage: str) -> str:
+    """``compress`` of ``compress webp 50``, as stages are called where several of a kind are timed in one go."""
+    return stage.partition(" ")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

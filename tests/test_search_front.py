@@ -12,7 +12,7 @@ from rich.console import Console
 from evaluators.fake import FakeEvaluator
 from evaluators.latency.compose import sources_of
 from evaluators.result import Evaluation, LatencyParts, Source, Sources, Timing
-from search.front import Point, find_trial, knee, pareto_front, pick_point, verdicts
+from search.front import Point, find_trial, knee, pareto_front, pick_point
 from search.plots import hover, pareto_data, pareto_figure, parts_figure
 from search.tables import front_table, to_csv
 from spaces.config import SplitConfig
@@ -66,17 +66,6 @@ def test_picks_within_limits():
         pick_point([], "knee")
     with pytest.raises(SplitsearchError, match="trial 9 has no result"):
         find_trial(front, 9)
-
-
-def test_a_baseline_that_wins_is_named():
-    front = [point(0, 0.5, 1), point(1, 0.8, 5)]
-    (line,) = verdicts(front, [point(None, 0.9, 0.5)])
-    assert "every point" in line
-    lines = verdicts(front, [point(None, 0.9, 4)])
-    assert "1 of 2 points" in lines[0] and "beaten by no baseline" in lines[1]
-    (line, _) = verdicts(front, [point(None, 0.45, 0.5), point(None, 0.3, 0.4)])
-    assert "faster than every point" in line and "5.0 pp less accurate" in line
-    assert verdicts([], []) == ["No trial kept the constraints, so there is no front."]
 
 
 def test_plot_holds_every_trial_once_and_the_hover_everything():

@@ -12,7 +12,7 @@ from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profiles import Fitting, MachineProfile, Recording
 from evaluators.latency.runners import Runner
 from evaluators.latency.table import StageTable
-from evaluators.result import Source, StageKey, Timing
+from evaluators.result import Source, StageKey, Timing, stage_kind
 from spaces.errors import SpecError
 
 Timings = dict[str, Timing]  # by stage
@@ -69,7 +69,8 @@ class Measuring:
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
-        keys = {stage: f"{self.place}: {stage} of {stage_key.key}" for stage, stage_key in stage_keys.items()}
+        kinds = {stage: stage_kind(stage) for stage in stage_keys}
+        keys = {stage: f"{self.place}: {kinds[stage]} of {stage_key.key}" for stage, stage_key in stage_keys.items()}
         return self.table.get(keys, lambda missing: self.runner.measure(folder(), missing))
 
     def describe(self) -> dict[str, Any]:
@@ -139,18 +140,20 @@ class Recorded:
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
         """See :class:`Machine`."""
-        known = {
-            stage: self.recording.timings[stage][stage_key.key]
-            for stage, stage_key in stage_keys.items()
-            if stage_key.key in self.recording.timings.get(stage, {})
-        }
+        known: Timings = {}
+        missing: dict[bool, dict[str, StageKey]] = {True: {}, False: {}}  # networks, and what is none
         for stage, stage_key in stage_keys.items():
-            if stage in known:
-                continue
-            machine = self.networks if stage_key.work is not None else self.rest
-            if stage in ("head", "tail") or machine is None:
-                raise self._unknown(stage, stage_key)
-            known |= machine.timings({stage: stage_key}, folder)
+            recorded = self.recording.timings.get(stage_kind(stage), {})
+            if stage_key.key in recorded:
+                known[stage] = recorded[stage_key.key]
+            else:
+                missing[stage_key.work is not None][stage] = stage_key
+        for is_network, machine in ((True, self.networks), (False, self.rest)):
+            for stage, stage_key in missing[is_network].items():
+                if stage in ("head", "tail") or machine is None:
+                    raise self._unknown(stage_kind(stage), stage_key)
+            if machine is not None and missing[is_network]:
+                known |= machine.timings(missing[is_network], folder)
         return known
 
     def _unknown(self, stage: str, stage_key: StageKey) -> NotRecorded:

@@ -58,9 +58,9 @@ class Constraints:
         return {name: values[name] - limit for name, limit in vars(self).items() if limit is not None}
 
     def broken(self, evaluation: Evaluation) -> list[str]:
-        """The limits that are exceeded: ``max_device_model_mb 5 (44.8)``."""
-        over = [name for name, excess in self.excess(evaluation).items() if excess > 0]
-        return [f"{name} {getattr(self, name):g} ({self._values(evaluation)[name]:.3g})" for name in over]
+        """The limits that are exceeded: ``max_device_model_mb: 44.8 > 5``."""
+        values, over = self._values(evaluation), [name for name, by in self.excess(evaluation).items() if by > 0]
+        return [f"{name}: {values[name]:.3g} > {getattr(self, name):g}" for name in over]
 
     @staticmethod
     def _values(evaluation: Evaluation) -> dict[str, float]:

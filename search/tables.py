@@ -53,7 +53,7 @@ def front_table(
         table.add_row("", baseline_label(point), *_cells(point, metrics), style="cyan" if point.feasible else "dim")
     notes = [DOUBTFUL] if any(point.evaluation.warnings for point in [*front, *shown]) else []
     if left_out := len(baselines) - len(shown):
-        notes.append(f"{left_out} more baselines are beaten by these, or over a limit, and left out")
+        notes.append(f"left out: {left_out} baselines that are beaten by one of these, or over a limit")
     table.caption = "\n".join(notes) or None
     table.caption_justify = "left"
     return table
@@ -61,7 +61,7 @@ def front_table(
 
 def baseline_label(point: Point) -> str:
     """A baseline's name, and which of the study's limits it does not keep."""
-    return f"{point.name}  (over {', '.join(point.broken)})" if point.broken else point.name
+    return f"{point.name}  ({', '.join(point.broken)})" if point.broken else point.name
 
 
 def latency_cell(found: Evaluation) -> str:

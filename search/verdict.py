@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,18 +33,22 @@ def fastest_by_rate(points: Sequence[Point]) -> list[Span]:
     Exact, as each latency is a straight line over the time that a byte takes. At least one point is needed.
     """
     # With an endless rate the payload is nothing; from there on to slower links, each next point sends less.
-    best = min(points, key=lambda point: (_fixed_ms(point), point.evaluation.payload_bytes))
+    best = min(points, key=lambda point: (_fixed_ms(point), point.evaluation.payload_bytes, -point.accuracy))
     spans: list[Span] = []
     high = math.inf
     while True:
         smaller = [point for point in points if point.evaluation.payload_bytes < best.evaluation.payload_bytes]
         if not smaller:
             return [Span(point=best, low=0.0, high=high), *spans[::-1]]
-        following = max(smaller, key=lambda point: (_crossing(best, point), -point.evaluation.payload_bytes))
+        following = max(smaller, key=functools.partial(_soonest, best))
         low = _crossing(best, following)
         if low < high:
             spans.append(Span(point=best, low=low, high=high))
         best, high = following, min(low, high)
+
+
+def _soonest(larger: Point, smaller: Point) -> tuple[float, float, float]:
+    return _crossing(larger, smaller), -smaller.evaluation.payload_bytes, smaller.accuracy
 
 
 def _crossing(larger: Point, smaller: Point) -> float:
@@ -83,7 +88,7 @@ def verdicts(trials: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
     if usable:
         lines += _deployment(usable)
     lines += [
-        f"{baseline.name} is no choice: it does not keep {' and '.join(baseline.broken)}."
+        f"{baseline.name} is no choice: {', '.join(baseline.broken)}."
         for baseline in baselines
         if baseline.name in ALWAYS_SHOWN and baseline.broken
     ]
@@ -112,7 +117,7 @@ def _other_kind(best: Point, usable: Sequence[Point]) -> list[str]:
     near = [point for point in _as_good(usable) if point in others]
     if not near:
         return [f"No {kind} comes within a point of the most accurate."]
-    rival = min(near, key=lambda point: point.latency_ms)
+    rival = min(near, key=lambda point: (point.latency_ms, -point.accuracy))
     return [f"The fastest {kind} within that point is {rival.title}: {rival.figures}."]
 
 
@@ -125,10 +130,10 @@ def _other_rates(best: Point, as_good: Sequence[Point]) -> list[str]:
     below = [span for span in spans if span.high < rate and span.high > _RATES[0]]
     above = [span for span in spans if span.low >= rate and span.low < _RATES[1]]
     if not below and not above:
-        return [f"Among these it is the fastest at any link rate, not only at {_megabytes(rate)}."]
+        return [f"Within that point it is the fastest at any link rate, not only at {_megabytes(rate)}."]
     changes = [f"below about {_megabytes(span.high)} {_short(span.point)}" for span in below[::-1]]
     changes += [f"above about {_megabytes(span.low)} {_short(span.point)}" for span in above]
-    return [f"At other link rates than these {_megabytes(rate)}, others as good are faster: {', '.join(changes)}."]
+    return [f"At other rates than {_megabytes(rate)} others within that point are faster: {'; '.join(changes)}."]
 
 
 def _rate_of(point: Point) -> float:
@@ -136,7 +141,7 @@ def _rate_of(point: Point) -> float:
 
 
 def _short(point: Point) -> str:
-    return f"{point.title} ({point.accuracy:.1%})"
+    return f"{point.title}, {point.accuracy:.1%}"
 
 
 def _megabytes(rate: float) -> str:

@@ -53,7 +53,7 @@ class PictureCodec:
         return buffer.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Pixels of a file: uint8, (H, W, 3), or (H, W) where the codec has a greyscale of its own, as JPEG does."""
+        """Pixels of a file: uint8, (H, W, 3), or (H, W) for a greyscale one, which WebP does not know."""
         with Image.open(io.BytesIO(data), formats=[self.label.upper()]) as image:
             return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 

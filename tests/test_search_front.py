@@ -142,7 +142,7 @@ def test_a_limit_on_the_devices_weights_leaves_points_out_and_counts(write_study
     found = FakeEvaluator().evaluate(config)
     assert found.details["device_model_mb"] == pytest.approx(4e-6 * (400_000 + 128 * 128))
     assert spec.constraints.excess(found)["max_device_model_mb"] == pytest.approx(-0.334464)
-    assert not spec.constraints.broken(found)
+    assert spec.constraints.broken(found) == ["max_accuracy_drop_pp: 10 > 9"]
     study_dict["constraints"]["max_device_model_mb"] = 0.3
     with pytest.raises(SpecError, match=r"max_device_model_mb: 0\.3 given; no head .* that of stem has 0\.4 MB"):
         load_spec(write_study(study_dict)).choices(points)

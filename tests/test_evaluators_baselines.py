@@ -94,7 +94,7 @@ def timer(tmp_path, split, data, runner):
 
 
 def every_baseline(tmp_path, split, data, runner, trained=False):
-    cache = FeatureCache(split, data, Classification(), 100, seed=0)
+    cache = FeatureCache(split, data, Classification())
     settings = FinetuneSettings(images=100, epochs=1)
     watch = timer(tmp_path, split, data, runner)
     return list(baselines.baselines(split, cache, watch, settings, 0, trained=trained))
@@ -204,11 +204,11 @@ def test_learning_from_coded_images_helps_behind_the_codec(learned, data, monkey
     """At a low quality, where it counts: better than the network as given, and than what learned from clean images."""
     monkeypatch.setattr(references, "QUALITIES", (1, 2, 3, 4))  # digits stand anything above
     task = Classification()
-    cache = FeatureCache(learned, data, task, 1000, seed=0)
+    cache = FeatureCache(learned, data, task)
     settings = FinetuneSettings(images=1000, epochs=8, scope=scope, tail_learning_rate=2e-3)
     first = learned.points[1].name
     before = {name: value.clone() for name, value in learned.head("output").state_dict().items()}
-    coded = [as_coded(cache.validation, PictureCoding(CODECS["jpeg"], quality))[0] for quality in (1, 2)]
+    coded = [as_coded(cache.images("validation"), PictureCoding(CODECS["jpeg"], quality))[0] for quality in (1, 2)]
     networks = {
         "given": learned.head("output"),
         "clean": finetuned_uncut(learned, cache, first, settings, 0),
@@ -220,7 +220,7 @@ def test_learning_from_coded_images_helps_behind_the_codec(learned, data, monkey
 
     found = {name: np.mean([accuracy(each, images) for images in coded]) for name, each in networks.items()}
     assert found["coded"] > found["given"] + 0.015 and found["coded"] > found["clean"] + 0.015, found
-    assert accuracy(networks["coded"], cache.validation) > 0.93  # nothing was forgotten
+    assert accuracy(networks["coded"], cache.images("validation")) > 0.93  # nothing was forgotten
     after = learned.head("output").state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     again = finetuned_behind(CODECS["jpeg"], learned, cache, first, settings, 0)

@@ -1,7 +1,8 @@
 """The honest alternatives to a split: the uncut model on the device, and behind the picture, raw or as a codec's file.
 
 They get what candidates get. The uncut model is also fine-tuned with a candidate's budget; behind a codec it is
-fine-tuned on images of that codec, since a split's tail learns behind its bottleneck too.
+fine-tuned on images of that codec, since a split's tail learns behind its bottleneck too: once for a codec, on random
+qualities, and its BatchNorm statistics are then those of the one quality.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
 from evaluators.result import FINE_TUNED
 from evaluators.settings import FinetuneSettings
-from evaluators.training.feature_cache import FeatureCache
-from evaluators.training.references import answers, as_coded, finetuned_behind, finetuned_uncut
+from evaluators.training.feature_cache import FeatureCache, TrainSample
+from evaluators.training.references import Whole, answers, as_coded, at_quality, finetuned_behind, finetuned_uncut
 from spaces.partition import OUTPUT, model_mb
 
 _log = logging.getLogger("splitsearch")
@@ -78,15 +79,19 @@ def baselines(
     for codec in CODECS.values():
         if not codec.available:
             continue
-        if trained:
-            networks[FINE_TUNED] = finetuned_behind(codec, split, feature_cache, first, settings, seed)
-        yield from _behind(codec, networks, feature_cache, stage_timer)
+        tuned = finetuned_behind(codec, split, feature_cache, first, settings, seed) if trained else None
+        yield from _behind(codec, networks[""], tuned, TrainSample(settings.images, seed), feature_cache, stage_timer)
 
 
 def _behind(
-    codec: PictureCodec, networks: Mapping[str, nn.Module], feature_cache: FeatureCache, stage_timer: StageTimer
+    codec: PictureCodec,
+    given: nn.Module,
+    tuned: Whole | None,
+    sample: TrainSample,
+    feature_cache: FeatureCache,
+    stage_timer: StageTimer,
 ) -> Iterator[Baseline]:
-    """The networks behind one codec at each quality."""
+    """The network as given, and as fine-tuned behind one codec, at each quality of it."""
     codings = [PictureCoding(codec, quality) for quality in QUALITIES]
     for coding, stages in zip(codings, stage_timer.server_only_coded(codings), strict=True):
         untimed = set(stages.stage_keys) - set(stages.timings)
@@ -94,6 +99,9 @@ def _behind(
             _log.warning("%s is left out: a machine did not time its %s", coding.label, " and ".join(sorted(untimed)))
             return
         images, size = as_coded(feature_cache.images("validation"), coding)
+        networks = {"": given}
+        if tuned is not None:
+            networks[FINE_TUNED] = at_quality(tuned, coding, feature_cache, sample)
         for end, network in networks.items():
             yield Baseline(
                 name=f"server-only, {coding.label}{end}",

@@ -233,6 +233,12 @@ def test_learning_from_coded_images_helps_behind_the_codec(learned, data, monkey
     found = {name: np.mean([accuracy(each, images) for images in coded]) for name, each in networks.items()}
     assert found["coded"] > found["given"] + 0.015 and found["coded"] > found["clean"] + 0.015, found
     assert accuracy(networks["coded"], cache.images("validation")) > 0.93  # nothing was forgotten
+    sample, coding = references.TrainSample(settings.images, 0), PictureCoding(CODECS["jpeg"], 1)
+    narrowed = references.at_quality(networks["coded"], coding, cache, sample)
+    assert accuracy(narrowed, coded[0]) > accuracy(networks["given"], coded[0]) + 0.015
+    layers = [each for each in narrowed.modules() if isinstance(each, nn.BatchNorm2d)]
+    others = [each for each in networks["coded"].modules() if isinstance(each, nn.BatchNorm2d)]
+    assert any(not torch.equal(one.running_mean, other.running_mean) for one, other in zip(layers, others))
     after = learned.head("output").state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     again = finetuned_behind(CODECS["jpeg"], learned, cache, first, settings, 0)

@@ -21,6 +21,8 @@ from evaluators.training.batchnorm import recalibrate_batchnorm
 from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.finetune import FinetuneData, finetune
 
+_STATISTICS_IMAGES = 500  # for each quality of each codec, so no more than are needed
+
 
 class Whole(nn.Module):
     """Head and tail in one again: images (B, 3, S, S) to a tuple that holds the answers."""
@@ -96,12 +98,26 @@ def finetuned_behind(
     head, tail = copy.deepcopy(split.head(partition)), feature_cache.tail(partition, sample, settings.scope)
     coded = with_random_qualities(feature_cache.images(sample), codec, seed)
     criterion = feature_cache.finetune_data(partition, sample, "tail").criterion
-    _recalibrate(head, tail, coded, feature_cache, criterion)
+    _recalibrate(head, tail, coded, feature_cache, criterion, len(criterion))
     if settings.scope == "all":
         data = FinetuneData(features=(), criterion=criterion, inputs=coded.inputs(feature_cache.dataset.picture))
     else:
         data = FinetuneData(features=feature_cache.through(head, coded), criterion=criterion)
     return _finetuned(head, tail, data, settings, seed)
+
+
+def at_quality(network: Whole, coding: PictureCoding, feature_cache: FeatureCache, sample: TrainSample) -> Whole:
+    """A copy of a network whose BatchNorm statistics are those of images coded at one quality, if that helps.
+
+    Fine-tuned on all qualities, ResNet-50 at 64 pixels finds 47.7 % behind JPEG 10 and 54.0 with these statistics, at
+    JPEG 60 58.8 and 60.3 (600 images, one seed).
+    """
+    train = feature_cache.images(sample)
+    count = min(_STATISTICS_IMAGES, len(train))
+    coded = replace(train, pixels=CodedPixels(train.pixels, [coding] * len(train)))
+    found = copy.deepcopy(network)
+    _recalibrate(found.head, found.tail, coded, feature_cache, feature_cache.task.criterion(train), count)
+    return found
 
 
 def answers(network: nn.Module, feature_cache: FeatureCache, images: LabelledImages) -> torch.Tensor:
@@ -134,9 +150,14 @@ def _finetuned(head: nn.Module, tail: nn.Module, data: FinetuneData, settings: F
 
 
 def _recalibrate(
-    head: nn.Module, tail: nn.Module, images: LabelledImages, feature_cache: FeatureCache, criterion: Criterion
+    head: nn.Module,
+    tail: nn.Module,
+    images: LabelledImages,
+    feature_cache: FeatureCache,
+    criterion: Criterion,
+    count: int,
 ) -> None:
-    """Give head and tail the BatchNorm statistics of images, in place, if that helps."""
+    """Give head and tail the BatchNorm statistics of the first ``count`` images, in place, if that helps."""
     device, picture = compute_device(), feature_cache.dataset.picture
     both = nn.ModuleList([head.to(device), tail.to(device)])
 
@@ -145,5 +166,5 @@ def _recalibrate(
         return criterion(tail(*head(part.to(memory_format=torch.channels_last))), index, 0.0)
 
     with machine_lock.training(), criterion.learning(tail, 0.0):
-        recalibrate_batchnorm(both, loss, len(criterion))
+        recalibrate_batchnorm(both, loss, count)
     both.cpu()

@@ -35,6 +35,7 @@ from torch import nn
 from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
+from evaluators.edge.picture_codecs import CODECS, PictureCoding
 from evaluators.identity import arithmetic, state_digest
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
@@ -45,7 +46,7 @@ from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.training.candidate import Candidate
 from evaluators.training.feature_cache import FeatureCache, TrainSample
-from evaluators.training.references import answers, as_jpeg, finetuned_uncut
+from evaluators.training.references import answers, as_coded, finetuned_uncut
 from evaluators.training.trainers import FinetuneTrainer, StoredTrainer
 from search.spec import load_spec
 from spaces.config import SplitConfig
@@ -227,7 +228,7 @@ class Bench:
     def jpeg(self, quality: int) -> dict:
         """The uncut model on JPEG images."""
         feature_cache = self.feature_cache
-        images, size = as_jpeg(feature_cache, quality)
+        images, size = as_coded(self.validation, PictureCoding(CODECS["jpeg"], quality))
         found = {key: self.hits(answers(network, feature_cache, images)) for key, network in self._networks.items()}
         accuracies = {key: float(right.mean()) for key, right in found.items()}
         return {"method": "jpeg", "quality": quality, **accuracies, "bytes": size}

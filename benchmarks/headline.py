@@ -27,6 +27,7 @@ import numpy as np
 
 from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat
+from evaluators.edge.picture_codecs import CODECS, PictureCoding
 from evaluators.latency.compose import compose
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
@@ -89,8 +90,10 @@ class ReplayResult:
 
     def picture(self, quality: int | None, payload_bytes: float, accuracy: float = 0.0) -> Way:
         """The picture itself, raw or as JPEG."""
-        name = "raw picture" if quality is None else f"JPEG {quality}"
-        return Way(name, self.watch.server_only(quality), payload_bytes, accuracy)
+        if quality is None:
+            return Way("raw picture", self.watch.server_only(), payload_bytes, accuracy)
+        coding = PictureCoding(CODECS["jpeg"], quality)
+        return Way(coding.label, self.watch.server_only_coded([coding])[0], payload_bytes, accuracy)
 
     def on_device(self) -> Way:
         """Everything on the device."""

@@ -11,9 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-from search.front import front_json, pareto_front, verdicts
+from search.front import front_json, judged, pareto_front
 from search.spec import load_spec
 from search.study import baseline_points, environment, open_study, run_folder, trial_points
+from search.verdict import verdicts
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,13 +27,13 @@ def main() -> None:
     options = parser.parse_args()
     spec = load_spec(options.study)
     study = open_study(spec, run_folder(spec, options.out))
-    trials, baselines = trial_points(study), baseline_points(study)
+    trials, baselines = trial_points(study), judged(baseline_points(study), spec.constraints)
     front = pareto_front(trials)
     kept = {
         "command": f"splitsearch run {options.study} --trials {len(trials)}",
         "environment": environment(study),
         "spec_sha256": spec.digest,
-        "verdicts": verdicts(front, baselines),
+        "verdicts": verdicts(trials, baselines),
         "front": front_json(spec.name, front, baselines),
         "trials": [point.to_dict() for point in trials],
     }

@@ -49,6 +49,7 @@ from PIL import Image
 from evaluators.edge import halves
 from evaluators.edge import picture as images
 from evaluators.edge.circumstances import machine
+from evaluators.edge.picture_codecs import CODECS, PictureCoding
 from evaluators.latency.links import LinkProfile, measured_link
 
 ROOT = Path(__file__).parent.parent
@@ -78,14 +79,14 @@ _ANSWER = struct.Struct("!if")  # class and score
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A configuration. Without a cut the picture is sent, raw or as JPEG."""
+    """A configuration. Without a cut the picture is sent, raw or as a codec's file."""
 
     name: str
     cut: str = ""
     ae_ratio: float = 1.0
     bits: int = 8
     coder: str = "packed"
-    jpeg_quality: int | None = None
+    coding: PictureCoding | None = None
 
     @property
     def folder(self) -> str:
@@ -95,7 +96,7 @@ class Case:
 
 CASES = (
     Case(name="raw picture"),
-    Case(name="JPEG 75", jpeg_quality=75),
+    Case(name="JPEG 75", coding=PictureCoding(CODECS["jpeg"], 75)),
     Case(name="stem, 16 channels, 1 bit", cut="stem", ae_ratio=0.25, bits=1),
     Case(name="stem, 64 channels, 3 bit", cut="stem", ae_ratio=1.0, bits=3),
     Case(name="layer2.3, 64 channels, 1 bit, LZMA", cut="layer2.3", ae_ratio=0.125, bits=1, coder="lzma"),
@@ -394,9 +395,7 @@ def _environment() -> dict[str, str]:
 
 def has_stages(folder: Path) -> bool:
     """Whether a device has anything to do before it sends."""
-    return (folder / "head.onnx").exists() or json.loads((folder / "device.json").read_text())[
-        "jpeg_quality"
-    ] is not None
+    return (folder / "head.onnx").exists() or "picture_codec" in json.loads((folder / "device.json").read_text())
 
 
 def run_device(folder: Path) -> None:
@@ -420,10 +419,7 @@ def encoder_of(half: halves.DeviceHalf) -> Callable[[np.ndarray], bytes]:
     """What makes a payload of a picture."""
     if half.wire is not None:
         return half.encode
-    quality = half.jpeg_quality
-    if quality is None:
-        return np.ndarray.tobytes
-    return lambda pixels: images.to_jpeg(pixels, quality)
+    return np.ndarray.tobytes if half.coding is None else half.coding.encode
 
 
 def run_server(folder: Path) -> None:
@@ -452,8 +448,8 @@ def decoder_of(half: halves.ServerHalf) -> Callable[[bytes], np.ndarray]:
     shape = (half.picture.size, half.picture.size, 3)
 
     def decode(payload: bytes) -> np.ndarray:
-        raw = half.jpeg_quality is None
-        pixels = np.frombuffer(payload, np.uint8).reshape(shape) if raw else images.from_jpeg(payload)
+        coding = half.coding
+        pixels = np.frombuffer(payload, np.uint8).reshape(shape) if coding is None else coding.decode(payload)
         return half.run("tail", [images.to_input(pixels, half.picture)])[0][0]
 
     return decode
@@ -510,7 +506,9 @@ def write_folders(root: Path) -> None:
     batch = torch.from_numpy(np.concatenate([images.to_input(photo, FORM) for photo in photos]))
     for case in CASES:
         device, server = root / case.folder / "device", root / case.folder / "server"
-        manifest: dict[str, Any] = {"picture": FORM.to_dict(), "threads": 1, "jpeg_quality": case.jpeg_quality}
+        manifest: dict[str, Any] = {"picture": FORM.to_dict(), "threads": 1}
+        if case.coding is not None:
+            manifest["picture_codec"] = case.coding.to_dict()
         if not case.cut:
             folders.write_device(device, manifest, photos[0])
             folders.write_server(server, manifest, photos[0])

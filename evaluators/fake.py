@@ -9,17 +9,18 @@ from typing import Any
 
 from evaluators.base import Evaluator, Progress, Split
 from evaluators.latency.links import LinkProfile
-from evaluators.result import Evaluation, LatencyParts, Source, Sources, StageKey, Timing
+from evaluators.result import FINE_TUNED, Evaluation, LatencyParts, Source, Sources, StageKey, Timing
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
-from spaces.partition import INPUT, OUTPUT, PartitionPoint
+from spaces.partition import INPUT, OUTPUT, PartitionPoint, model_mb
 
 UNCUT_ACCURACY = 0.9
 _MODELLED = Sources(device=Source.MODELLED, server=Source.MODELLED, link=Source.MODELLED)
 # name: shape at the cut, GMACs before it
 _POINTS = {"stem": ((64, 16, 16), 10), "middle": ((128, 8, 8), 40), "deep": ((8, 4, 4), 80)}
 _TOTAL = 100
+_PARAMETERS = 10_000  # for each MAC before the cut
 # what is left of the packed symbols
 _CODED = {"packed": 1.0, "lzma": 0.75, "zstd": 0.8, "brotli": 0.75, "context": 0.6}
 
@@ -32,7 +33,9 @@ class FakeEvaluator(Evaluator):
         """See :class:`Evaluator`."""
         rows = {INPUT: ((3, 64, 64), 0), **_POINTS, OUTPUT: ((10,), _TOTAL)}
         return [
-            PartitionPoint(name=name, shapes=(shape,), head_macs=macs, tail_macs=_TOTAL - macs)
+            PartitionPoint(
+                name=name, shapes=(shape,), head_macs=macs, tail_macs=_TOTAL - macs, head_params=_PARAMETERS * macs
+            )
             for name, (shape, macs) in rows.items()
         ]
 
@@ -55,7 +58,8 @@ class FakeEvaluator(Evaluator):
         shape, macs = _POINTS[config.partition]
         if round(shape[0] * config.ae_ratio) < 1:
             raise InfeasibleSplit(f"an AE ratio of {config.ae_ratio:g} leaves no channel of {shape[0]}")
-        values = round(shape[0] * config.ae_ratio) * shape[1] * shape[2] / config.stride**2
+        channels = round(shape[0] * config.ae_ratio)
+        values = channels * shape[1] * shape[2] / config.stride**2
         payload = 10 + values * config.bits / 8 * _CODED[config.lossless]
         lost = (
             0.02 * (config.stride - 1)
@@ -74,18 +78,25 @@ class FakeEvaluator(Evaluator):
             decode_ms=config.ae_ratio / 10,
             tail_ms=(_TOTAL - macs) / 100,
         )
-        return _evaluation(config.label, UNCUT_ACCURACY - max(lost, 0.0), payload, parts, config)
+        mb = model_mb(_PARAMETERS * macs + shape[0] * channels)
+        return _evaluation(config.label, UNCUT_ACCURACY - max(lost, 0.0), payload, parts, config, mb)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
-        raw = 3 * 64 * 64
-        found = [
-            _evaluation("all-on-device", UNCUT_ACCURACY, 0.0, LatencyParts(head_ms=_TOTAL / 10)),
-            _evaluation("server-only, raw", UNCUT_ACCURACY, raw, LatencyParts(link_ms=raw / 1000, tail_ms=1.0)),
-            _evaluation("server-only, JPEG 50", 0.85, 1500, LatencyParts(compress_ms=0.2, link_ms=1.5, tail_ms=1.0)),
+        raw, alone = 3 * 64 * 64, LatencyParts(head_ms=_TOTAL / 10)
+        rows = [
+            ("all-on-device", UNCUT_ACCURACY, 0.0, alone, model_mb(_PARAMETERS * _TOTAL)),
+            ("server-only, raw", UNCUT_ACCURACY, raw, _behind(raw, 0.0), 0.0),
+            ("server-only, JPEG 50", 0.85, 1500, _behind(1500, 0.2), 0.0),
+            ("server-only, JPEG 90", 0.85, 2500, _behind(2500, 0.2), 0.0),  # no better than at 50, so beaten
+            ("server-only, WebP 50", 0.83, 1000, _behind(1000, 0.3), 0.0),
         ]
-        tuned = [_evaluation("all-on-device, fine-tuned", 0.91, 0.0, LatencyParts(head_ms=_TOTAL / 10))]
-        return found[:1] + (tuned if trained else []) + found[1:]
+        found = []
+        for name, accuracy, payload, parts, mb in rows:
+            found.append(_evaluation(name, accuracy, payload, parts, None, mb))
+            if trained:
+                found.append(_evaluation(name + FINE_TUNED, accuracy + 0.01, payload, parts, None, mb))
+        return found
 
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
         """Two folders with the configuration in them: nothing here can run."""
@@ -102,8 +113,17 @@ class FakeEvaluator(Evaluator):
         return {"device": place, "server": place, "link": link.describe()}
 
 
+def _behind(payload_bytes: float, compress_ms: float) -> LatencyParts:
+    return LatencyParts(compress_ms=compress_ms, link_ms=payload_bytes / 1000, tail_ms=_TOTAL / 100)
+
+
 def _evaluation(
-    name: str, accuracy: float, payload_bytes: float, latency: LatencyParts, config: SplitConfig | None = None
+    name: str,
+    accuracy: float,
+    payload_bytes: float,
+    latency: LatencyParts,
+    config: SplitConfig | None,
+    device_model_mb: float,
 ) -> Evaluation:
     stages = {part.removesuffix("_ms"): ms for part, ms in latency.to_dict().items() if ms and part != "link_ms"}
     key = config.partition if config else OUTPUT if latency.head_ms else INPUT
@@ -119,4 +139,5 @@ def _evaluation(
         stage_keys={stage: StageKey(key=key) for stage in stages},
         accuracy_drop_pp=100 * (UNCUT_ACCURACY - accuracy),
         drop_interval_pp=(100 * (UNCUT_ACCURACY - accuracy),) * 2,
+        details={"device_model_mb": device_model_mb},
     )

@@ -35,7 +35,8 @@ def write_device(folder: Path, manifest: dict[str, Any], sample: np.ndarray) -> 
 
     Args:
         folder: made if absent.
-        manifest: keys ``picture``, ``threads`` and, as they apply, ``wire`` and ``jpeg_quality``.
+        manifest: keys ``picture``, ``threads`` and, as they apply, ``wire``, ``picture_codec`` (``{name, quality}``)
+            and ``timed_picture_codecs`` (a list of such, to be timed in one go).
         sample: a picture's pixels, to measure with.
     """
     return _write(folder, "device", manifest, sample)

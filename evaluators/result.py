@@ -10,6 +10,7 @@ from typing import Any
 from spaces.config import SplitConfig
 from spaces.work import Work
 
+FINE_TUNED = ", fine-tuned"  # the end of a baseline's name
 MOST_SPREAD = 0.10  # of a timing that is not marked as doubtful
 WIDE_SPREAD = 0.25  # of one that is marked more strongly
 MOST_OTHERS = 0.10  # of the processor's time, taken by other work, of a timing that is not marked

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 import torchvision
@@ -18,6 +17,7 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.base import Evaluator, Progress, Split
+from evaluators.baselines import baselines, codec_notes
 from evaluators.bundle import Halves
 from evaluators.compute import compute_device
 from evaluators.edge.circumstances import machine as this_machine
@@ -38,23 +38,20 @@ from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
-from evaluators.tasks.data import Dataset, LabelledImages
+from evaluators.tasks.data import Dataset
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import Detection
 from evaluators.tasks.detection_data import DetectionFiles
 from evaluators.tasks.task import Task, TaskMetrics
 from evaluators.training.candidate import Candidate
 from evaluators.training.feature_cache import FeatureCache
-from evaluators.training.references import Whole, answers, as_jpeg, finetuned_uncut
 from evaluators.training.trainers import RECIPE, FinetuneTrainer, StoredTrainer, infeasible_if_it_breaks
 from evaluators.training.uncut import Train, train_classifier, train_or_load, uncut_key, uncut_record
 from evaluators.training.uncut_detector import train_detector
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
-from spaces.partition import INPUT, OUTPUT, PartitionPoint
-
-JPEG_QUALITIES = (10, 25, 50, 75, 95)
+from spaces.partition import INPUT, PartitionPoint, model_mb
 
 _CARVED = (
     "these weights may have seen any picture of a data set that comes undivided, so nothing is left to judge by; "
@@ -92,6 +89,11 @@ def _made(record: dict[str, Any]) -> str:
     return (
         f"splitsearch trained the uncut model itself: {len(epochs)} epochs in {minutes:.0f} min on {record['compute']}."
     )
+
+
+def parameters_of(module: nn.Module) -> int:
+    """The number of values that it learns."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _task_name(model: ModelSettings) -> str:
@@ -206,6 +208,7 @@ class SplitEvaluator(Evaluator):
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.bottleneck_channels),
             "encoder_macs": point.encoder_macs(config.ae_ratio),
+            "device_model_mb": model_mb(point.head_params + parameters_of(candidate.bottleneck.encoder)),
             "head_macs": point.head_macs,
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
@@ -215,23 +218,11 @@ class SplitEvaluator(Evaluator):
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         """See :class:`Evaluator`."""
         self._need_weights()
-        networks: dict[str, nn.Module] = {"": self._split.head(OUTPUT)}
-        if trained:
-            networks[", fine-tuned"] = self._finetuned
-        validation, watch = self._feature_cache.images("validation"), self._stage_timer
-        raw = float(np.mean([pixels.nbytes for pixels in validation.pixels]))
-
-        def ways() -> Iterator[tuple[str, LabelledImages, float, Stages]]:
-            """One after the other: decoded, the images of a single quality may fill the memory."""
-            yield "all-on-device", validation, 0.0, watch.all_on_device()
-            yield "server-only, raw", validation, raw, watch.server_only(None)
-            for quality in JPEG_QUALITIES:
-                yield f"server-only, JPEG {quality}", *as_jpeg(self._feature_cache, quality), watch.server_only(quality)
-
+        settings, cache = self._settings, self._feature_cache
+        found = baselines(self._split, cache, self._stage_timer, settings.finetune, settings.seed, trained=trained)
         return [
-            self._evaluation(name + how, answers(network, self._feature_cache, images), size, stages)
-            for name, images, size, stages in ways()
-            for how, network in networks.items()
+            self._evaluation(each.name, each.answers, each.payload_bytes, each.stages, details=dict(each.details))
+            for each in found
         ]
 
     def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
@@ -260,6 +251,7 @@ class SplitEvaluator(Evaluator):
             "machine": this_machine(),
             "compute": str(compute_device()),
             "metric": self._task.metric,
+            "coded_before": self._dataset.coded_before,
             "versions": versions,
             "device": device,
             "server": server,
@@ -274,7 +266,7 @@ class SplitEvaluator(Evaluator):
 
     def notes(self) -> list[str]:
         """See :class:`Evaluator`."""
-        said = []
+        said = codec_notes()
         if self.is_trained:
             self._need_weights()
             accuracy, count = self._held_out_accuracy()
@@ -396,12 +388,6 @@ class SplitEvaluator(Evaluator):
         if torch.equal(answers, self._feature_cache.answers(split)):
             return 0.0, (0.0, 0.0)
         return self._task.drop_pp(self._reference(split), metrics)
-
-    @functools.cached_property
-    def _finetuned(self) -> Whole:
-        """The uncut model after the fine-tuning that candidates get, from the earliest point that is searched."""
-        first = next(point.name for point in self._split.points if not point.is_end)
-        return finetuned_uncut(self._split, self._feature_cache, first, self._settings.finetune, self._settings.seed)
 
     def _evaluation(
         self,

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from evaluators.base import Evaluator
 from search import tables
-from search.front import FORMAT, Point
+from search.front import FORMAT, Point, judged
 from search.spec import StudySpec
 from spaces.errors import NotFinished
 from spaces.partition import Choice, warn_of_encoders
@@ -45,17 +45,21 @@ def check(spec: StudySpec, evaluator: Evaluator) -> Check:
     space = spec.space(points)
     notes = []
     try:
-        baselines = [Point(trial=None, evaluation=found) for found in evaluator.baselines(trained=False)]
+        found = [Point(trial=None, evaluation=found) for found in evaluator.baselines(trained=False)]
+        baselines = judged(found, spec.constraints)
     except NotFinished as reason:
         baselines, notes = [], [f"No baselines: {reason}."]
     notes += evaluator.notes()
+    hardware = evaluator.describe()
+    if coded := hardware.get("coded_before"):
+        notes.append(f"The pictures were coded before: {coded}.")
     return Check(
         spec=spec,
         choices=warn_of_encoders(spec.choices(points), space.ae_ratios),
         head_ms=evaluator.head_ms(points),
         baselines=baselines,
         space_size=space.size,
-        hardware=evaluator.describe(),
+        hardware=hardware,
         notes=notes,
     )
 

@@ -104,6 +104,9 @@ def front(
     study: StudyArgument,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the baselines that others beat; JSON and CSV always hold them.")
+    ] = False,
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
@@ -115,13 +118,14 @@ def front(
     if as_json and as_csv:
         raise typer.BadParameter("give --json or --csv, not both")
     loaded, opened = _open(study, storage, out)
-    points, baselines = fronts.pareto_front(studies.trial_points(opened)), studies.baseline_points(opened)
+    points = fronts.pareto_front(studies.trial_points(opened))
+    baselines = fronts.judged(studies.baseline_points(opened), loaded.constraints)
     if as_json:
         _print_json(fronts.front_json(loaded.name, points, baselines))
     elif as_csv:
         sys.stdout.write(tables.to_csv(points, baselines))
     else:
-        _print_front(opened, loaded)
+        _print_front(opened, loaded, everything)
 
 
 @app.command()
@@ -147,7 +151,7 @@ def replay(
         _print_json({"format": 1, "study": loaded.name, "replays": [result.to_dict() for result in results]})
         return
     for result in results:
-        _print_points(result.trials, result.baselines, result.hardware, loaded.name)
+        _print_points(result.trials, result.baselines, result.hardware, loaded)
 
 
 @app.command()
@@ -212,6 +216,8 @@ def export(
         point = fronts.pick_point(fronts.pareto_front(points), pick, max_drop_pp, max_latency_ms)
     else:
         point = fronts.find_trial(points, trial)
+    for line in fronts.warnings_for(point, fronts.judged(studies.baseline_points(opened), loaded.constraints)):
+        _talk.print(line, highlight=False, soft_wrap=True)
     exports.check_target(output)
     evaluator = wiring.build_evaluator(loaded, studies.run_folder(loaded, out))
     evaluator.prepare((), _talk.print)
@@ -301,26 +307,25 @@ def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     return loaded, studies.open_study(loaded, studies.run_folder(loaded, out), storage)
 
 
-def _print_front(opened: Any, loaded: Any) -> None:
+def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:
     from search import study as studies
     from search import tables
 
     hardware = tables.hardware_line(studies.environment(opened))
-    _print_points(studies.trial_points(opened), studies.baseline_points(opened), hardware, loaded.name)
+    _print_points(studies.trial_points(opened), studies.baseline_points(opened), hardware, loaded, everything)
 
 
-def _print_points(trials: Any, baselines: Any, hardware: str, name: str) -> None:
+def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, everything: bool = False) -> None:
     from search import front as fronts
-    from search import tables
+    from search import tables, verdict
 
-    points = fronts.pareto_front(trials)
+    points, baselines = fronts.pareto_front(trials), fronts.judged(baselines, loaded.constraints)
     chosen = fronts.knee(points) if points else None
+    title = f"{loaded.name}: front of {len(trials)} trials, then baselines"
     console = _stdout()
-    console.print(
-        tables.front_table(points, baselines, chosen, f"{name}: front of {len(trials)} trials, then baselines")
-    )
+    console.print(tables.front_table(points, baselines, chosen, title, everything=everything))
     console.print(hardware, style="dim", highlight=False)
-    for line in fronts.verdicts(points, baselines):
+    for line in verdict.verdicts(trials, baselines):
         console.print(line, highlight=False)
     console.print()
 

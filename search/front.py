@@ -1,29 +1,33 @@
-"""The front, and how one point is picked from it."""
+"""The front, and how one point is picked from it; which of the baselines matter beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.result import Evaluation
+from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
 FORMAT = 1
 OBJECTIVES = ("accuracy", "latency_ms")
 PICKS = ("knee", "fastest", "most-accurate")
+ALWAYS_SHOWN = ("all-on-device", "server-only, raw")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A finished trial or a baseline as front, report and export see it.
 
-    ``trial`` is None for a baseline; ``feasible`` says whether it keeps the study's constraints.
+    ``trial`` is None for a baseline; ``feasible`` says whether it keeps the study's constraints, ``broken`` which of
+    them it does not keep, in words, where somebody asked (see :func:`judged`).
     """
 
     trial: int | None
     evaluation: Evaluation
     feasible: bool = True
+    broken: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -39,6 +43,17 @@ class Point:
     def name(self) -> str:
         """For people."""
         return self.evaluation.name
+
+    @property
+    def title(self) -> str:
+        """For sentences: ``trial 12 (stem, AE 0.25, 2 bit)``, or a baseline's name."""
+        return self.name if self.trial is None else f"trial {self.trial} ({self.name})"
+
+    @property
+    def figures(self) -> str:
+        """For sentences: ``57.1 %, 11.60 ms, 628 bytes``."""
+        sent = f", {self.evaluation.payload_bytes:,.0f} bytes" if self.evaluation.payload_bytes else ""
+        return f"{self.accuracy:.1%}, {self.latency_ms:.2f} ms{sent}"
 
     def beats(self, other: Point) -> bool:
         """At least as good on both objectives and better on one."""
@@ -149,33 +164,30 @@ def front_json(study: str, front: Sequence[Point], baselines: Sequence[Point]) -
     }
 
 
-def verdicts(front: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
-    """What the baselines say about the front, in sentences. If a baseline wins, this is where it is said."""
-    if not front:
-        return ["No trial kept the constraints, so there is no front."]
-    lines = []
-    for baseline in baselines:
-        beaten = [point for point in front if baseline.beats(point)]
-        if beaten:
-            count = "every point" if len(beaten) == len(front) else f"{len(beaten)} of {len(front)} points"
-            lines.append(
-                f"{baseline.name} ({baseline.accuracy:.1%}, {baseline.latency_ms:.2f} ms) is at least as accurate and "
-                f"as fast as {count} of the front."
-            )
-    fastest = min(front, key=lambda p: p.latency_ms)
-    quicker = [baseline for baseline in baselines if baseline.latency_ms < fastest.latency_ms]
-    if quicker and not any(baseline.beats(fastest) for baseline in quicker):
-        best = max(quicker, key=lambda p: p.accuracy)
-        lines.append(
-            f"{best.name} is faster than every point of the front ({best.latency_ms:.2f} ms against "
-            f"{fastest.latency_ms:.2f} ms) and {100 * (fastest.accuracy - best.accuracy):.1f} pp less accurate "
-            f"than the fastest of them."
-        )
-    outside = [p for p in front if not any(baseline.beats(p) for baseline in baselines)]
-    if outside:
-        best = max(outside, key=lambda p: p.accuracy)
-        lines.append(
-            f"{len(outside)} of {len(front)} front points are beaten by no baseline; the most accurate of them is "
-            f"trial {best.trial} ({best.accuracy:.1%}, {best.latency_ms:.2f} ms)."
-        )
-    return lines
+def judged(points: Sequence[Point], limits: Constraints) -> list[Point]:
+    """The points with ``feasible`` and ``broken`` as a study's limits have it."""
+
+    def judge(point: Point) -> Point:
+        broken = tuple(limits.broken(point.evaluation))
+        return replace(point, feasible=not broken, broken=broken)
+
+    return [judge(point) for point in points]
+
+
+def baseline_front(baselines: Sequence[Point]) -> list[Point]:
+    """The baselines to show, fastest first: those that no feasible one beats, and always the two that need no codec
+    and no training.
+    """
+    always = [point for point in baselines if point.name in ALWAYS_SHOWN]
+    front = [point for point in pareto_front(baselines) if point.name not in ALWAYS_SHOWN]
+    return sorted([*always, *front], key=lambda point: point.latency_ms)
+
+
+def warnings_for(point: Point, baselines: Sequence[Point]) -> list[str]:
+    """What to say before somebody deploys a point: that a baseline which keeps the limits beats it."""
+    beating = [baseline for baseline in pareto_front(baselines) if baseline.beats(point)]
+    if not beating:
+        return []
+    best = max(beating, key=lambda baseline: baseline.accuracy)
+    more = f" (and {len(beating) - 1} more)" if len(beating) > 1 else ""
+    return [f"A baseline beats {point.title} ({point.figures}): {best.name} ({best.figures}){more}."]

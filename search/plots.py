@@ -8,13 +8,20 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from evaluators.result import LatencyParts
-from search.front import Point, knee, pareto_front
+from evaluators.result import FINE_TUNED, LatencyParts
+from search.front import Point, baseline_front, knee, pareto_front
 
 _INK, _GRID = "#1f2937", "#e5e7eb"
 _FRONT, _TRIAL, _INFEASIBLE, _KNEE = "#2563eb", "#93b4f0", "#c4c8cf", "#dc2626"
-_FINE_TUNED = ", fine-tuned"
-_BASELINES = {"all-on-device": "#b45309", "server-only, raw": "#047857", "server-only, JPEG": "#10b981"}
+# By what a baseline's name is without quality and training.
+_BASELINES = {
+    "all-on-device": "#b45309",
+    "server-only, raw": "#047857",
+    "server-only, JPEG": "#10b981",
+    "server-only, WebP": "#0891b2",
+    "server-only, AVIF": "#7c3aed",
+}
+_OTHER_BASELINE, _LEFT_OUT = "#4b5563", "#d1d5db"
 # Device in blues, link in amber, server in greens: where the time goes is seen before any label is read.
 _PART_COLOURS = {
     "head_ms": "#1e3a8a",
@@ -31,24 +38,29 @@ _PART_COLOURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ParetoData:
-    """The points of the Pareto plot, each in exactly one group; the knee is also on the front."""
+    """The points of the Pareto plot, each in exactly one group; the knee is also on the front.
+
+    ``baselines`` are those that no other one beats, ``left_out`` the rest.
+    """
 
     front: list[Point]
     dominated: list[Point]
     infeasible: list[Point]
     baselines: list[Point]
+    left_out: list[Point]
     knee: Point | None
 
 
 def pareto_data(trials: Sequence[Point], baselines: Sequence[Point]) -> ParetoData:
-    """Sort trials into front, dominated and infeasible."""
-    front = pareto_front(trials)
+    """Sort trials into front, dominated and infeasible, and baselines by whether another one beats them."""
+    front, shown = pareto_front(trials), baseline_front(baselines)
     numbers = {point.trial for point in front}
     return ParetoData(
         front=front,
         dominated=[point for point in trials if point.feasible and point.trial not in numbers],
         infeasible=[point for point in trials if not point.feasible],
-        baselines=list(baselines),
+        baselines=shown,
+        left_out=[point for point in baselines if point not in shown],
         knee=knee(front) if front else None,
     )
 
@@ -87,14 +99,15 @@ def pareto_figure(data: ParetoData) -> go.Figure:
     if data.knee:
         ring = {"color": _KNEE, "size": 18, "symbol": "circle-open", "line": {"width": 3}}
         _scatter(figure, "knee", [data.knee], ring)
-    for name, colour in _BASELINES.items():
-        points = [point for point in data.baselines if point.name.startswith(name)]
-        given = [point for point in points if not point.name.endswith(_FINE_TUNED)]
-        tuned = [point for point in points if point.name.endswith(_FINE_TUNED)]
-        texts = [point.name.removeprefix(name).strip() for point in given]
-        _scatter(figure, name, given, {"color": colour, "symbol": "diamond", "size": 11}, texts=texts)
-        # As far to the right as the same one with the network as given, so a label says nothing new.
-        _scatter(figure, name + _FINE_TUNED, tuned, {"color": colour, "symbol": "diamond-open", "size": 11})
+    for kind in dict.fromkeys(_kind(point) for point in data.baselines):
+        colour, points = _BASELINES.get(kind, _OTHER_BASELINE), [p for p in data.baselines if _kind(p) == kind]
+        given = [point for point in points if not point.name.endswith(FINE_TUNED)]
+        tuned = [point for point in points if point.name.endswith(FINE_TUNED)]
+        _scatter(figure, kind, given, {"color": colour, "symbol": "diamond", "size": 11}, texts=_qualities(given))
+        open_diamond = {"color": colour, "symbol": "diamond-open", "size": 11}
+        _scatter(figure, kind + FINE_TUNED, tuned, open_diamond, texts=_qualities(tuned))
+    small = {"color": _LEFT_OUT, "symbol": "diamond", "size": 6}
+    _scatter(figure, "other baselines", data.left_out, small, visible="legendonly")
     figure.update_layout(
         **_layout(),
         xaxis={"title": "latency (ms), less is better", "gridcolor": _GRID, "zeroline": False, "rangemode": "tozero"},
@@ -105,6 +118,15 @@ def pareto_figure(data: ParetoData) -> go.Figure:
     )
     figure.update_layout(margin={"b": 110})
     return figure
+
+
+def _kind(baseline: Point) -> str:
+    """``server-only, JPEG`` of ``server-only, JPEG 50, fine-tuned``."""
+    return baseline.name.removesuffix(FINE_TUNED).rstrip(" 0123456789")
+
+
+def _qualities(baselines: Sequence[Point]) -> list[str]:
+    return [point.name.removesuffix(FINE_TUNED).removeprefix(_kind(point)).strip() for point in baselines]
 
 
 def _zoom(data: ParetoData) -> dict[str, Any]:
@@ -134,10 +156,12 @@ def _zoom(data: ParetoData) -> dict[str, Any]:
 
 
 def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figure:
-    """Stacked latency parts of front points, and of the baselines below them. Fine-tuning changes nothing in these."""
-    given = [point for point in baselines if not point.name.endswith(_FINE_TUNED)]
-    rows = [*given[::-1], *list(points)[::-1]]
-    labels = [_row_label(point) for point in rows]
+    """Stacked latency parts of front points, and below them of the baselines that matter, once for the network as given
+    and fine-tuned, which takes as long.
+    """
+    rivals = {point.name.removesuffix(FINE_TUNED): point for point in baseline_front(baselines)}
+    rows = [*list(rivals.values())[::-1], *list(points)[::-1]]
+    labels = [f"{name} " for name in rivals][::-1] + [f"{point.trial}: {point.name} " for point in points][::-1]
     figure = go.Figure()
     for name in LatencyParts.names():
         values = [getattr(point.evaluation.latency, name) for point in rows]
@@ -168,10 +192,6 @@ def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figu
     return figure
 
 
-def _row_label(point: Point) -> str:
-    return f"{point.trial}: {point.name} " if point.trial is not None else f"{point.name} "
-
-
 def _scatter(
     figure: go.Figure,
     name: str,
@@ -180,12 +200,14 @@ def _scatter(
     *,
     line: dict[str, Any] | None = None,
     texts: list[str] | None = None,
+    visible: bool | str = True,
 ) -> None:
     if not points:
         return
     mode = "markers" + ("+lines" if line else "") + ("+text" if texts and any(texts) else "")
     figure.add_scatter(
         name=name,
+        visible=visible,
         x=[point.latency_ms for point in points],
         y=[point.accuracy for point in points],
         mode=mode,

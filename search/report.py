@@ -12,11 +12,12 @@ from typing import Any
 import optuna
 import plotly.io
 
-from search.front import Point, pareto_front, verdicts
+from search.front import Point, baseline_front, judged, pareto_front, warnings_for
 from search.plots import pareto_data, pareto_figure, parts_figure
 from search.spec import StudySpec
 from search.study import baseline_points, environment, finished_trials, trial_points
-from search.tables import DOUBTFUL, hardware_line, latency_cell, metric_names
+from search.tables import DOUBTFUL, baseline_label, hardware_line, latency_cell, metric_names
+from search.verdict import verdicts
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -45,7 +46,8 @@ def write_report(study: optuna.Study, spec: StudySpec, target: Path) -> None:
 
 def report_html(study: optuna.Study, spec: StudySpec) -> str:
     """The page as text."""
-    trials, baselines, circumstances = trial_points(study), baseline_points(study), environment(study)
+    trials, circumstances = trial_points(study), environment(study)
+    baselines = judged(baseline_points(study), spec.constraints)
     data = pareto_data(trials, baselines)
     front = pareto_front(trials)
     done, could_not_run = finished_trials(study), len(finished_trials(study)) - len(trials)
@@ -55,21 +57,25 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     )
     seen = f", accuracy on {images['search-validation']:,} search-validation images" if images else ""
     knee = data.knee.trial if data.knee else None
+    coded = circumstances.get("coded_before", "")
     sections = [
         f"<h1>{html.escape(spec.name)}</h1>",
         f"<p class='lead'>{html.escape(spec.model.name)} on {html.escape(spec.data.name)}: {counts}{seen}.<br>"
         f"{html.escape(hardware_line(circumstances))}</p>",
-        f"<div class='verdict'>{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts(front, baselines))}</div>",
+        f"<div class='verdict'>{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts(trials, baselines))}</div>",
         "<h2>Accuracy against latency</h2>",
         _figure(pareto_figure(data), "pareto", True),
         "<p class='note'>Hover over a point for its whole configuration. Click a legend entry to hide its points. "
         "The drop is paired: the same images as the uncut model. Test images were not used.</p>",
+        f"<p class='note'>The pictures were coded before: {html.escape(coded)}.</p>" if coded else "",
         "<h2>Where the time goes</h2>",
         _figure(parts_figure(front, baselines), "parts", False),
         "<h2>Front and baselines</h2>",
         "<p class='note'>frames/s: when device, link and server work on consecutive images at the same time; the "
         "slowest of the three rules.</p>",
-        _table(front, baselines, knee),
+        _table(front, baseline_front(baselines), baselines, knee),
+        f"<details><summary>{len(data.left_out)} more baselines, beaten by these or over a limit</summary>"
+        f"{_table([], data.left_out, baselines, None)}</details>",
         "<h2>Circumstances</h2>",
         f"<details><summary>machine, versions, hardware</summary><pre>{_json(circumstances)}</pre></details>",
         f"<details><summary>study file</summary><pre>{_json(spec.raw)}</pre></details>",
@@ -88,8 +94,9 @@ def _figure(figure: Any, name: str, first: bool) -> str:
     return plotly.io.to_html(figure, include_plotlyjs=first, full_html=False, div_id=name, config=config)
 
 
-def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None) -> str:
-    metrics = metric_names([*front, *baselines])
+def _table(front: Sequence[Point], shown: Sequence[Point], baselines: Sequence[Point], knee: int | None) -> str:
+    """Front points and the baselines that are shown; ``baselines`` are all that may beat a point of the front."""
+    metrics = metric_names([*front, *shown])
     heads = (
         "trial",
         "what",
@@ -104,13 +111,15 @@ def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None)
         "frames/s",
     )
     rows = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
-    for point in [*front, *baselines]:
+    for point in [*front, *shown]:
         found = point.evaluation
+        marks = " (knee)" if point.trial is not None and point.trial == knee else ""
+        marks += " (beaten by a baseline)" if point.trial is not None and warnings_for(point, baselines) else ""
         kind = "baseline" if point.trial is None else "knee" if point.trial == knee else ""
         low, high = found.drop_interval_pp
         cells = (
             "" if point.trial is None else str(point.trial),
-            html.escape(found.name) + (" (knee)" if kind == "knee" else ""),
+            html.escape(baseline_label(point)) + marks,
             f"{found.accuracy:.2%}",
             *(f"{found.metrics[name]:.2%}" if name in found.metrics else "" for name in metrics),
             f"{found.accuracy_drop_pp:+.2f} ({low:+.2f} to {high:+.2f})",
@@ -124,7 +133,7 @@ def _table(front: Sequence[Point], baselines: Sequence[Point], knee: int | None)
         rows.append(f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     warnings = [
         f"<li>{html.escape(point.name)}: {html.escape(', '.join(point.evaluation.warnings))}</li>"
-        for point in [*front, *baselines]
+        for point in [*front, *shown]
         if point.evaluation.warnings
     ]
     said = f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(warnings)}</ul>" if warnings else ""

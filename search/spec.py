@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,7 +31,7 @@ from evaluators.tasks.archives import ENDINGS
 from search.samplers import SAMPLERS
 from spaces.config import is_number
 from spaces.errors import SpecError, nearest
-from spaces.partition import Choice, PartitionPoint, choose
+from spaces.partition import Choice, PartitionPoint, choose, model_mb
 from spaces.space import SearchSpace
 from spaces.yaml_text import read_yaml
 
@@ -44,21 +44,35 @@ _LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """Limits that a point of the front must keep; None is no limit. The drop is against the uncut model as given."""
+    """Limits that a point of the front must keep; None is no limit.
+
+    The drop is against the uncut model as given. ``max_device_model_mb`` is for the weights on the device, head and
+    encoder, as float32 in 10^6 bytes; it also says where the device has no room for the whole network.
+    """
 
     max_accuracy_drop_pp: float | None = None
     max_latency_ms: float | None = None
     max_payload_bytes: float | None = None
+    max_device_model_mb: float | None = None
 
     def excess(self, evaluation: Evaluation) -> dict[str, float]:
         """By how much each limit that is set is exceeded; 0 or less keeps it."""
-        values = {
+        values = self._values(evaluation)
+        return {name: values[name] - limit for name, limit in vars(self).items() if limit is not None}
+
+    def broken(self, evaluation: Evaluation) -> list[str]:
+        """The limits that are exceeded: ``max_device_model_mb: 44.8 > 5``."""
+        values, over = self._values(evaluation), [name for name, by in self.excess(evaluation).items() if by > 0]
+        return [f"{name}: {values[name]:.3g} > {getattr(self, name):g}" for name in over]
+
+    @staticmethod
+    def _values(evaluation: Evaluation) -> dict[str, float]:
+        return {
             "max_accuracy_drop_pp": evaluation.accuracy_drop_pp,
             "max_latency_ms": evaluation.latency_ms,
             "max_payload_bytes": evaluation.payload_bytes,
+            "max_device_model_mb": evaluation.details.get("device_model_mb", 0.0),
         }
-        limits = {name: getattr(self, name) for name in values}
-        return {name: values[name] - limit for name, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +115,34 @@ class StudySpec:
     def choices(self, points: list[PartitionPoint]) -> list[Choice]:
         """Which of a model's partition points this study searches. Raises SpecError for a name that fits none."""
         try:
-            return choose(points, self.raw["space"].get("partition", "auto"))
+            choices = choose(points, self.raw["space"].get("partition", "auto"))
         except SpecError as error:
             raise _placed(error.inside("space"), self.file) from None
+        return self._that_fit(choices)
+
+    def _that_fit(self, choices: list[Choice]) -> list[Choice]:
+        """Without the points whose head alone is too large for the device."""
+        limit, kept = self.constraints.max_device_model_mb, [choice for choice in choices if choice.kept]
+        if limit is None:
+            return choices
+        smallest = min(kept, key=lambda choice: choice.point.head_params, default=None)
+        if smallest is not None and model_mb(smallest.point.head_params) > limit:
+            needs = f"no head that is asked for is so small; that of {smallest.point.name} has "
+            needs += f"{model_mb(smallest.point.head_params):.3g} MB of weights"
+            raise _placed(SpecError("constraints.max_device_model_mb", limit, needs), self.file)
+        return [_fitting(choice, limit) for choice in choices]
 
     def space(self, points: list[PartitionPoint]) -> SearchSpace:
         """The search space over a model's partition points."""
         kept = [choice.point.name for choice in self.choices(points) if choice.kept]
         return SearchSpace.from_dict(self.raw["space"], kept)
+
+
+def _fitting(choice: Choice, limit: float) -> Choice:
+    mb = model_mb(choice.point.head_params)
+    if not choice.kept or mb <= limit:
+        return choice
+    return replace(choice, kept=False, why=f"its head has {mb:.3g} MB of weights; max_device_model_mb is {limit:g}")
 
 
 def find_study(study: str) -> Path:
@@ -238,8 +272,7 @@ def _data(section: _Section, path: Path) -> DataSettings:
 
 
 def _constraints(section: _Section) -> Constraints:
-    keys = ("max_accuracy_drop_pp", "max_latency_ms", "max_payload_bytes")
-    limits = Constraints(**{key: section.number(key, None, minimum=0) for key in keys})
+    limits = Constraints(**{field.name: section.number(field.name, None, minimum=0) for field in fields(Constraints)})
     section.finish()
     return limits
 

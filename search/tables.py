@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from evaluators.result import MOST_OTHERS, MOST_SPREAD, Evaluation, LatencyParts
-from search.front import Point
+from search.front import Point, baseline_front, warnings_for
 from spaces.partition import Choice
 
 _PLACES = ("device", "server", "link")
@@ -20,8 +20,20 @@ DOUBTFUL = (
 )
 
 
-def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Point | None, title: str) -> Table:
-    """Front points fastest first, then the baselines."""
+def front_table(
+    front: Sequence[Point],
+    baselines: Sequence[Point],
+    chosen: Point | None,
+    title: str,
+    *,
+    everything: bool = False,
+) -> Table:
+    """Front points fastest first, then the baselines that matter (:func:`search.front.baseline_front`), or with
+    ``everything`` all of them.
+
+    A point of the front that a baseline beats is marked, as is a baseline that does not keep the study's limits.
+    """
+    shown = list(baselines) if everything else baseline_front(baselines)
     metrics = metric_names([*front, *baselines])
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     table.add_column("trial", justify="right", no_wrap=True)
@@ -31,19 +43,28 @@ def front_table(front: Sequence[Point], baselines: Sequence[Point], chosen: Poin
         table.add_column(heading, justify="right", no_wrap=True)
     for point in front:
         knee = point is chosen
+        marks = ["<- knee"] if knee else []
+        marks += ["(beaten by a baseline)"] if warnings_for(point, baselines) else []
         table.add_row(
             str(point.trial),
-            point.name + ("  <- knee" if knee else ""),
+            "  ".join([point.name, *marks]),
             *_cells(point, metrics),
             style="bold" if knee else "",
         )
     table.add_section()
-    for point in baselines:
-        table.add_row("", point.name, *_cells(point, metrics), style="cyan")
-    if any(point.evaluation.warnings for point in [*front, *baselines]):
-        table.caption = DOUBTFUL
-        table.caption_justify = "left"
+    for point in shown:
+        table.add_row("", baseline_label(point), *_cells(point, metrics), style="cyan" if point.feasible else "dim")
+    notes = [DOUBTFUL] if any(point.evaluation.warnings for point in [*front, *shown]) else []
+    if left_out := len(baselines) - len(shown):
+        notes.append(f"left out: {left_out} baselines that are beaten by one of these, or over a limit")
+    table.caption = "\n".join(notes) or None
+    table.caption_justify = "left"
     return table
+
+
+def baseline_label(point: Point) -> str:
+    """A baseline's name, and which of the study's limits it does not keep."""
+    return f"{point.name}  ({', '.join(point.broken)})" if point.broken else point.name
 
 
 def latency_cell(found: Evaluation) -> str:

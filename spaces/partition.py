@@ -14,6 +14,11 @@ OUTPUT = "output"
 _CHEAP_ENCODER = 0.1  # of the head's arithmetic
 
 
+def model_mb(parameters: int) -> float:
+    """Size of a network with so many float32 parameters, in 10^6 bytes."""
+    return 4 * parameters / 1e6
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartitionPoint:
     """A place where the network can be cut.

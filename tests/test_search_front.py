@@ -5,6 +5,7 @@ import io
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,11 +13,23 @@ from rich.console import Console
 from evaluators.fake import FakeEvaluator
 from evaluators.latency.compose import sources_of
 from evaluators.result import Evaluation, LatencyParts, Source, Sources, Timing
-from search.front import Point, find_trial, knee, pareto_front, pick_point, verdicts
+from search.cli import run_command
+from search.front import (
+    Point,
+    baseline_front,
+    find_trial,
+    judged,
+    knee,
+    pareto_front,
+    pick_point,
+    warnings_for,
+)
 from search.plots import hover, pareto_data, pareto_figure, parts_figure
+from search.spec import Constraints, load_spec
+from search.study import open_study
 from search.tables import front_table, to_csv
 from spaces.config import SplitConfig
-from spaces.errors import SplitsearchError
+from spaces.errors import SpecError, SplitsearchError
 
 MEASURED = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
 
@@ -68,15 +81,97 @@ def test_picks_within_limits():
         find_trial(front, 9)
 
 
-def test_a_baseline_that_wins_is_named():
-    front = [point(0, 0.5, 1), point(1, 0.8, 5)]
-    (line,) = verdicts(front, [point(None, 0.9, 0.5)])
-    assert "every point" in line
-    lines = verdicts(front, [point(None, 0.9, 4)])
-    assert "1 of 2 points" in lines[0] and "beaten by no baseline" in lines[1]
-    (line, _) = verdicts(front, [point(None, 0.45, 0.5), point(None, 0.3, 0.4)])
-    assert "faster than every point" in line and "5.0 pp less accurate" in line
-    assert verdicts([], []) == ["No trial kept the constraints, so there is no front."]
+def rival(name, accuracy, ms, feasible=True):
+    found = point(None, accuracy, ms, feasible)
+    return replace(found, evaluation=replace(found.evaluation, name=name))
+
+
+def test_the_baselines_that_matter_equal_brute_force_and_two_are_always_shown():
+    rng = random.Random(1)
+    for _ in range(50):
+        rivals = [
+            rival(f"server-only, JPEG {i}", rng.randint(0, 8) / 8, rng.randint(1, 8), rng.random() < 0.8)
+            for i in range(20)
+        ]
+        always = [rival("all-on-device", 0.5, rng.randint(1, 9), rng.random() < 0.5), rival("server-only, raw", 0, 9)]
+        able = [each for each in [*rivals, *always] if each.feasible]
+        best = {(p.accuracy, p.latency_ms) for p in able if not any(other.beats(p) for other in able)}
+        shown = baseline_front([*rivals, *always])
+        assert {"all-on-device", "server-only, raw"} <= {each.name for each in shown}
+        rest = {(p.accuracy, p.latency_ms) for p in shown if p.name.startswith("server-only, JPEG")}
+        ends = {(p.accuracy, p.latency_ms) for p in always}
+        assert rest <= best and best <= rest | ends
+        assert [p.latency_ms for p in shown] == sorted(p.latency_ms for p in shown)
+
+
+def test_a_baseline_that_beats_a_point_is_named_before_anybody_deploys_it():
+    found = point(3, 0.8, 5)
+    fast, good, slow = rival("WebP 10", 0.8, 2), rival("WebP 50", 0.85, 4), rival("raw", 0.9, 9)
+    (line,) = warnings_for(found, [fast, good, slow])
+    assert "A baseline beats trial 3 (p3) (80.0%, 5.00 ms, 10 bytes): WebP 50 (85.0%, 4.00 ms, 10 bytes)" in line
+    assert line.endswith("(and 1 more).")
+    assert warnings_for(found, [slow, rival("too large", 0.9, 1, feasible=False)]) == []
+    assert warnings_for(found, []) == []
+
+
+def test_limits_rule_baselines_out_and_say_which():
+    alone = rival("all-on-device", 0.9, 1)
+    alone = replace(alone, evaluation=replace(alone.evaluation, details={"device_model_mb": 44.7}))
+    limits = Constraints(max_device_model_mb=5.0, max_latency_ms=2.0)
+    (found,) = judged([alone], limits)
+    assert not found.feasible and found.broken == ("max_device_model_mb: 44.7 > 5",)
+    assert judged([alone], Constraints(max_device_model_mb=50.0))[0].feasible
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(front_table([], [found, rival("JPEG 50", 0.8, 3), rival("JPEG 90", 0.8, 4)], None, "front"))
+    text = console.export_text()
+    assert "all-on-device  (max_device_model_mb: 44.7 > 5)" in text and "JPEG 50" in text and "JPEG 90" not in text
+    assert "left out: 1 baselines" in text
+    console.print(front_table([], [found, rival("JPEG 90", 0.8, 4)], None, "front", everything=True))
+    assert "JPEG 90" in console.export_text()
+
+
+def test_a_limit_on_the_devices_weights_leaves_points_out_and_counts(write_study, study_dict):
+    points = FakeEvaluator().partition_points()  # heads of 0.4, 1.6 and 3.2 MB
+    study_dict["constraints"]["max_device_model_mb"] = 2
+    spec = load_spec(write_study(study_dict))
+    choices = {choice.point.name: choice for choice in spec.choices(points)}
+    assert choices["stem"].kept and choices["middle"].kept and not choices["deep"].kept
+    assert choices["deep"].why == "its head has 3.2 MB of weights; max_device_model_mb is 2"
+    assert list(spec.space(points).partitions) == ["stem", "middle"]
+    config = SplitConfig(partition="middle", ae_ratio=1.0, bits=1)
+    found = FakeEvaluator().evaluate(config)
+    assert found.details["device_model_mb"] == pytest.approx(4e-6 * (400_000 + 128 * 128))
+    assert spec.constraints.excess(found)["max_device_model_mb"] == pytest.approx(-0.334464)
+    assert spec.constraints.broken(found) == ["max_accuracy_drop_pp: 10 > 9"]
+    study_dict["constraints"]["max_device_model_mb"] = 0.3
+    with pytest.raises(SpecError, match=r"max_device_model_mb: 0\.3 given; no head .* that of stem has 0\.4 MB"):
+        load_spec(write_study(study_dict)).choices(points)
+
+
+def test_the_command_line_shows_the_baselines_that_matter_or_all_of_them(write_study, study_dict, fake, capsys):
+    file = write_study(study_dict)
+    assert run_command(["run", file]) == 0
+    run_printed = capsys.readouterr().out
+    assert "JPEG 50" in run_printed and "JPEG 90" not in run_printed and "At this link deploy" in run_printed
+    assert run_command(["front", file, "--all"]) == 0
+    assert "JPEG 90, fine-tuned" in capsys.readouterr().out
+    assert run_command(["front", file, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["baselines"]) == len(fake.baselines(trained=True))
+    page = (Path("runs") / "demo" / "report.html").read_text()
+    assert page.index("more baselines, beaten by these") < page.index(">server-only, JPEG 90<")
+
+
+def test_export_says_first_that_a_baseline_beats_the_point(write_study, study_dict, fake, capsys):
+    file = write_study(study_dict)
+    assert run_command(["run", file]) == 0
+    better = replace(fake.baselines(trained=False)[1], accuracy=1.0, latency=LatencyParts(tail_ms=0.1))
+    capsys.readouterr()
+    assert run_command(["export", file, "-o", "plain"]) == 0
+    assert "A baseline beats" not in capsys.readouterr().err
+    study = open_study(load_spec(file), Path("runs") / "demo")
+    study.set_user_attr("baselines", [better.to_dict()])
+    assert run_command(["export", file, "-o", "warned"]) == 0
+    assert "A baseline beats trial" in capsys.readouterr().err
 
 
 def test_plot_holds_every_trial_once_and_the_hover_everything():
@@ -92,6 +187,19 @@ def test_plot_holds_every_trial_once_and_the_hover_everything():
     assert sum(len(trace.x) for trace in traces if trace.name != "knee") == len(trials) + len(baselines)
     bars = parts_figure(data.front, data.baselines).data
     assert {bar.name for bar in bars} >= {"head", "link", "tail"}
+
+
+def test_plots_show_the_baselines_that_matter_and_hold_the_rest():
+    given = [rival("server-only, WebP 50", 0.8, 3), rival("server-only, WebP 60", 0.7, 4), rival("own rival", 0.9, 9)]
+    given += [rival("server-only, WebP 50, fine-tuned", 0.85, 3), rival("all-on-device", 0.5, 9)]
+    data = pareto_data([point(0, 0.5, 1)], given)
+    assert {p.name for p in data.baselines} == {"server-only, WebP 50, fine-tuned", "own rival", "all-on-device"}
+    assert {p.name for p in data.left_out} == {"server-only, WebP 50", "server-only, WebP 60"}
+    traces = {trace.name: trace for trace in pareto_figure(data).data}
+    assert list(traces["server-only, WebP, fine-tuned"].text) == ["50"] and len(traces["own rival"].x) == 1
+    assert traces["other baselines"].visible == "legendonly" and len(traces["other baselines"].x) == 2
+    labels = parts_figure(data.front, given).data[0].y
+    assert [label.strip() for label in labels] == ["own rival", "all-on-device", "server-only, WebP 50", "0: p0"]
 
 
 def test_csv_reads_back():

@@ -3,7 +3,7 @@
 A device folder holds ``device.json``, ``head.onnx``, usually ``encoder.onnx``, and ``sample.npy`` (one picture to
 measure with). A server folder holds ``server.json``, ``tail.onnx`` and usually ``decoder.onnx``. What is absent is
 skipped: without an encoder the head is the whole network (all-on-device); without a decoder the server takes a picture
-(server-only), raw or as JPEG.
+(server-only), raw or as a codec's file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import picture as images
 from . import wire as wires
 from .boxes import LEAST_SCORE, Box, boxes_of
 from .letterbox import Letterbox
+from .picture_codecs import PictureCoding
 
 FORMAT = 1
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -58,7 +59,9 @@ class Half:
         self.picture = images.PictureFormat.from_dict(self.manifest["picture"])
         wire = self.manifest.get("wire")
         self.wire = wires.WireFormat.from_dict(wire) if wire else None
-        self.jpeg_quality = self.manifest.get("jpeg_quality")
+        coding = self.manifest.get("picture_codec")
+        self.coding = PictureCoding.from_dict(coding) if coding else None
+        self.timed_codings = [PictureCoding.from_dict(each) for each in self.manifest.get("timed_picture_codecs", ())]
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def has(self, model: str) -> bool:

@@ -5,13 +5,14 @@ Inside a timed stage: what has to happen for each picture. Outside: loading mode
     device   head        normalise the picture, run the head
              encode      run the encoder
              pack        quantize, pack, header and checksum
-             compress    the lossless coder, or JPEG for a server-only folder
-    server   decompress  the lossless coder, or JPEG
+             compress    the lossless coder, or the picture codec for a server-only folder
+    server   decompress  the lossless coder, or the picture codec
              unpack      check the header, unpack, dequantize; normalise the picture for a server-only folder
              decode      run the decoder
              tail        run the tail
 
-A folder may ask for several bit-widths in one go: stages ``pack b1``, ``pack b4``.
+A folder may ask for several bit-widths in one go, as stages ``pack b1`` and ``pack b4``, and a server-only folder for
+several picture codecs, as ``compress webp 50``. A codec that the machine's Pillow lacks has no stages.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from __future__ import annotations
 import functools
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
 from . import circumstances, halves
 from . import picture as images
 from . import wire as wires
+from .picture_codecs import PictureCoding
 
 WARMUP_S = 0.5
 BUDGET_S = 1.5
@@ -54,6 +56,8 @@ def time_stages(
     Returns:
         Stage to statistics, see :func:`statistics`. The runs of the first half second are not counted.
     """
+    if not stages:
+        return {}
     start = clock()
     while True:
         _run_once(stages, clock)
@@ -116,8 +120,9 @@ def device_stages(half: halves.DeviceHalf) -> dict[str, Callable[[], object]]:
     """The stages of a device folder in order, each ready to be called on the folder's sample picture."""
     pixels = np.load(half.folder / "sample.npy")
     stages: dict[str, Callable[[], object]] = {}
-    if half.jpeg_quality is not None:
-        stages["compress"] = functools.partial(images.to_jpeg, pixels, half.jpeg_quality)
+    for ending, coding in _codings(half).items():
+        if coding is not None:
+            stages[f"compress{ending}"] = functools.partial(coding.encode, pixels)
     if half.has("head"):
         stages["head"] = lambda: half.head(pixels)
     if half.wire is not None and half.has("encoder"):
@@ -177,13 +182,28 @@ def server_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
     return stages
 
 
+def _codings(half: halves.Half) -> dict[str, Optional[PictureCoding]]:
+    """What is timed of a folder's picture codecs, by what is added to the stages' names; None is the raw picture."""
+    if half.timed_codings:
+        return {f" {coding}": coding for coding in half.timed_codings if coding.codec.available}
+    return {"": half.coding}
+
+
 def _picture_stages(half: halves.ServerHalf) -> dict[str, Callable[[], object]]:
+    """Those of a server that takes pictures, of each codec in turn as for one picture after the other."""
+    stages: dict[str, Callable[[], object]] = {}
+    for ending, coding in _codings(half).items():
+        stages.update({f"{name}{ending}": stage for name, stage in _stages_behind(half, coding).items()})
+    return stages
+
+
+def _stages_behind(half: halves.ServerHalf, coding: Optional[PictureCoding]) -> dict[str, Callable[[], object]]:
     pixels = np.load(half.folder / "sample.npy")
     stages: dict[str, Callable[[], object]] = {}
-    if half.jpeg_quality is not None:
-        data = images.to_jpeg(pixels, half.jpeg_quality)
-        pixels = images.from_jpeg(data)
-        stages["decompress"] = lambda: images.from_jpeg(data)
+    if coding is not None:
+        data = coding.encode(pixels)
+        pixels = coding.decode(data)
+        stages["decompress"] = lambda: coding.decode(data)
     tensor = images.to_input(pixels, half.picture)
     stages["unpack"] = lambda: images.to_input(pixels, half.picture)
     stages["tail"] = lambda: half.run("tail", [tensor])

@@ -198,16 +198,3 @@ def to_rgb(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape[:2] != (size, size):
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
     return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
-
-
-def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """Pixels as a JPEG file, what a server-only camera node would send."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()
-
-
-def from_jpeg(data: bytes) -> np.ndarray:
-    """Pixels of a JPEG file: uint8, (H, W, 3) or (H, W)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image)

@@ -21,6 +21,7 @@ from evaluators.compression.bottleneck import Bottleneck
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat, to_input
+from evaluators.edge.picture_codecs import PictureCoding
 from evaluators.latency.machines import Machine, Timings
 from evaluators.latency.profiles import Here
 from evaluators.latency.torch_half import SUFFIX as TORCH_SUFFIX
@@ -45,6 +46,14 @@ class Stages:
 
     def __or__(self, other: Stages) -> Stages:
         return Stages(stage_keys=self.stage_keys | other.stage_keys, timings=self.timings | other.timings)
+
+    def only(self, *names: str, of: str = "") -> Stages:
+        """Some of the stages; ``of`` is the rest of their names (see :func:`stage_kind`), which is left out."""
+        full = {name: f"{name} {of}".strip() for name in names}
+        return Stages(
+            stage_keys={name: self.stage_keys[long] for name, long in full.items() if long in self.stage_keys},
+            timings={name: self.timings[long] for name, long in full.items() if long in self.timings},
+        )
 
 
 @dataclass(frozen=True)
@@ -244,24 +253,33 @@ class StageTimer:
 
         return _ask(self.server, {"tail": self._tail_key(partition)}, write)
 
-    def server_only(self, jpeg_quality: int | None) -> Stages:
-        """The stages of sending the picture itself, raw or as JPEG."""
-        manifest = {"jpeg_quality": jpeg_quality}
-        form = "raw" if jpeg_quality is None else f"jpeg {jpeg_quality}"
-        stage_key = StageKey(key=f"{form} picture")
+    def server_only(self) -> Stages:
+        """The stages of sending the picture itself, raw."""
 
-        def write_device(folder: Path) -> None:
-            self.write_device(folder, manifest)
+        def write(folder: Path) -> None:
+            self._write_server_only(folder, {})
 
-        def write_server(folder: Path) -> None:
-            folders.write_server(folder, _manifest(self.server, self._picture, manifest), self._sample)
-            self._save_part(self.server, INPUT, OUTPUT, folder / "tail")
+        return _ask(self.server, {"unpack": StageKey(key="raw picture"), "tail": self._tail_key(INPUT)}, write)
 
-        device_keys: StageKeys = {}
-        server_keys = {"unpack": stage_key, "tail": self._tail_key(INPUT)}
-        if jpeg_quality is not None:
-            device_keys["compress"] = server_keys["decompress"] = stage_key
-        return _ask(self.device, device_keys, write_device) | _ask(self.server, server_keys, write_server)
+    def server_only_coded(self, codings: Sequence[PictureCoding]) -> list[Stages]:
+        """The stages of sending the picture as a codec's file, for each coding; timed in one go, as processes take
+        longer to start than these stages do. A machine whose Pillow lacks a codec leaves its stages out.
+        """
+        manifest = {"timed_picture_codecs": [coding.to_dict() for coding in codings]}
+        keys = {str(coding): StageKey(key=f"{coding} picture") for coding in codings}
+
+        def on(machine: Machine, stages: Sequence[str], write: Callable[[Path, Mapping[str, object]], None]) -> Stages:
+            wanted = {f"{stage} {name}": key for name, key in keys.items() for stage in stages}
+            return _ask(machine, wanted, lambda folder: write(folder, manifest))
+
+        found = on(self.device, ["compress"], self.write_device)
+        found |= on(self.server, ["decompress", "unpack"], self._write_server_only)
+        tail = self.server_only().only("tail")
+        return [found.only("compress", "decompress", "unpack", of=str(coding)) | tail for coding in codings]
+
+    def _write_server_only(self, folder: Path, extra: Mapping[str, object]) -> None:
+        folders.write_server(folder, _manifest(self.server, self._picture, extra), self._sample)
+        self._save_part(self.server, INPUT, OUTPUT, folder / "tail")
 
     def write_device(self, folder: Path, extra: Mapping[str, object]) -> None:
         """A device folder for the device, without its models."""

@@ -70,6 +70,8 @@ class Dataset(ABC):
     """Whether a picture's mirror image is of the same class; training then shows both."""
     carved: bool = False
     """Whether search-validation and test were carved out of what weights from elsewhere may have been trained on."""
+    coded_before: str = ""
+    """How its pictures were coded before, where that favours a picture codec."""
 
     @property
     @abstractmethod

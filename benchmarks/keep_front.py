@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 from search.front import front_json, judged, pareto_front
+from search.points import baseline_points, environment, trial_points
 from search.spec import load_spec
-from search.study import baseline_points, environment, open_study, run_folder, trial_points
+from search.storage import open_study, run_folder
 from search.verdict import verdicts
 
 RESULTS = Path(__file__).parent / "results"

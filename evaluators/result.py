@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from spaces.config import SplitConfig
+from spaces.errors import SplitsearchError
 from spaces.work import Work
 
+FORMAT = 2  # of an evaluation as text: 1 had no number, and no timings at first
 FINE_TUNED = ", fine-tuned"  # the end of a baseline's name
 MOST_SPREAD = 0.10  # of a timing that is not marked as doubtful
 WIDE_SPREAD = 0.25  # of one that is marked more strongly
@@ -238,9 +240,13 @@ class Evaluation:
         timing = self.timings.get(part.removesuffix("_ms"))
         if timing is not None:
             return timing.source
-        place = "link" if part == "link_ms" else "device" if part in DEVICE_PARTS else "server"
-        found: Source = getattr(self.sources, place)
+        found: Source = getattr(self.sources, self.place_of(part))
         return found
+
+    @staticmethod
+    def place_of(part: str) -> str:
+        """``device``, ``server`` or ``link``: where a part of the latency happens."""
+        return "link" if part == "link_ms" else "device" if part in DEVICE_PARTS else "server"
 
     @property
     def frames_per_s(self) -> float:
@@ -256,6 +262,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
+            "format": FORMAT,
             "name": self.name,
             "config": self.config.to_dict() if self.config else None,
             "accuracy": self.accuracy,
@@ -274,7 +281,24 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The inverse of :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            SplitsearchError: another format, or something that is no evaluation.
+        """
+        if data.get("format") != FORMAT:
+            found = data.get("format", "no")
+            raise SplitsearchError(
+                f"this evaluation has {found} format number where {FORMAT} is known; it was made by another version "
+                "of splitsearch, so run the study again under another name or with another --out"
+            )
+        try:
+            return cls._read(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SplitsearchError(f"this evaluation is damaged ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> Evaluation:
         low, high = data["drop_interval_pp"]
         return cls(
             name=data["name"],
@@ -283,14 +307,11 @@ class Evaluation:
             payload_bytes=data["payload_bytes"],
             latency=LatencyParts(**data["latency"]),
             sources=Sources(**{key: Source(value) for key, value in data["sources"].items()}),
-            # Studies of earlier versions know nothing of these five.
-            link_busy_ms=data.get("link_busy_ms", data["latency"]["link_ms"]),
-            link_p90_ms=data.get("link_p90_ms", data["latency"]["link_ms"]),
-            stage_keys={
-                stage: StageKey.from_dict(stage_key) for stage, stage_key in data.get("stage_keys", {}).items()
-            },
-            timings={stage: Timing.from_dict(timing) for stage, timing in data.get("timings", {}).items()},
-            metrics=data.get("metrics", {}),
+            link_busy_ms=data["link_busy_ms"],
+            link_p90_ms=data["link_p90_ms"],
+            stage_keys={stage: StageKey.from_dict(stage_key) for stage, stage_key in data["stage_keys"].items()},
+            timings={stage: Timing.from_dict(timing) for stage, timing in data["timings"].items()},
+            metrics=data["metrics"],
             accuracy_drop_pp=data["accuracy_drop_pp"],
             drop_interval_pp=(low, high),
             details=data["details"],

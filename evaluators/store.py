@@ -104,7 +104,7 @@ class Store:
     """
 
     def __init__(self, root: Path, limit_bytes: int | None = None) -> None:
-        self.root, self._limit = root, limit_bytes
+        self.root, self.limit_bytes = root, limit_bytes
         self._checked: set[Path] = set()
 
     def get(self, key: StoreKey, make: Callable[[Path], None], about: str = "") -> Path:
@@ -123,8 +123,8 @@ class Store:
             if not self._is_whole(place):
                 self._discard_damaged(place)
                 self._make(place, key, make, about)
-        if self._limit is not None:
-            self.prune(self._limit)
+        if self.limit_bytes is not None:
+            self.prune(self.limit_bytes)
         return self._used(place)
 
     def value(self, key: StoreKey, make: Callable[[], Any], about: str = "") -> Any:

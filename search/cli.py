@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -15,13 +16,15 @@ from rich.console import Console
 from search import wiring
 from spaces.errors import MeasurementError, SplitsearchError
 
+_INTERRUPTED = 130  # as shells say it: 128 and the number of the signal
+
 app = typer.Typer(
     help="Find where to cut a vision network between a device and a server, and how hard to squeeze what crosses.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_talk = Console(stderr=True)
+_talk = Console(stderr=True, markup=False, emoji=False)  # names and paths may have brackets in them
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of one in studies/.")]
 OutOption = Annotated[
@@ -49,7 +52,9 @@ def check(study: StudyArgument, as_json: JsonOption = False) -> None:
 
     loaded = spec.load_spec(study)
     with tempfile.TemporaryDirectory(prefix="splitsearch-check-") as scratch:
-        found = checking.check(loaded, wiring.build_evaluator(loaded, Path(scratch)))
+        evaluator = wiring.build_evaluator(loaded, Path(scratch))
+        wiring.rehearse(evaluator, loaded)
+        found = checking.check(loaded, evaluator)
     if as_json:
         _print_json(found.to_dict())
         return
@@ -70,27 +75,29 @@ def run(
     out: OutOption = None,
 ) -> None:
     """Run the study, or go on with it where it stopped; ends with the front."""
-    from search import dashboard, progress, report, spec
-    from search import study as studies
+    from search import dashboard, objective, points, progress, report, spec
+    from search import storage as storages
 
     loaded = spec.with_trials(spec.load_spec(study), trials)
-    folder = studies.run_folder(loaded, out)
+    folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
     space = loaded.space(list(evaluator.partition_points()))
-    opened = studies.start_or_resume(loaded, space, folder, storage)
+    if not storages.has_trials(loaded, folder, storage):
+        wiring.rehearse(evaluator, loaded)
+    opened = storages.start_or_resume(loaded, space, folder, storage, evaluator.identity())
     try:
         with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
-            studies.prepare(opened, space, evaluator, shown.say)
+            objective.prepare(opened, space, evaluator, folder, shown.say)
             shown.start_trials()
-            studies.run_trials(opened, loaded, space, evaluator, timeout_s=timeout, finished=shown.advance)
+            objective.run_trials(opened, loaded, space, evaluator, folder, timeout_s=timeout, finished=shown.advance)
     except KeyboardInterrupt:
-        done = len(studies.finished_trials(opened))
-        again = " ".join(sys.argv[1:]) if sys.argv[1:2] == ["run"] else f"run {study}"
-        raise SplitsearchError(
+        done = len(points.finished_trials(opened))
+        again = shlex.join(sys.argv[1:] if sys.argv[1:2] == ["run"] else ["run", study])
+        raise _Interrupted(
             f"interrupted; {done} finished trials are kept in {folder}. 'splitsearch {again}' goes on from there"
         ) from None
     except MeasurementError as error:
-        done = len(studies.finished_trials(opened))
+        done = len(points.finished_trials(opened))
         raise SplitsearchError(f"{error}. {done} finished trials are kept in {folder}; run again to go on") from error
     dashboard.save_figures(opened)
     target = folder / "report.html"
@@ -112,18 +119,17 @@ def front(
 ) -> None:
     """The front and the baselines."""
     from search import front as fronts
-    from search import study as studies
-    from search import tables
+    from search import points, tables
 
     if as_json and as_csv:
         raise typer.BadParameter("give --json or --csv, not both")
     loaded, opened = _open(study, storage, out)
-    points = fronts.pareto_front(studies.trial_points(opened))
-    baselines = fronts.judged(studies.baseline_points(opened), loaded.constraints)
+    front = fronts.pareto_front(points.trial_points(opened))
+    baselines = fronts.judged(points.baseline_points(opened), loaded.constraints)
     if as_json:
-        _print_json(fronts.front_json(loaded.name, points, baselines))
+        _print_json(fronts.front_json(loaded.name, front, baselines))
     elif as_csv:
-        sys.stdout.write(tables.to_csv(points, baselines))
+        sys.stdout.write(tables.to_csv(front, baselines))
     else:
         _print_front(opened, loaded, everything)
 
@@ -140,11 +146,12 @@ def replay(
     out: OutOption = None,
 ) -> None:
     """The finished study on other hardware or another link; nothing is trained."""
+    from search import points
     from search import replay as replays
-    from search import study as studies
+    from search import storage as storages
 
     loaded, opened = _open(study, storage, out)
-    folder, was = studies.run_folder(loaded, out), studies.environment(opened)
+    folder, was = storages.run_folder(loaded, out), points.environment(opened)
     changes = replays.read_changes(loaded, was, folder, device, server, link, rates)
     results = replays.replay_study(opened, loaded, changes)
     if as_json:
@@ -165,10 +172,10 @@ def report(
 ) -> None:
     """Write one self-contained HTML page."""
     from search import report as reports
-    from search import study as studies
+    from search import storage as storages
 
     loaded, opened = _open(study, storage, out)
-    target = output or studies.run_folder(loaded, out) / "report.html"
+    target = output or storages.run_folder(loaded, out) / "report.html"
     reports.write_report(opened, loaded, target)
     _stdout().print(str(target), soft_wrap=True)
 
@@ -182,12 +189,11 @@ def dashboard(
 ) -> None:
     """Open optuna-dashboard on the study's storage."""
     from search import dashboard as dashboards
-    from search import study as studies
 
-    loaded, opened = _open(study, storage, out)
+    _, opened = _open(study, storage, out)
     dashboards.save_figures(opened)
     _talk.print(f"http://127.0.0.1:{port}/dashboard/studies/{opened._study_id} (Ctrl-C ends it)", soft_wrap=True)
-    dashboards.serve(studies.storage_url(studies.run_folder(loaded, out), storage), port)
+    dashboards.serve(opened, port)
 
 
 @app.command()
@@ -206,22 +212,25 @@ def export(
     """Write a bundle that runs: device half, server half, evidence."""
     from search import export as exports
     from search import front as fronts
-    from search import study as studies
+    from search import points as all_points
+    from search import storage as storages
 
     if pick not in fronts.PICKS:
         raise typer.BadParameter(f"'{pick}' given; {', '.join(fronts.PICKS)} are allowed", param_hint="--pick")
     loaded, opened = _open(study, storage, out)
-    points = studies.trial_points(opened)
+    points = all_points.trial_points(opened)
     if trial is None:
         point = fronts.pick_point(fronts.pareto_front(points), pick, max_drop_pp, max_latency_ms)
     else:
         point = fronts.find_trial(points, trial)
-    for line in fronts.warnings_for(point, fronts.judged(studies.baseline_points(opened), loaded.constraints)):
+    for line in fronts.warnings_for(point, fronts.judged(all_points.baseline_points(opened), loaded.constraints)):
         _talk.print(line, highlight=False, soft_wrap=True)
     exports.check_target(output)
-    evaluator = wiring.build_evaluator(loaded, studies.run_folder(loaded, out))
+    folder = storages.run_folder(loaded, out)
+    evaluator = wiring.build_evaluator(loaded, folder)
+    storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare((), _talk.print)
-    bundle = exports.write_bundle(point, loaded, evaluator, studies.environment(opened), output)
+    bundle = exports.write_bundle(point, loaded, evaluator, all_points.environment(opened), output)
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)
     _stdout().print(
@@ -261,6 +270,27 @@ def profile(
         _stdout().print(str(profiling.record_link(asked, _talk.print)), soft_wrap=True)
 
 
+@app.command()
+def cache(
+    prune: Annotated[
+        Optional[str],
+        typer.Option(help="Remove the least recently used until no more than this is kept: 5GB, 500MB, 0."),
+    ] = None,
+) -> None:
+    """Show what the store holds, trainings and archives for all studies, or make room in it."""
+    from search import caching
+
+    limit = None if prune is None else caching.parse_size(prune)
+    for renderable in caching.shown() if limit is None else caching.pruned(limit):
+        _stdout().print(renderable, soft_wrap=isinstance(renderable, str), highlight=False)
+
+
+class _Interrupted(SplitsearchError):
+    """The user stopped a run."""
+
+    exit_code = _INTERRUPTED
+
+
 def main() -> None:
     """The console script. Turns errors into one line on stderr and an exit code; ``--debug`` shows the traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -273,7 +303,9 @@ def main() -> None:
 def run_command(arguments: list[str], debug: bool = False) -> int:
     """Run one command line and return its exit code."""
     try:
-        app(arguments, standalone_mode=False)
+        # Typer turns Ctrl-C into an exit code, which it returns.
+        code = app(arguments, standalone_mode=False)
+        return _fail("interrupted", _INTERRUPTED) if code == _INTERRUPTED else int(code or 0)
     except typer.Exit as stop:
         return stop.exit_code
     except (SplitsearchError, OSError) as error:
@@ -284,35 +316,33 @@ def run_command(arguments: list[str], debug: bool = False) -> int:
     except typer.BadParameter as error:
         return _fail(error.format_message(), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted", 1)
+        return _fail("interrupted", _INTERRUPTED)
     except Exception as error:
         if debug:
             raise
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage: unknown option, missing argument
             return _fail(getattr(error, "format_message", error.__str__)(), 2)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
-    return 0
 
 
 def _fail(message: str, code: int) -> int:
-    _talk.print(f"error: {' '.join(message.split())}", soft_wrap=True, highlight=False, markup=False)
+    _talk.print(f"error: {' '.join(message.split())}", soft_wrap=True, highlight=False)
     return code
 
 
 def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     from search import spec
-    from search import study as studies
+    from search import storage as storages
 
     loaded = spec.load_spec(study)
-    return loaded, studies.open_study(loaded, studies.run_folder(loaded, out), storage)
+    return loaded, storages.open_study(loaded, storages.run_folder(loaded, out), storage)
 
 
 def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:
-    from search import study as studies
-    from search import tables
+    from search import points, tables
 
-    hardware = tables.hardware_line(studies.environment(opened))
-    _print_points(studies.trial_points(opened), studies.baseline_points(opened), hardware, loaded, everything)
+    hardware = tables.hardware_line(points.environment(opened))
+    _print_points(points.trial_points(opened), points.baseline_points(opened), hardware, loaded, everything)
 
 
 def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, everything: bool = False) -> None:
@@ -332,8 +362,8 @@ def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, every
 
 def _stdout() -> Console:
     # Made anew so that it follows a redirected stdout. Piped, it keeps a table's rows on one line each.
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 160))
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=max(console.width, 160), markup=False, emoji=False)
 
 
 def _print_json(value: Any) -> None:

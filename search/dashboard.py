@@ -7,7 +7,7 @@ import importlib.util
 import optuna
 
 from search.plots import pareto_data, pareto_figure, parts_figure
-from search.study import baseline_points, trial_points
+from search.points import baseline_points, trial_points
 from spaces.errors import SplitsearchError
 
 
@@ -22,8 +22,8 @@ def save_figures(study: optuna.Study) -> None:
     save_plotly_graph_object(study, parts_figure(data.front, data.baselines), graph_object_id="latency-parts")
 
 
-def serve(storage: str, port: int) -> None:
-    """Serve the dashboard on 127.0.0.1 until interrupted.
+def serve(study: optuna.Study, port: int) -> None:
+    """Serve the dashboard of a study's storage on 127.0.0.1 until interrupted.
 
     Raises:
         SplitsearchError: optuna-dashboard is not installed, or the port is taken.
@@ -33,6 +33,6 @@ def serve(storage: str, port: int) -> None:
     from optuna_dashboard import run_server
 
     try:
-        run_server(storage, host="127.0.0.1", port=port)
+        run_server(study._storage, host="127.0.0.1", port=port)
     except OSError as error:
         raise SplitsearchError(f"port {port} cannot be used ({error.strerror}); give another with --port") from None

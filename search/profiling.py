@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import yaml
 from evaluators.latency.profile_files import OWN_FOLDER
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import ModelSettings
+from evaluators.store import write_whole
 from search.spec import StudySpec, load_spec
 from spaces.errors import SpecError
 
@@ -118,8 +118,4 @@ def _slug(text: str) -> str:
 
 
 def _write(target: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    partial.write_text(yaml.safe_dump(dict(data), sort_keys=False, width=120, default_flow_style=None))
-    os.replace(partial, target)
+    write_whole(target, yaml.safe_dump(dict(data), sort_keys=False, width=120, default_flow_style=None))

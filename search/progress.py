@@ -9,8 +9,8 @@ import optuna
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from search.front import knee, pareto_front
-from search.study import finished_trials, trial_points
+from search.front import Point, knee, pareto_front
+from search.points import PointReader, finished_trials
 
 
 class RunProgress:
@@ -18,6 +18,8 @@ class RunProgress:
 
     def __init__(self, bar: Progress, console: Console, study: optuna.Study, total: int) -> None:
         self._bar, self._console, self._study = bar, console, study
+        self._reader = PointReader(study)
+        self._front: list[Point] = []
         self._task = bar.add_task("preparing", total=total, completed=len(finished_trials(study)), best="")
         self._said = ""
 
@@ -35,12 +37,12 @@ class RunProgress:
 
     def advance(self) -> None:
         """A trial ended."""
-        front = pareto_front(trial_points(self._study))
+        self._front = pareto_front([*self._front, *self._reader.new()])
         best = ""
-        if front:
-            point = knee(front)
+        if self._front:
+            point = knee(self._front)
             best = f"knee {point.accuracy:.1%} at {point.latency_ms:.2f} ms"
-        done = len(finished_trials(self._study))
+        done = self._reader.finished
         self._bar.update(self._task, description="trials", completed=done, best=best)
         if not self._console.is_terminal:
             self._console.print(f"trial {done} of {self._bar.tasks[0].total:.0f}  {best}")
@@ -50,10 +52,10 @@ class RunProgress:
 def run_progress(study: optuna.Study, total: int, console: Console) -> Iterator[RunProgress]:
     """A live bar on a terminal, one line a trial elsewhere."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names and paths may have brackets in them
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("[bold]{task.fields[best]}"),
+        TextColumn("{task.fields[best]}", style="bold"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

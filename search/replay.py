@@ -18,8 +18,8 @@ from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
 from evaluators.store import Store
 from search.front import Point, pareto_front
+from search.points import baseline_points, environment, trial_points
 from search.spec import Constraints, StudySpec
-from search.study import baseline_points, environment, trial_points
 from search.tables import hardware_line
 from spaces.errors import NotFinished, SpecError
 

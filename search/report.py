@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import optuna
 import plotly.io
 
+from evaluators.store import write_whole
 from search.front import Point, baseline_front, judged, pareto_front, warnings_for
 from search.plots import pareto_data, pareto_figure, parts_figure
+from search.points import baseline_points, environment, finished_trials, trial_points
 from search.spec import StudySpec
-from search.study import baseline_points, environment, finished_trials, trial_points
 from search.tables import DOUBTFUL, baseline_label, hardware_line, latency_cell, metric_names
 from search.verdict import verdicts
 
@@ -38,10 +38,7 @@ details summary { cursor: pointer; color: #4b5563; } .note { color: #6b7280; fon
 
 def write_report(study: optuna.Study, spec: StudySpec, target: Path) -> None:
     """Write the page, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    partial.write_text(report_html(study, spec), encoding="utf-8")
-    os.replace(partial, target)
+    write_whole(target, report_html(study, spec))
 
 
 def report_html(study: optuna.Study, spec: StudySpec) -> str:

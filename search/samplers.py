@@ -27,10 +27,17 @@ _TRIES = 20
 _RANDOM_TRIES = 200
 
 
-def make_sampler(name: str, seed: int, space: SearchSpace) -> BaseSampler:
-    """The named sampler behind our start and without repeats. All of them take note of violated constraints."""
+def make_sampler(name: str, seed: int, space: SearchSpace, shift: int = 0) -> SplitSampler:
+    """The named sampler behind our start and without repeats. All of them take note of violated constraints.
+
+    Args:
+        name: one of ``SAMPLERS``.
+        seed: the study's.
+        space: what is searched.
+        shift: where other random numbers are needed than a fresh study draws; the order of the first round stays.
+    """
     start = max(_LEAST_START, len(space.partitions))
-    return SplitSampler(SAMPLERS[name](seed, start), space, start, seed)
+    return SplitSampler(SAMPLERS[name](seed + shift, start), space, start, seed, shift)
 
 
 class SplitSampler(BaseSampler):
@@ -46,31 +53,33 @@ class SplitSampler(BaseSampler):
     not count.
     """
 
-    def __init__(self, inner: BaseSampler, space: SearchSpace, start: int, seed: int) -> None:
-        self._inner, self._fallback, self._space = inner, optuna.samplers.RandomSampler(seed=seed), space
-        self._distributions = _distributions(space)
+    def __init__(self, inner: BaseSampler, space: SearchSpace, start: int, seed: int, shift: int = 0) -> None:
+        self._inner, self._fallback, self._space = inner, optuna.samplers.RandomSampler(seed=seed + shift), space
+        self.distributions = _distributions(space)
         self._start = start
         self._rng = random.Random(seed)
         self._configs: dict[int, SplitConfig] = {}
         self._round = self._rng.sample(space.partitions, len(space.partitions))
+        if shift:
+            self._rng.seed(seed + shift)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, from the first trial on."""
-        return self._distributions
+        return self.distributions
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of a configuration that no trial has had; if there is none left, of any."""
-        past = study.get_trials(deepcopy=False)
-        tried = {self._of_trial(other) for other in past if other.number != trial.number and _counts(other)}
-        params: dict[str, Any] = {}
+        past = [self.of_trial(other) for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        tried = [config for config in past if config is not None]
+        known, params = set(tried), dict[str, Any]()
         for attempt in range(_TRIES + _RANDOM_TRIES):
             sampler = self._inner if attempt < _TRIES else self._fallback
             params = self._draw(sampler, study, trial, search_space)
-            if trial.number < self._start and attempt < _TRIES:
-                params |= self._gentle(trial.number)
-            if self._config(params) not in tried:
+            if len(tried) < self._start and attempt < _TRIES:
+                params |= self._gentle(tried)
+            if self._config(params) not in known:
                 break
         return params
 
@@ -93,18 +102,30 @@ class SplitSampler(BaseSampler):
         self._inner.reseed_rng()
         self._fallback.reseed_rng()
 
-    def _of_trial(self, trial: FrozenTrial) -> SplitConfig:
-        if trial.number not in self._configs:
-            self._configs[trial.number] = self._config(trial.params)
-        return self._configs[trial.number]
+    def of_trial(self, trial: FrozenTrial) -> SplitConfig | None:
+        """The configuration that a trial takes from the others.
+
+        None for one that failed, and for one of another process that has not got all its parameters yet.
+        """
+        if trial.number in self._configs:
+            return self._configs[trial.number]
+        if not _counts(trial) or not self.distributions.keys() <= trial.params.keys():
+            return None
+        config = self._config(trial.params)
+        if trial.state.is_finished():
+            self._configs[trial.number] = config
+        return config
 
     def _config(self, params: dict[str, Any]) -> SplitConfig:
         return self._space.suggest(optuna.trial.FixedTrial(params))
 
-    def _gentle(self, number: int) -> dict[str, Any]:
+    def _gentle(self, tried: Sequence[SplitConfig]) -> dict[str, Any]:
+        """The next partition point of the round, with a gentle squeeze: one that no trial has had comes first."""
+        had = {config.partition for config in tried}
+        left = [partition for partition in self._round if partition not in had]
         ratios, bits = sorted(self._space.ae_ratios), sorted(self._space.bits)
         return {
-            "partition": self._round[number % len(self._round)],
+            "partition": left[0] if left else self._round[len(tried) % len(self._round)],
             "ae_ratio": self._rng.choice(ratios[len(ratios) // 2 :]),
             "bits": self._rng.choice(bits[len(bits) // 2 :]),
         }
@@ -124,7 +145,7 @@ class SplitSampler(BaseSampler):
 def _counts(trial: FrozenTrial) -> bool:
     """Whether its configuration is taken: scored, being scored, or waiting for its device to answer again."""
     kept = (TrialState.COMPLETE, TrialState.RUNNING)
-    return bool(trial.params) and (trial.state in kept or "measured" in trial.constraints)
+    return trial.state in kept or "measured" in trial.constraints
 
 
 class _Recorder:
@@ -148,7 +169,16 @@ def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return recorder.distributions
 
 
+class _Tpe(optuna.samplers.TPESampler):
+    """TPE that leaves no note of what it drew: a trial here gets all its parameters in one go."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sample_relative(study, trial, search_space)
+
+
 def _tpe(seed: int, start: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=start)
+        return _Tpe(seed=seed, multivariate=True, n_startup_trials=start)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -27,11 +25,13 @@ from evaluators.settings import (
     Ramp,
     Scope,
 )
+from evaluators.store import digest_of
 from evaluators.tasks.archives import ENDINGS
+from search.identity import flat
 from search.samplers import SAMPLERS
-from spaces.config import is_number
 from spaces.errors import SpecError, nearest
 from spaces.partition import Choice, PartitionPoint, choose, model_mb
+from spaces.section import Section
 from spaces.space import SearchSpace
 from spaces.yaml_text import read_yaml
 
@@ -104,13 +104,34 @@ class StudySpec:
     @property
     def digest(self) -> str:
         """SHA-256 of all that shapes the results; ``search.trials`` does not, so a study can be made longer."""
-        return hashlib.sha256(json.dumps(self.comparable(), sort_keys=True).encode()).hexdigest()
+        return digest_of(self.comparable())
 
     def comparable(self) -> dict[str, Any]:
-        """The study file as dotted keys and values, without ``search.trials``."""
-        flat = _flatten(self.raw)
-        flat.pop("search.trials", None)
-        return flat
+        """All that the study file resolves to and that shapes the results, as dotted keys and JSON values.
+
+        Defaults and the contents of profiles are in it, so that it tells when they change; places of files, words and
+        ``search.trials`` are not. What files hold is the business of ``Evaluator.identity``.
+        """
+        return flat(
+            {
+                "model": replace(self.model, name=_without_folder(self.model.name)),
+                "data": _without(flat(replace(self.data, name=_without_folder(self.data.name))), ("download",)),
+                "device": _profile_values(self.device, self.raw.get("device")),
+                "server": _profile_values(self.server, self.raw.get("server")),
+                "link": MEASURED_LINK if self.link is None else _without(flat(self.link), ("name", "source")),
+                "space": {"partition": self.raw["space"].get("partition", "auto"), **self._space_values()},
+                "constraints": self.constraints,
+                "finetune": self.finetune,
+                "baseline": self.baseline,
+                "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+            }
+        )
+
+    def _space_values(self) -> dict[str, Any]:
+        space = SearchSpace.from_dict(self.raw["space"], _PLACEHOLDER)
+        coder = {"coder": space.coders} if space.coders else {"lzma": space.lzma}
+        values = {"ae_ratio": space.ae_ratios, "bits": space.bits, "tcl": space.tcl, "stride": space.strides}
+        return values | coder
 
     def choices(self, points: list[PartitionPoint]) -> list[Choice]:
         """Which of a model's partition points this study searches. Raises SpecError for a name that fits none."""
@@ -181,7 +202,7 @@ def load_spec(study: str) -> StudySpec:
 
 
 def _read(raw: Any, path: Path) -> StudySpec:
-    top = _Section("", raw)
+    top = Section("", raw)
     format_given = top.take("format")
     if format_given != FORMAT or isinstance(format_given, bool):
         raise SpecError("format", format_given, f"{FORMAT} is the format known here")
@@ -209,7 +230,7 @@ def _read(raw: Any, path: Path) -> StudySpec:
     return spec
 
 
-def _machine(top: _Section, key: str, model: ModelSettings, data: DataSettings) -> MachineProfile:
+def _machine(top: Section, key: str, model: ModelSettings, data: DataSettings) -> MachineProfile:
     profile = load_machine(top.take(key, "local"), key)
     profile.check_fits(model.name, data.image_size, key)
     return profile
@@ -231,7 +252,7 @@ def _check_space(space: dict[str, Any]) -> None:
             raise SpecError("space.coder", name, f"it needs the package {package}: pip install 'splitsearch[coders]'")
 
 
-def _model(section: _Section, path: Path) -> ModelSettings:
+def _model(section: Section, path: Path) -> ModelSettings:
     weights, name = section.text("weights", None), _locate_code(section.text("name"), path, "model.name")
     settings = ModelSettings(
         name=name,
@@ -259,7 +280,7 @@ def _check_json(value: Any, key: str) -> None:
         raise SpecError(key, value, needs)
 
 
-def _data(section: _Section, path: Path) -> DataSettings:
+def _data(section: Section, path: Path) -> DataSettings:
     root = section.text("root", None)
     settings = DataSettings(
         name=_locate_code(section.text("name"), path, "data.name"),
@@ -271,14 +292,15 @@ def _data(section: _Section, path: Path) -> DataSettings:
     return settings
 
 
-def _constraints(section: _Section) -> Constraints:
+def _constraints(section: Section) -> Constraints:
     limits = Constraints(**{field.name: section.number(field.name, None, minimum=0) for field in fields(Constraints)})
     section.finish()
     return limits
 
 
-def _finetune(section: _Section) -> FinetuneSettings:
+def _finetune(section: Section) -> FinetuneSettings:
     default = FinetuneSettings()
+    section.renamed("warm_start", "reconstruction_steps")
     settings = FinetuneSettings(
         images=section.whole("images", default.images),
         epochs=section.whole("epochs", default.epochs),
@@ -295,14 +317,14 @@ def _finetune(section: _Section) -> FinetuneSettings:
     return settings
 
 
-def _share(section: _Section, name: str, default: float) -> float:
+def _share(section: Section, name: str, default: float) -> float:
     value = section.number(name, default, minimum=0) or 0.0
     if value > 1:
         raise SpecError(f"finetune.{name}", value, "a number from 0 to 1 is needed")
     return value
 
 
-def _baseline(section: _Section) -> BaselineSettings:
+def _baseline(section: Section) -> BaselineSettings:
     default = BaselineSettings()
     settings = BaselineSettings(
         epochs=section.whole("epochs", default.epochs),
@@ -314,7 +336,7 @@ def _baseline(section: _Section) -> BaselineSettings:
     return settings
 
 
-def _search(section: _Section) -> SearchSettings:
+def _search(section: Section) -> SearchSettings:
     default = SearchSettings()
     sampler = section.text("sampler", default.sampler)
     if sampler not in SAMPLERS:
@@ -354,91 +376,25 @@ def _locate_code(name: str, study: Path, key: str) -> str:
     return f"{kind}:{_locate(file, study, key)}:{function}" if kind == "python" and file.endswith(".py") else name
 
 
-_MISSING = object()
+def _without_folder(name: str) -> str:
+    """``python:mine.py:net`` for ``python:/home/ann/mine.py:net``; any other name as it is."""
+    kind, _, rest = name.partition(":")
+    file, _, function = rest.rpartition(":")
+    return f"{kind}:{Path(file).name}:{function}" if kind == "python" and file.endswith(".py") else name
 
 
-class _Section:
-    """One mapping of a study file. Keys are taken out one by one; what is left at the end is unknown."""
-
-    def __init__(self, key: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise SpecError(key or "(whole file)", value, "a mapping of keys to values is needed")
-        self._key, self._left = key, dict(value)
-        self._known: set[str] = set()
-
-    def _path(self, name: object) -> str:
-        return f"{self._key}.{name}" if self._key else str(name)
-
-    def take(self, name: str, default: Any = _MISSING) -> Any:
-        """A value as it stands. Raises SpecError when it is absent and there is no default."""
-        self._known.add(name)
-        value = self._left.pop(name, default)
-        if value is _MISSING:
-            raise SpecError(self._path(name), None, "this key is needed")
-        return value
-
-    def text(self, name: str, default: Any = _MISSING) -> Any:
-        """A string."""
-        value = self.take(name, default)
-        if value is not default and not (isinstance(value, str) and value):
-            raise SpecError(self._path(name), value, "a text is needed")
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.take(name, default)
-        if not isinstance(value, bool):
-            raise SpecError(self._path(name), value, "true or false is needed")
-        return value
-
-    def whole(self, name: str, default: Any = _MISSING, *, minimum: int = 1) -> int:
-        """A whole number from ``minimum``."""
-        value = self.take(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise SpecError(self._path(name), value, f"a whole number from {minimum} is needed")
-        return value
-
-    def number(
-        self, name: str, default: Any = _MISSING, *, minimum: float | None = None, above: float | None = None
-    ) -> float | None:
-        """A number with a lower bound, or the default."""
-        value = self.take(name, default)
-        if value is default:
-            return value
-        low = is_number(value) and (minimum is None or value >= minimum) and (above is None or value > above)
-        if not low:
-            bound = f"from {minimum:g}" if minimum is not None else f"above {above:g}"
-            raise SpecError(self._path(name), value, f"a number {bound} is needed")
-        return float(value)
-
-    def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
-        """One of a few texts, or the default."""
-        value = self.text(name, default)
-        if value not in allowed:
-            raise SpecError(self._path(name), value, f"{', '.join(allowed[:-1])} and {allowed[-1]} are allowed")
-        return value
-
-    def section(self, name: str, optional: bool = False) -> _Section:
-        """A mapping inside this one."""
-        return _Section(self._path(name), self.take(name, {} if optional else _MISSING))
-
-    def rest(self) -> dict[str, Any]:
-        """All that was not taken, for whoever checks it."""
-        return self._left
-
-    def finish(self) -> None:
-        """Raise SpecError for a key that nobody took."""
-        for name in self._left:
-            raise SpecError(self._path(name), self._left[name], f"no such key; {nearest(str(name), self._known)}")
+# Where to find things and where numbers come from: no numbers.
+_WORDS = ("key", "known_hosts", "python", "date", "source", "reference.source", "fit.source")
 
 
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        flat |= _flatten(inner, f"{key}.{name}" if key else str(name))
-    return flat
+def _profile_values(profile: MachineProfile, given: Any) -> dict[str, Any]:
+    """A profile's contents. ``threads`` that nobody gave follow the machine that reads the study, and are left out."""
+    threads = {"threads": profile.threads} if isinstance(given, Mapping) and "threads" in given else {}
+    return {"name": profile.name, "kind": type(profile.how).__name__, **threads, **_without(flat(profile.how), _WORDS)}
+
+
+def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _placed(error: SpecError, file: Path) -> SpecError:

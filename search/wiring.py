@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from evaluators.base import Evaluator
@@ -27,8 +29,25 @@ def build_evaluator(spec: StudySpec, folder: Path) -> Evaluator:
         baseline=spec.baseline,
         seed=spec.search.seed,
     )
-    try:
+    with _named(spec):
         return SplitEvaluator(settings, folder)
+
+
+def rehearse(evaluator: Evaluator, spec: StudySpec) -> None:
+    """Try in seconds what a run does in hours.
+
+    Raises:
+        SplitsearchError: something would fail later.
+    """
+    with _named(spec):
+        evaluator.rehearse()
+
+
+@contextmanager
+def _named(spec: StudySpec) -> Iterator[None]:
+    """Add the study file's name to errors about what stands in it."""
+    try:
+        yield
     except SpecError as error:
-        error.file = str(spec.file)
+        error.file = error.file or str(spec.file)
         raise

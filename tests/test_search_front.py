@@ -26,7 +26,7 @@ from search.front import (
 )
 from search.plots import hover, pareto_data, pareto_figure, parts_figure
 from search.spec import Constraints, load_spec
-from search.study import open_study
+from search.storage import open_study
 from search.tables import front_table, to_csv
 from spaces.config import SplitConfig
 from spaces.errors import SpecError, SplitsearchError

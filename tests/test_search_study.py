@@ -6,9 +6,11 @@ from optuna.trial import TrialState
 from test_search_spec import change
 
 from evaluators.fake import FakeEvaluator
-from search import study as studies
 from search.front import pareto_front
+from search.objective import prepare, run_trials
+from search.points import finished_trials, trial_points
 from search.spec import load_spec, with_trials
+from search.storage import open_study, start_or_resume
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, MeasurementError, NotFinished, SpecError
 
@@ -16,9 +18,9 @@ from spaces.errors import InfeasibleSplit, MeasurementError, NotFinished, SpecEr
 def start(spec, folder, evaluator=None, **options):
     evaluator = evaluator or FakeEvaluator()
     space = spec.space(list(evaluator.partition_points()))
-    study = studies.start_or_resume(spec, space, folder)
-    studies.prepare(study, space, evaluator, lambda _: None)
-    studies.run_trials(study, spec, space, evaluator, **options)
+    study = start_or_resume(spec, space, folder, contents=evaluator.identity())
+    prepare(study, space, evaluator, folder, lambda _: None)
+    run_trials(study, spec, space, evaluator, folder, **options)
     return study
 
 
@@ -55,8 +57,8 @@ def values(points):
 def test_searching_the_whole_space_finds_the_known_front_and_stops(small, tmp_path):
     study = start(with_trials(small, 1000), tmp_path / "run")
     size = small.space(list(FakeEvaluator().partition_points())).size
-    assert len(studies.finished_trials(study)) == size == 3 * 2 * 2 * 2
-    front = pareto_front(studies.trial_points(study))
+    assert len(finished_trials(study)) == size == 3 * 2 * 2 * 2
+    front = pareto_front(trial_points(study))
     assert values(front) == known_front(small)
     optunas = {(trial.values[1], trial.values[0]) for trial in study.best_trials}
     assert optunas == set(values(front))
@@ -118,7 +120,7 @@ def test_infeasible_configurations_teach_optuna_and_its_dashboard(small, tmp_pat
 
 def test_every_part_is_a_user_attribute(spec, tmp_path):
     study = start(with_trials(spec, 3), tmp_path / "run")
-    attributes = studies.finished_trials(study)[0].user_attrs
+    attributes = finished_trials(study)[0].user_attrs
     assert {"head_ms", "link_ms", "tail_ms", "payload_bytes", "source_device", "configuration"} <= set(attributes)
     assert study.metric_names == ["accuracy", "latency_ms"]
 
@@ -128,16 +130,16 @@ def test_another_study_file_under_the_same_name_is_refused(spec, write_study, st
     change(study_dict, "link.rate_mb_per_s", 5.0)
     change(study_dict, "space.bits", [1, 2])
     other = load_spec(write_study(study_dict))
-    for attempt in (lambda: start(other, tmp_path / "run"), lambda: studies.open_study(other, tmp_path / "run")):
+    for attempt in (lambda: start(other, tmp_path / "run"), lambda: open_study(other, tmp_path / "run")):
         with pytest.raises(SpecError) as caught:
             attempt()
         assert "link.rate_mb_per_s (was 1.0, is 5.0), space.bits (was [1, 2, 4], is [1, 2])" in str(caught.value)
-    assert len(studies.open_study(spec, tmp_path / "run").trials) == 3
+    assert len(open_study(spec, tmp_path / "run").trials) == 3
 
 
 def test_nothing_there_yet_says_what_to_do(spec, tmp_path):
     with pytest.raises(NotFinished, match="splitsearch run"):
-        studies.open_study(spec, tmp_path / "run")
+        open_study(spec, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -157,12 +159,12 @@ class Stopped(FakeEvaluator):
 def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(spec, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start(spec, tmp_path / "run", Stopped(KeyboardInterrupt()))
-    study = studies.open_study(spec, tmp_path / "run")
-    assert len(studies.finished_trials(study)) == 3
+    study = open_study(spec, tmp_path / "run")
+    assert len(finished_trials(study)) == 3
     assert study.trials[3].state == TrialState.FAIL
     assert study.trials[3].user_attrs["stopped"] == "interrupted by the user"
     study = start(spec, tmp_path / "run")
-    assert len(studies.finished_trials(study)) == 20
+    assert len(finished_trials(study)) == 20
 
 
 def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):
@@ -170,12 +172,12 @@ def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):
     study.ask()
     study = start(with_trials(spec, 4), tmp_path / "run")
     assert [trial.state for trial in study.trials].count(TrialState.RUNNING) == 0
-    assert len(studies.finished_trials(study)) == 4
+    assert len(finished_trials(study)) == 4
 
 
 def test_a_timeout_starts_no_further_trial(spec, tmp_path):
     study = start(spec, tmp_path / "run", timeout_s=0.0)
-    assert len(studies.finished_trials(study)) <= 1
+    assert len(finished_trials(study)) <= 1
 
 
 class Silent(FakeEvaluator):
@@ -194,7 +196,7 @@ class Silent(FakeEvaluator):
 def test_a_silent_device_costs_no_trial_and_is_asked_again_later(spec, tmp_path):
     evaluator = Silent(4)
     study = start(with_trials(spec, 8), tmp_path / "run", evaluator)
-    assert len(studies.finished_trials(study)) == 8
+    assert len(finished_trials(study)) == 8
     lost = study.trials[3]
     assert lost.state == TrialState.FAIL and lost.constraints["measured"] > 0
     assert "does not answer" in lost.user_attrs["infeasible_for_now"]
@@ -207,9 +209,9 @@ def test_a_silent_device_costs_no_trial_and_is_asked_again_later(spec, tmp_path)
 def test_a_device_that_stays_silent_ends_the_run_and_nothing_is_lost(spec, tmp_path):
     with pytest.raises(MeasurementError, match="is the device on"):
         start(spec, tmp_path / "run", Silent(3, 4, 5))
-    study = studies.open_study(spec, tmp_path / "run")
-    assert len(studies.finished_trials(study)) == 2 and len(study.trials) == 5
+    study = open_study(spec, tmp_path / "run")
+    assert len(finished_trials(study)) == 2 and len(study.trials) == 5
     lost = [trial.params for trial in study.trials[2:]]
     study = start(spec, tmp_path / "run")
-    assert len(studies.finished_trials(study)) == 20
+    assert len(finished_trials(study)) == 20
     assert [trial.params for trial in study.trials[5:8]] == lost

@@ -1,0 +1,249 @@
+"""The loop: what precedes the first trial, then one trial after the other until there are enough."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from evaluators.base import Evaluator, Progress
+from evaluators.result import Evaluation, LatencyParts
+from search.points import BASELINES, ENVIRONMENT, EVALUATION, baseline_points
+from search.presence import Presence, alone
+from search.samplers import SplitSampler
+from search.spec import Constraints, StudySpec
+from search.storage import OwnStudy, database_of, fail_dead_trials
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit, MeasurementError
+from spaces.space import SearchSpace
+
+_FOR_NOW = "infeasible_for_now"
+_RETRY_OF = "retry_of"
+_MOST_UNANSWERED = 3  # in a row, before a run gives up
+# Where optuna-dashboard 0.21 looks for constraints; Optuna 5's own set_constraint writes one attribute each instead.
+_DASHBOARD_CONSTRAINTS = "constraints"
+
+_log = logging.getLogger("splitsearch")
+
+
+def prepare(study: optuna.Study, space: SearchSpace, evaluator: Evaluator, folder: Path, progress: Progress) -> None:
+    """Everything that precedes the first trial: the uncut model, the baselines, a note of the circumstances.
+
+    Of several processes that run one study, one does it while the others wait; then each finds it done.
+    """
+    with alone(folder, "prepare", lambda: progress("waiting: another run of this study prepares it")):
+        evaluator.prepare(space.partitions, progress)
+        if BASELINES in study.user_attrs:
+            return
+        progress("measuring the baselines")
+        found = [evaluation.to_dict() for evaluation in evaluator.baselines(trained=True)]
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        study.set_user_attr(ENVIRONMENT, {"date": now, "optuna": optuna.__version__, **evaluator.describe()})
+        study.set_user_attr(BASELINES, found)
+
+
+def run_trials(
+    study: OwnStudy,
+    spec: StudySpec,
+    space: SearchSpace,
+    evaluator: Evaluator,
+    folder: Path,
+    *,
+    timeout_s: float | None = None,
+    finished: Callable[[], None] = lambda: None,
+) -> None:
+    """Run until the study has as many finished trials as the spec asks for, the space is exhausted, or time is over.
+
+    Trials that other processes have under way count as finished. A trial whose device did not answer is infeasible for
+    now: it teaches the sampler nothing, and is tried again as soon as another one was measured, or when the study is
+    run the next time. Its training is kept meanwhile.
+
+    Args:
+        study: from :func:`start_or_resume`.
+        spec: the study file.
+        space: what is searched.
+        evaluator: prepared.
+        folder: of the study's results.
+        timeout_s: no trial begins after so many seconds.
+        finished: called after every trial that came to an end.
+
+    Raises:
+        MeasurementError: the device did not answer several times in a row.
+    """
+    worst_ms = 2 * max(point.latency_ms for point in baseline_points(study))
+    wanted = min(spec.search.trials, space.size or spec.search.trials)
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    unanswered = 0
+    with Presence(folder) as presence:
+        while time.monotonic() < deadline:
+            with alone(folder, "study"):
+                begun = _begin(study, space, presence.owner, wanted, again=unanswered == 0)
+            if begun is None:
+                return
+            outcome = _finish(study, begun, evaluator, spec.constraints, worst_ms)
+            if outcome.for_now is None:
+                finished()
+                unanswered = 0
+                continue
+            unanswered += 1
+            if unanswered == _MOST_UNANSWERED:
+                raise outcome.for_now
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A trial that is running, with all its parameters in the storage."""
+
+    trial: FrozenTrial
+    config: SplitConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """How a trial ended. ``for_now`` is why it has no result yet."""
+
+    values: tuple[float, ...]
+    constraints: Mapping[str, float]
+    reason: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    for_now: MeasurementError | None = None
+
+
+def _begin(study: OwnStudy, space: SearchSpace, owner: dict[str, Any], wanted: int, *, again: bool) -> _Begun | None:
+    """The next trial, or None when there are enough. Called by one process of a study at a time.
+
+    Not ``study.ask``: that makes a trial which nobody owns and which has no parameters at first.
+    """
+    fail_dead_trials(study)
+    database, sampler = database_of(study), study.sampler
+    assert isinstance(sampler, SplitSampler)
+    with study.one_look() as trials:
+        if sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING) for trial in trials) >= wanted:
+            return None
+        lost = _unmeasured(trials) if again else None
+        trial = database.begin(study._study_id, owner, {_RETRY_OF: lost.number} if lost else {})
+        params = lost.params if lost else sampler.sample_relative(study, trial, sampler.distributions)
+        database.write_params(trial._trial_id, params, sampler.distributions)
+    return _Begun(trial=trial, config=space.suggest(optuna.trial.FixedTrial(params)))
+
+
+def _unmeasured(trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """The first trial whose device did not answer and that was not tried again."""
+    retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and _FOR_NOW in trial.user_attrs and trial.number not in retried:
+            return trial
+    return None
+
+
+def _finish(study: OwnStudy, begun: _Begun, evaluator: Evaluator, limits: Constraints, worst_ms: float) -> _Outcome:
+    trial = begun.trial
+    try:
+        outcome = _score(begun.config, evaluator, limits, worst_ms)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        said = "interrupted by the user" if stopped else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(Exception):  # what went wrong matters more than the note of it
+            database_of(study).finish(trial._trial_id, TrialState.FAIL, (), {"stopped": said}, {})
+        raise
+    _write(study, trial, outcome)
+    if outcome.for_now:
+        _log.warning("trial %d: %s. It is tried again later", trial.number, outcome.for_now)
+    return outcome
+
+
+def _score(config: SplitConfig, evaluator: Evaluator, limits: Constraints, worst_ms: float) -> _Outcome:
+    """What becomes of a configuration: a result, a reason why it has none, or a reason to try it again later."""
+    try:
+        evaluation = evaluator.evaluate(config)
+    except InfeasibleSplit as reason:
+        return _cannot_run(str(reason), worst_ms)
+    except MeasurementError as reason:
+        return _Outcome(
+            values=(),
+            constraints={"measured": 1.0},
+            reason=f"for now: {reason}",
+            attributes={_FOR_NOW: str(reason)},
+            for_now=reason,
+        )
+    except Exception as error:
+        if _is_the_configurations_fault(error):
+            return _cannot_run(f"{type(error).__name__}: {error}", worst_ms)
+        raise
+    broken = _not_finite(evaluation)
+    if broken:
+        return _cannot_run(f"no number: {', '.join(broken)}", worst_ms)
+    excess = limits.excess(evaluation)
+    return _Outcome(
+        values=(evaluation.accuracy, evaluation.latency_ms),
+        constraints={"runs": 0.0, **excess},
+        reason="; ".join(f"{name} exceeded by {over:.3g}" for name, over in excess.items() if over > 0),
+        attributes=_attributes(evaluation),
+    )
+
+
+def _cannot_run(reason: str, worst_ms: float) -> _Outcome:
+    return _Outcome(values=(0.0, worst_ms), constraints={"runs": 1.0}, reason=reason)
+
+
+def _is_the_configurations_fault(error: Exception) -> bool:
+    """Memory that does not suffice and numbers that overflow depend on the configuration; another one may run."""
+    if isinstance(error, MemoryError | FloatingPointError):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()  # torch's, of any device
+
+
+def _not_finite(evaluation: Evaluation) -> list[str]:
+    """``accuracy nan`` for each number of a result that is none."""
+    numbers = {
+        "accuracy": evaluation.accuracy,
+        "payload_bytes": evaluation.payload_bytes,
+        "accuracy_drop_pp": evaluation.accuracy_drop_pp,
+        **evaluation.latency.to_dict(),
+        **evaluation.metrics,
+    }
+    return [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]
+
+
+def _attributes(evaluation: Evaluation) -> dict[str, Any]:
+    """The result as a trial's user attributes: whole for reading it back, and part by part for the dashboard."""
+    parts = evaluation.latency.to_dict()
+    places = evaluation.sources.to_dict()
+    found: dict[str, Any] = {
+        EVALUATION: json.dumps(evaluation.to_dict()),
+        "configuration": evaluation.name,
+        "payload_bytes": round(evaluation.payload_bytes, 1),
+        "accuracy_drop_pp": round(evaluation.accuracy_drop_pp, 3),
+        "frames_per_s": round(evaluation.frames_per_s, 2),
+        **{name: round(value, 4) for name, value in evaluation.metrics.items()},
+        **{part: round(ms, 4) for part, ms in parts.items()},
+        **{f"source_{place}": source for place, source in places.items()},
+    }
+    for part in LatencyParts.names():
+        # Where a part comes from, unless it is what the whole place comes from.
+        source = str(evaluation.source_of(part))
+        if parts[part] and source != places[evaluation.place_of(part)]:
+            found[f"source_{part.removesuffix('_ms')}"] = source
+    if evaluation.warnings:
+        found["warnings"] = "; ".join(evaluation.warnings)
+    return found
+
+
+def _write(study: OwnStudy, trial: FrozenTrial, outcome: _Outcome) -> None:
+    """The one place where constraints are written, for Optuna and for optuna-dashboard; above 0 is violated."""
+    as_optuna_does = create_trial(state=TrialState.RUNNING, constraints=dict(outcome.constraints)).system_attrs
+    system = {**as_optuna_does, _DASHBOARD_CONSTRAINTS: list(outcome.constraints.values())}
+    user = {**outcome.attributes} | ({"infeasible": outcome.reason} if outcome.reason else {})
+    state = TrialState.COMPLETE if outcome.values else TrialState.FAIL
+    study.sampler.after_trial(study, trial, state, outcome.values or None)
+    database_of(study).finish(trial._trial_id, state, outcome.values, user, system)

@@ -1,0 +1,70 @@
+"""A study read back: its trials and baselines as points."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from evaluators.result import Evaluation
+from search.front import Point
+from spaces.errors import SplitsearchError
+
+BASELINES, ENVIRONMENT = "baselines", "environment"  # attributes of a study
+EVALUATION = "evaluation"  # attribute of a trial
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that came to an end, infeasible ones among them."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def trial_points(study: optuna.Study) -> list[Point]:
+    """Every trial that was scored, in order. Configurations that could not run have no point.
+
+    Raises:
+        SplitsearchError: a trial that cannot be read.
+    """
+    return PointReader(study).new()
+
+
+class PointReader:
+    """Reads each trial of a study once, however often it is asked."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._read: set[int] = set()
+
+    @property
+    def finished(self) -> int:
+        """Number of trials that came to an end and were looked at."""
+        return len(self._read)
+
+    def new(self) -> list[Point]:
+        """Points of the trials that ended since the last call."""
+        ended = [trial for trial in finished_trials(self._study) if trial.number not in self._read]
+        self._read |= {trial.number for trial in ended}
+        return [_point(trial) for trial in ended if EVALUATION in trial.user_attrs]
+
+
+def baseline_points(study: optuna.Study) -> list[Point]:
+    """The baselines, measured when the study began."""
+    found = study.user_attrs.get(BASELINES, [])
+    return [Point(trial=None, evaluation=Evaluation.from_dict(data)) for data in found]
+
+
+def environment(study: optuna.Study) -> dict[str, Any]:
+    """Under which circumstances the study ran: date, machine, versions, hardware, images."""
+    return dict(study.user_attrs.get(ENVIRONMENT, {}))
+
+
+def _point(trial: FrozenTrial) -> Point:
+    try:
+        evaluation = Evaluation.from_dict(json.loads(trial.user_attrs[EVALUATION]))
+    except (SplitsearchError, ValueError, TypeError, AttributeError) as error:
+        raise SplitsearchError(f"trial {trial.number} cannot be read: {error}") from None
+    return Point(
+        trial=trial.number, evaluation=evaluation, feasible=all(value <= 0 for value in trial.constraints.values())
+    )

@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         evaluator = build_evaluator(spec, Path(scratch))
         assert isinstance(evaluator, SplitEvaluator)
-        evaluator.prepare((), print)
+        evaluator.prepare(None, print)
         network, dataset, task = evaluator._network, evaluator._dataset, evaluator._task
         lines = [f"# {spec.model.name} on {spec.name}, {spec.data.image_size} px: mAP by whom", ""]
         lines += ["| images | path | mAP50 | mAP50-95 |", "| --- | --- | ---: | ---: |"]

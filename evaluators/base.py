@@ -11,6 +11,7 @@ from evaluators.result import Evaluation
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.partition import PartitionPoint
+from spaces.space import SearchSpace
 
 Progress = Callable[[str], None]
 Split = Literal["validation", "test"]
@@ -48,12 +49,12 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
+    def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
         """Do what is done once and takes long, such as training the uncut model.
 
         Args:
-            partitions: the points that will be evaluated; what can be measured for them beforehand is measured now, in
-                one go, so that the points stay comparable on a machine whose speed varies.
+            space: what will be evaluated; all that can be measured for it beforehand is measured now, in one go, so
+                that configurations stay comparable on a machine whose speed varies. None measures nothing.
             progress: told what is going on.
         """
 

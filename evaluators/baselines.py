@@ -20,9 +20,8 @@ from evaluators.edge.picture_codecs import CODECS, QUALITIES, PictureCodec, Pict
 from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
 from evaluators.result import FINE_TUNED
-from evaluators.settings import FinetuneSettings
-from evaluators.training.feature_cache import FeatureCache, TrainSample
-from evaluators.training.references import Whole, answers, as_coded, at_quality, finetuned_behind, finetuned_uncut
+from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.references import References, answers, as_coded
 from spaces.partition import OUTPUT, model_mb
 
 _log = logging.getLogger("splitsearch")
@@ -43,10 +42,7 @@ def baselines(
     split: SplitModel,
     feature_cache: FeatureCache,
     stage_timer: StageTimer,
-    settings: FinetuneSettings,
-    seed: int,
-    *,
-    trained: bool,
+    references: References | None,
 ) -> Iterator[Baseline]:
     """All of them, one after the other: decoded, the images of a single quality may fill the memory.
 
@@ -54,16 +50,12 @@ def baselines(
         split: the uncut model, with its weights.
         feature_cache: the images, and features of the uncut model's heads.
         stage_timer: times each way.
-        settings: of the fine-tuning that candidates get.
-        seed: of that fine-tuning, and of the qualities that training images are coded with.
-        trained: also the fine-tuned networks, one for clean images and one for each codec.
+        references: the fine-tuned networks, one for clean images and one for each codec; None leaves them out.
     """
-    # The earliest point that is searched: fine-tuning from there changes the most.
-    first = next(point.name for point in split.points if not point.is_end)
     whole = next(point for point in split.points if point.name == OUTPUT)
     networks: dict[str, nn.Module] = {"": split.head(OUTPUT)}
-    if trained:
-        networks[FINE_TUNED] = finetuned_uncut(split, feature_cache, first, settings, seed)
+    if references is not None:
+        networks[FINE_TUNED] = references.clean()
     images = feature_cache.images("validation")
     clean = {end: answers(network, feature_cache, images) for end, network in networks.items()}
     on_device, raw = stage_timer.all_on_device(), stage_timer.server_only()
@@ -79,15 +71,13 @@ def baselines(
     for codec in CODECS.values():
         if not codec.available:
             continue
-        tuned = finetuned_behind(codec, split, feature_cache, first, settings, seed) if trained else None
-        yield from _behind(codec, networks[""], tuned, TrainSample(settings.images, seed), feature_cache, stage_timer)
+        yield from _behind(codec, networks[""], references, feature_cache, stage_timer)
 
 
 def _behind(
     codec: PictureCodec,
     given: nn.Module,
-    tuned: Whole | None,
-    sample: TrainSample,
+    references: References | None,
     feature_cache: FeatureCache,
     stage_timer: StageTimer,
 ) -> Iterator[Baseline]:
@@ -100,8 +90,8 @@ def _behind(
             return
         images, size = as_coded(feature_cache.images("validation"), coding)
         networks = {"": given}
-        if tuned is not None:
-            networks[FINE_TUNED] = at_quality(tuned, coding, feature_cache, sample)
+        if references is not None:
+            networks[FINE_TUNED] = references.behind(coding)
         for end, network in networks.items():
             yield Baseline(
                 name=f"server-only, {coding.label}{end}",

@@ -14,6 +14,7 @@ from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.partition import INPUT, OUTPUT, PartitionPoint, model_mb
+from spaces.space import SearchSpace
 
 UNCUT_ACCURACY = 0.9
 _MODELLED = Sources(device=Source.MODELLED, server=Source.MODELLED, link=Source.MODELLED)
@@ -43,7 +44,7 @@ class FakeEvaluator(Evaluator):
         """See :class:`Evaluator`."""
         return [point.head_macs / 10 for point in points]
 
-    def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
+    def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
         """See :class:`Evaluator`."""
         progress("nothing to prepare")
 

@@ -45,6 +45,8 @@ from evaluators.tasks.detection_data import DetectionFiles
 from evaluators.tasks.task import Task, TaskMetrics
 from evaluators.training.candidate import Candidate
 from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.references import StoredReferences
+from evaluators.training.rehearsal import rehearse
 from evaluators.training.trainers import RECIPE, FinetuneTrainer, StoredTrainer, infeasible_if_it_breaks
 from evaluators.training.uncut import Train, train_classifier, train_or_load, uncut_key, uncut_record
 from evaluators.training.uncut_detector import train_detector
@@ -52,6 +54,7 @@ from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, PartitionPoint, model_mb
+from spaces.space import SearchSpace
 
 _CARVED = (
     "these weights may have seen any picture of a data set that comes undivided, so nothing is left to judge by; "
@@ -169,13 +172,25 @@ class SplitEvaluator(Evaluator):
             "recipe": str(RECIPE),
         }
 
-    def prepare(self, partitions: Sequence[str], progress: Progress) -> None:
-        """Train the uncut model if no weights are given (or load it from an earlier training); time heads and tails."""
+    def rehearse(self) -> None:
+        """See :class:`Evaluator`."""
+        settings = self._settings
+        rehearse(
+            self._network,
+            self._split,
+            self._dataset,
+            self._task,
+            settings.finetune,
+            settings.baseline,
+            trained=self.is_trained,
+            fresh=self._fresh,
+        )
+
+    def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
+        """Train the uncut model if no weights are given (or load it from an earlier training); time what can be."""
         self._give_weights(progress)
-        for number, partition in enumerate(partitions, 1):
-            progress(f"timing head and tail of {partition} ({number} of {len(partitions)})")
-            self._stage_timer.head(partition)
-            self._stage_timer.tail(partition)
+        if space is not None:
+            self._stage_timer.time_ahead(space.partitions, space.ae_ratios, space.bits, space.strides, progress)
 
     def _give_weights(self, progress: Progress) -> None:
         if self._has_weights:
@@ -219,7 +234,8 @@ class SplitEvaluator(Evaluator):
         """See :class:`Evaluator`."""
         self._need_weights()
         settings, cache = self._settings, self._feature_cache
-        found = baselines(self._split, cache, self._stage_timer, settings.finetune, settings.seed, trained=trained)
+        references = StoredReferences(self._split, cache, settings.finetune, settings.seed, self._store, self._basis)
+        found = baselines(self._split, cache, self._stage_timer, references if trained else None)
         return [
             self._evaluation(each.name, each.answers, each.payload_bytes, each.stages, details=dict(each.details))
             for each in found
@@ -256,6 +272,7 @@ class SplitEvaluator(Evaluator):
             "device": device,
             "server": server,
             "link": self._link.describe(),
+            "timing_scope": self._timing_scope,
             "images": {
                 "fine-tuning": self._settings.finetune.images,
                 "search-validation": len(self._feature_cache.images("validation")),
@@ -296,7 +313,13 @@ class SplitEvaluator(Evaluator):
 
     @functools.cached_property
     def _table(self) -> StageTable:
-        return StageTable(Store(self._folder / "store"))
+        return StageTable(self._store, self._timing_scope)
+
+    @functools.cached_property
+    def _timing_scope(self) -> dict[str, str]:
+        """What the names of stages mean: of which network, and of which images."""
+        identity = self.identity()
+        return {name: identity[name] for name in ("network", "images")}
 
     @functools.cached_property
     def _link(self) -> LinkProfile:
@@ -334,12 +357,16 @@ class SplitEvaluator(Evaluator):
         return self._start_digest if self._loaded_trained else self._uncut_key.digest
 
     @functools.cached_property
+    def _basis(self) -> dict[str, Any]:
+        """What every training of this evaluator depends on, besides its own settings."""
+        return {**self.identity(), "arithmetic": arithmetic()}
+
+    @functools.cached_property
     def _trainer(self) -> StoredTrainer:
         settings = self._settings
         inner = FinetuneTrainer(self._split, self._feature_cache, settings.finetune)
-        depends_on = {**self.identity(), "arithmetic": arithmetic()}
         boxes = self._dataset.picture.letterbox
-        return StoredTrainer(inner, self._store, depends_on, self._split, settings.finetune, carries_image_size=boxes)
+        return StoredTrainer(inner, self._store, self._basis, self._split, settings.finetune, carries_image_size=boxes)
 
     def _candidate(self, config: SplitConfig, budget: Budget | None = None, seed: int | None = None) -> Candidate:
         settings = self._settings

@@ -229,7 +229,7 @@ def export(
     folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
-    evaluator.prepare((), _talk.print)
+    evaluator.prepare(None, _talk.print)
     bundle = exports.write_bundle(point, loaded, evaluator, all_points.environment(opened), output)
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)

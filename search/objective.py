@@ -42,7 +42,7 @@ def prepare(study: optuna.Study, space: SearchSpace, evaluator: Evaluator, folde
     Of several processes that run one study, one does it while the others wait; then each finds it done.
     """
     with alone(folder, "prepare", lambda: progress("waiting: another run of this study prepares it")):
-        evaluator.prepare(space.partitions, progress)
+        evaluator.prepare(space, progress)
         if BASELINES in study.user_attrs:
             return
         progress("measuring the baselines")

@@ -16,7 +16,7 @@ from evaluators.latency.machines import Machine
 from evaluators.latency.profiles import load_machine
 from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
-from evaluators.store import Store
+from evaluators.store import shared_store
 from search.front import Point, pareto_front
 from search.points import baseline_points, environment, trial_points
 from search.spec import Constraints, StudySpec
@@ -138,7 +138,7 @@ def read_changes(
     Raises:
         SpecError: a profile, link or rate that cannot be right.
     """
-    table = StageTable(Store(folder / "store"), was.get("timing_scope"))
+    table = StageTable(shared_store(), was.get("timing_scope"))
 
     def machine(name: str | None, key: str) -> Machine | None:
         if not name:

@@ -33,6 +33,15 @@ def _no_waiting_for_the_disk(connection, _record):
     connection.execute("PRAGMA synchronous=OFF")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory):
+    """No test reads or fills the store of whoever runs it."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SPLITSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture
 def study_dict():
     return copy.deepcopy(STUDY)

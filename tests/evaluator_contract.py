@@ -89,7 +89,7 @@ class EvaluatorContract:
         def progress(text):
             assert "training" not in text
 
-        evaluator.prepare((), progress)
+        evaluator.prepare(None, progress)
 
     def test_export_writes_both_halves(self, evaluator, config, tmp_path):
         evaluator.evaluate(config)

@@ -148,7 +148,7 @@ def test_real_photographs_of_voc_go_the_whole_way(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "QUALITIES", (10, 70))
     data = DataSettings(name="voc0712", root=REAL, image_size=128)
     evaluator = SplitEvaluator(settings(data=data), tmp_path / "run")
-    evaluator.prepare(["model.6"], lambda _: None)
+    evaluator.prepare(None, lambda _: None)
     found = evaluator.evaluate(SplitConfig(partition="model.6", ae_ratio=0.25, bits=2, tcl=3.0))
     assert found.payload_bytes == 14 + (16 * 16 * 16 + 32 * 8 * 8) / 4
     assert 0 <= found.accuracy <= found.metrics["mAP50"] <= 1

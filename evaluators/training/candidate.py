@@ -15,6 +15,7 @@ from torch import nn
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compute import compute_device
 from evaluators.edge import wire
+from evaluators.models.weights import save_state
 from evaluators.training.feature_cache import FeatureCache, Part, TrainSample
 from evaluators.training.scoring import Score, score_split
 from spaces.config import SplitConfig
@@ -81,12 +82,12 @@ def save_candidate(candidate: Candidate, folder: Path, *, tail_learned: bool) ->
     modules = {"bottleneck": candidate.bottleneck, "head": candidate.head}
     modules |= {"tail": candidate.tail if tail_learned else None}
     tensors = {
-        f"{prefix}.{name}": value.clone().contiguous()  # tied weights share their memory, which safetensors refuses
+        f"{prefix}.{name}": value
         for prefix, module in modules.items()
         if module is not None
         for name, value in module.state_dict().items()
     }
-    save_file(tensors, folder / _WEIGHTS)
+    save_state(tensors, folder / _WEIGHTS)
     levels = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in candidate.levels]
     (folder / _RECORD).write_text(json.dumps({"levels": levels, "history": candidate.history}))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import numpy as np
+import PIL
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from evaluators import machine_lock
@@ -15,13 +18,17 @@ from evaluators.compute import compute_device
 from evaluators.edge.picture_codecs import QUALITIES, PictureCodec, PictureCoding
 from evaluators.models.answer import first_tensor
 from evaluators.models.cut import SplitModel
+from evaluators.models.weights import save_state
 from evaluators.settings import FinetuneSettings
+from evaluators.store import Store, StoreKey
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.task import Criterion
 from evaluators.training.batchnorm import recalibrate_batchnorm
 from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.finetune import FinetuneData, finetune
 
+RECIPE = 2  # raise when the fine-tuning of references changes
+_WEIGHTS = "weights.safetensors"
 _STATISTICS_IMAGES = 500  # for each quality of each codec, so no more than are needed
 
 
@@ -35,6 +42,70 @@ class Whole(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         """Answers (B, ...), alone in a tuple as a head would return them."""
         return (first_tensor(self.tail(*self.head(images))),)
+
+
+class References(Protocol):
+    """The uncut model as candidates' equal: fine-tuned as they are."""
+
+    def clean(self) -> Whole:
+        """Fine-tuned on the images as they are."""
+        ...
+
+    def behind(self, coding: PictureCoding) -> Whole:
+        """Fine-tuned on images of a codec, with the BatchNorm statistics of one quality."""
+        ...
+
+
+class StoredReferences:
+    """Trains each reference once, from the earliest partition point, where fine-tuning changes the most.
+
+    Args:
+        split: the uncut network, with its weights.
+        feature_cache: of the same network.
+        settings: of the fine-tuning that candidates get.
+        seed: of that fine-tuning, and of the qualities that training images are coded with.
+        store: keeps the fine-tuned weights.
+        depends_on: what they depend on besides settings and seed.
+    """
+
+    def __init__(
+        self,
+        split: SplitModel,
+        feature_cache: FeatureCache,
+        settings: FinetuneSettings,
+        seed: int,
+        store: Store,
+        depends_on: Mapping[str, Any],
+    ) -> None:
+        self._split, self._feature_cache, self._settings, self._seed = split, feature_cache, settings, seed
+        self._store, self._depends_on = store, dict(depends_on)
+        self._point = next(point.name for point in split.points if not point.is_end)
+        self._last: tuple[str, Whole] | None = None  # ten qualities of a codec follow each other
+
+    def clean(self) -> Whole:
+        """See :class:`References`."""
+        arguments = (self._split, self._feature_cache, self._point, self._settings, self._seed)
+        return self._kept("clean", lambda: finetuned_uncut(*arguments))
+
+    def behind(self, coding: PictureCoding) -> Whole:
+        """See :class:`References`."""
+        codec, arguments = coding.codec, (self._split, self._feature_cache, self._point, self._settings, self._seed)
+        if self._last is None or self._last[0] != codec.label:
+            self._last = codec.label, self._kept(codec.label, lambda: finetuned_behind(codec, *arguments))
+        sample = TrainSample(self._settings.images, self._seed)
+        return at_quality(self._last[1], coding, self._feature_cache, sample)
+
+    def _kept(self, images: str, train: Callable[[], Whole]) -> Whole:
+        recipe = {"version": RECIPE, "pillow": PIL.__version__, **asdict(self._settings)}
+        own = {"fine-tuned on": images, "from": self._point, "recipe": recipe, "seed": self._seed}
+        folder = self._store.get(
+            StoreKey("reference", {**self._depends_on, **own}),
+            lambda place: save_state(train(), place / _WEIGHTS),
+            f"fine-tuned on {images} images",
+        )
+        found = Whole(*(copy.deepcopy(half) for half in (self._split.head(self._point), self._split.tail(self._point))))
+        found.load_state_dict(load_file(folder / _WEIGHTS))
+        return found.eval()
 
 
 class CodedPixels(Sequence[np.ndarray]):

@@ -31,7 +31,6 @@ class FakeEvaluator(Evaluator):
     the server, and a megabyte a second on the link. At ``deep`` the smallest AE ratios leave no channel."""
 
     def partition_points(self) -> Sequence[PartitionPoint]:
-        """See :class:`Evaluator`."""
         rows = {INPUT: ((3, 64, 64), 0), **_POINTS, OUTPUT: ((10,), _TOTAL)}
         return [
             PartitionPoint(
@@ -41,15 +40,12 @@ class FakeEvaluator(Evaluator):
         ]
 
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
-        """See :class:`Evaluator`."""
         return [point.head_macs / 10 for point in points]
 
     def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
-        """See :class:`Evaluator`."""
         progress("nothing to prepare")
 
     def identity(self) -> dict[str, str]:
-        """See :class:`Evaluator`."""
         return {"fake": "1"}
 
     def evaluate(
@@ -83,7 +79,6 @@ class FakeEvaluator(Evaluator):
         return _evaluation(config.label, UNCUT_ACCURACY - max(lost, 0.0), payload, parts, config, mb)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
-        """See :class:`Evaluator`."""
         raw, alone = 3 * 64 * 64, LatencyParts(head_ms=_TOTAL / 10)
         rows = [
             ("all-on-device", UNCUT_ACCURACY, 0.0, alone, model_mb(_PARAMETERS * _TOTAL)),
@@ -108,7 +103,6 @@ class FakeEvaluator(Evaluator):
         return {"images": 0, "agreement_with_trial": 1.0}
 
     def describe(self) -> dict[str, Any]:
-        """See :class:`Evaluator`."""
         place = {"name": "fake", "source": "modelled", "how": "modelled in closed form"}
         link = LinkProfile(rate_mb_per_s=1.0)
         return {"device": place, "server": place, "link": link.describe()}

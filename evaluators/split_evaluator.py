@@ -145,11 +145,9 @@ class SplitEvaluator(Evaluator):
     # -- the contract ------------------------------------------------------------------------------------------------
 
     def partition_points(self) -> Sequence[PartitionPoint]:
-        """See :class:`Evaluator`."""
         return self._split.points
 
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
-        """See :class:`Evaluator`."""
         return [0.0 if point.name == INPUT else self._head_ms(point.name) for point in points]
 
     def _head_ms(self, partition: str) -> float | None:
@@ -164,7 +162,6 @@ class SplitEvaluator(Evaluator):
         return self._has_weights or self._store.find(self._uncut_key) is not None
 
     def identity(self) -> dict[str, str]:
-        """See :class:`Evaluator`."""
         return {
             "network": digest_of(architecture(self._settings.model)),
             "weights": self._weights_digest,
@@ -173,7 +170,6 @@ class SplitEvaluator(Evaluator):
         }
 
     def rehearse(self) -> None:
-        """See :class:`Evaluator`."""
         settings = self._settings
         rehearse(
             self._network,
@@ -231,7 +227,6 @@ class SplitEvaluator(Evaluator):
         return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details, split)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
-        """See :class:`Evaluator`."""
         self._need_weights()
         settings, cache = self._settings, self._feature_cache
         references = StoredReferences(self._split, cache, settings.finetune, settings.seed, self._store, self._basis)
@@ -256,7 +251,6 @@ class SplitEvaluator(Evaluator):
         return both.check(directory, images, candidate.score(config, self._feature_cache).answers)
 
     def describe(self) -> dict[str, Any]:
-        """See :class:`Evaluator`."""
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
         versions |= {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
         library = self._settings.model.name.partition("/")[0]
@@ -282,7 +276,6 @@ class SplitEvaluator(Evaluator):
         }
 
     def notes(self) -> list[str]:
-        """See :class:`Evaluator`."""
         said = codec_notes()
         if self.is_trained:
             self._need_weights()

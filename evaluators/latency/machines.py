@@ -71,7 +71,6 @@ class Measuring:
     words: str
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
-        """See :class:`Machine`."""
         keys = {stage: stage_key.key for stage, stage_key in stage_keys.items()}
         return self.table.get(self.place, keys, self._measurement(folder))
 
@@ -80,7 +79,6 @@ class Measuring:
         return lambda stages: self.runner.measure(made(), stages)
 
     def describe(self) -> dict[str, Any]:
-        """See :class:`Machine`."""
         return {
             "name": self.profile.name,
             "source": str(Source.MEASURED),
@@ -154,7 +152,6 @@ class Scaled:
     caveat: str
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
-        """See :class:`Machine`."""
         if not stage_keys:
             return {}
         here = self.here.timings(stage_keys, folder)
@@ -166,7 +163,6 @@ class Scaled:
         return timing.scaled(factor.value, "; ".join(filter(None, [caveat, factor.warning])))
 
     def describe(self) -> dict[str, Any]:
-        """See :class:`Machine`."""
         networks = f"measured here x {self.networks}; " if self.networks else ""
         reference = getattr(self.profile.how, "reference", None)
         return {
@@ -203,7 +199,6 @@ class Recorded:
     rest: Scaled | None
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
-        """See :class:`Machine`."""
         known = {
             stage: self.recording.timings[stage_kind(stage)][stage_key.key]
             for stage, stage_key in stage_keys.items()
@@ -228,7 +223,6 @@ class Recorded:
         )
 
     def describe(self) -> dict[str, Any]:
-        """See :class:`Machine`."""
         found = self.recording
         circumstances = f"{found.runtime}, threads {found.threads}, {found.precision}"
         rest = f"; what is no network {self.rest.rest_in_words}" if self.rest else ""
@@ -262,7 +256,6 @@ class Fitted:
     rest: Scaled
 
     def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
-        """See :class:`Machine`."""
         fit = self.fitting.fit
         networks = {
             stage: Timing.single(fit.predict_ms(stage_key.work), Source.MODELLED)
@@ -273,7 +266,6 @@ class Fitted:
         return networks | self.rest.timings(others, folder)
 
     def describe(self) -> dict[str, Any]:
-        """See :class:`Machine`."""
         fit = self.fitting.fit
         return {
             "name": self.profile.name,

@@ -50,15 +50,12 @@ class LocalRunner:
         self._program = tuple(program)
 
     def machine(self) -> dict[str, Any]:
-        """See :class:`Runner`."""
         return machine()
 
     def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
-        """See :class:`Runner`."""
         return read_timings(self.run(folder, ["measure", "--json", "--stages", ",".join(stages)]), stages)
 
     def run(self, folder: Path, arguments: Sequence[str]) -> str:
-        """See :class:`Runner`."""
         with machine_lock.measuring():
             return self._run(folder, arguments)
 

@@ -187,7 +187,7 @@ class SshTarget:
 
 
 class SshRunner:
-    """A machine that is reached over SSH. See :class:`evaluators.latency.runners.Runner`.
+    """A :class:`evaluators.latency.runners.Runner` on a machine that is reached over SSH.
 
     Whoever measures there, from whichever machine, waits for the others.
 
@@ -202,7 +202,6 @@ class SshRunner:
         self._answer: dict[str, Any] = {}  # the last measurement's
 
     def measure(self, folder: Path, stages: Sequence[str]) -> dict[str, Timing]:
-        """See :class:`evaluators.latency.runners.Runner`."""
         text = self.run(folder, ["measure", "--json", "--stages", ",".join(stages)])
         try:
             timings = read_timings(text, stages)
@@ -212,7 +211,6 @@ class SshRunner:
         return timings
 
     def run(self, folder: Path, arguments: Sequence[str]) -> str:
-        """See :class:`evaluators.latency.runners.Runner`."""
         files, requirements = _files(folder), self._requirements(folder)
         self._prepare(folder, files, requirements)
         request = {

@@ -28,11 +28,9 @@ class _OnTorch(halves.Half):
     """
 
     def has(self, model: str) -> bool:
-        """See :class:`halves.Half`."""
         return (self.folder / f"{model}{SUFFIX}").exists()
 
     def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
-        """See :class:`halves.Half`."""
         with torch.inference_mode():
             found = self._program(model)(*(torch.from_numpy(tensor).to(self._device) for tensor in tensors))
         found = found if isinstance(found, tuple) else (found,)

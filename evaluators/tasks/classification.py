@@ -41,7 +41,6 @@ class Classification(Task):
     metric = "top-1"
 
     def judge(self, answers: torch.Tensor, images: LabelledImages) -> Hits:
-        """See :class:`Task`."""
         return Hits((answers.argmax(1) == images.labels).numpy())
 
     def drop_pp(self, reference: Hits, other: Hits) -> tuple[float, tuple[float, float]]:
@@ -49,7 +48,6 @@ class Classification(Task):
         return paired_drop_pp(reference.right, other.right)
 
     def agreement(self, answers: torch.Tensor, others: torch.Tensor) -> float:
-        """See :class:`Task`."""
         return float((answers.argmax(1) == others.argmax(1)).float().mean())
 
     def teaching(self, output: Any) -> Tensors:
@@ -57,7 +55,6 @@ class Classification(Task):
         return (first_tensor(output),)
 
     def criterion(self, images: LabelledImages, teacher: Tensors | None = None) -> Criterion:
-        """See :class:`Task`."""
         return ClassCriterion(images.labels, teacher[0] if teacher is not None else None)
 
 
@@ -73,7 +70,6 @@ class ClassCriterion(Criterion):
         return len(self._labels)
 
     def __call__(self, output: Any, index: torch.Tensor, distillation: float) -> torch.Tensor:
-        """See :class:`Criterion`."""
         scores = first_tensor(output).float()
         hard = functional.cross_entropy(scores, self._labels[index].to(scores.device))
         if self._teacher is None or distillation == 0:

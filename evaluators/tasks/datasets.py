@@ -69,15 +69,12 @@ class Digits(Dataset):
         self._roles = divide(self._labels, _CARVED, _SPLIT_SEED)
 
     def train(self, count: int | None, seed: int) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._pictures(sample(self._labels, self._roles[0], count, seed))
 
     def validation(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._pictures(self._roles[1])
 
     def test(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._pictures(self._roles[2])
 
     def _pictures(self, index: np.ndarray) -> LabelledImages:
@@ -93,7 +90,7 @@ class _Files(Dataset):
 
     @functools.cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """See :class:`Dataset`. Of every file's place below the root and its bytes, in every role."""
+        """SHA-256 over every file's place below the root and its bytes, in every role."""
         rows = [
             (f"{role} {label} {path.relative_to(self._root).as_posix()}", path)
             for role, files in sorted(self._roles.items())
@@ -102,16 +99,13 @@ class _Files(Dataset):
         return content_digest(rows)
 
     def train(self, count: int | None, seed: int) -> LabelledImages:
-        """See :class:`Dataset`."""
         labels = np.array([label for _, label in self._roles["train"]])
         return self._read("train", sample(labels, np.arange(len(labels)), count, seed))
 
     def validation(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._read("validation")
 
     def test(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._read("test")
 
     def _read(self, role: str, index: Sequence[int] | np.ndarray | None = None) -> LabelledImages:

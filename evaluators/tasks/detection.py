@@ -97,7 +97,6 @@ class Detection(Task):
         self._network, self._picture = network, picture
 
     def judge(self, answers: torch.Tensor, images: LabelledImages) -> Precision:
-        """See :class:`Task`."""
         wanted = _in_square(images, self._picture.size)
         return Precision([_match(answer, rows) for answer, rows in zip(answers.float(), wanted, strict=True)])
 
@@ -120,7 +119,7 @@ class Detection(Task):
         return 100 * drop, (max(100 * (drop - half), -100.0), min(100 * (drop + half), 100.0))
 
     def agreement(self, answers: torch.Tensor, others: torch.Tensor) -> float:
-        """See :class:`Task`: every box shown in one has its like (class, nine tenths of the area) in the other."""
+        """Share of images where every box of one answer has its like (class, nine tenths of the area) in the other."""
         pairs = list(zip(answers.float(), others.float(), strict=True))
         return sum(_covers(one, other) and _covers(other, one) for one, other in pairs) / len(pairs)
 
@@ -130,7 +129,6 @@ class Detection(Task):
         return raw["boxes"].half(), raw["scores"].half()
 
     def criterion(self, images: LabelledImages, teacher: Tensors | None = None) -> Criterion:
-        """See :class:`Task`."""
         return BoxCriterion(self._network, _in_square(images, self._picture.size), self._picture.size, teacher)
 
 
@@ -165,7 +163,6 @@ class BoxCriterion(Criterion):
         return len(self._wanted)
 
     def __call__(self, output: Any, index: torch.Tensor, distillation: float) -> torch.Tensor:
-        """See :class:`Criterion`."""
         raw = in_float(output[1])
         if self._teacher is None:
             distillation = 0.0
@@ -178,7 +175,7 @@ class BoxCriterion(Criterion):
         return loss
 
     def learning(self, network: nn.Module, distillation: float) -> contextlib.AbstractContextManager[None]:
-        """See :class:`Criterion`: the one-to-many head runs as well, unless nothing is learned from labels."""
+        """While entered, the one-to-many head runs as well, unless nothing is learned from labels."""
         return both_heads(network) if distillation < 1 else contextlib.nullcontext()
 
     def _of_labels(self, raw: dict[str, Any], batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -81,17 +81,15 @@ class DetectionFiles(Dataset):
         return sum(thing.degenerate for file in files for thing in self.things(file))
 
     def train(self, count: int | None, seed: int) -> LabelledImages:
-        """See :class:`Dataset`; a sample is drawn without regard to classes, of which a picture may hold several."""
+        """A sample of the training images, drawn without regard to classes, of which a picture may hold several."""
         files = self._roles["train"]
         chosen = sample(np.zeros(len(files), int), np.arange(len(files)), count, seed)
         return self._read([files[i] for i in chosen])
 
     def validation(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._read(self._roles["validation"])
 
     def test(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._read(self._roles["test"])
 
     def _read(self, files: list[Path]) -> LabelledImages:

@@ -62,7 +62,7 @@ class OwnData(Dataset):
 
     @functools.cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """See :class:`Dataset`. Of the function's source, all labels, and up to 1,000 images of each role.
+        """SHA-256 over the function's source, all labels, and up to 1,000 images of each role.
 
         Where an image is another one at each reading, as random transforms make it, images are left out.
         """
@@ -82,16 +82,13 @@ class OwnData(Dataset):
         return made_of.hexdigest()
 
     def train(self, count: int | None, seed: int) -> LabelledImages:
-        """See :class:`Dataset`."""
         labels = self._labels["train"]
         return self._read("train", sample(labels, np.arange(len(labels)), count, seed))
 
     def validation(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._read("validation", np.arange(len(self._labels["validation"])))
 
     def test(self) -> LabelledImages:
-        """See :class:`Dataset`."""
         return self._read("test", np.arange(len(self._labels["test"])))
 
     def _read(self, role: str, index: np.ndarray) -> LabelledImages:

@@ -83,12 +83,10 @@ class StoredReferences:
         self._last: tuple[str, Whole] | None = None  # ten qualities of a codec follow each other
 
     def clean(self) -> Whole:
-        """See :class:`References`."""
         arguments = (self._split, self._feature_cache, self._point, self._settings, self._seed)
         return self._kept("clean", lambda: finetuned_uncut(*arguments))
 
     def behind(self, coding: PictureCoding) -> Whole:
-        """See :class:`References`."""
         codec, arguments = coding.codec, (self._split, self._feature_cache, self._point, self._settings, self._seed)
         if self._last is None or self._last[0] != codec.label:
             self._last = codec.label, self._kept(codec.label, lambda: finetuned_behind(codec, *arguments))

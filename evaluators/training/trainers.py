@@ -75,7 +75,6 @@ class FinetuneTrainer:
         self._split, self._feature_cache, self._settings = split, feature_cache, settings
 
     def train(self, config: SplitConfig, budget: Budget, seed: int) -> Candidate:
-        """See :class:`CandidateTrainer`."""
         sample, settings = TrainSample(budget.images, seed), self._settings.within(budget)
         with infeasible_if_it_breaks(), machine_lock.training():
             bottleneck = new_bottleneck(self._split, config)
@@ -149,7 +148,6 @@ class StoredTrainer:
         return StoreKey("candidate", {**self._depends_on, **own})
 
     def train(self, config: SplitConfig, budget: Budget, seed: int) -> Candidate:
-        """See :class:`CandidateTrainer`."""
         key, plain = self.key(config, budget, seed), replace(config, lzma=False, coder=None)
         # Refused before anything is trained.
         _check_coder(config)

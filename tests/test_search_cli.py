@@ -1,10 +1,12 @@
 """The command line as a user meets it, scored by the fake evaluator: output, exit codes, messages."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,8 +15,13 @@ from pathlib import Path
 import pytest
 from test_search_spec import change
 
+from evaluators.fake import FakeEvaluator
 from evaluators.result import LatencyParts
+from evaluators.store import StoreKey, shared_store
+from search import wiring
+from search.caching import parse_size
 from search.cli import app, run_command
+from spaces.errors import SpecError, SplitsearchError
 
 ROOT = Path(__file__).parent.parent
 POINT_KEYS = ["trial", "name", "accuracy", "latency_ms", "payload_bytes", "feasible", "config", "latency", "sources"]
@@ -231,8 +238,195 @@ def test_ctrl_c_on_the_real_command_line(write_study, study_dict, tmp_path):
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert re.search(r"interrupted; [34] finished trials are kept in runs/demo\. 'splitsearch run .*demo\.yaml'", said)
+
+
+INTERRUPTED_FAKE = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from evaluators.fake import FakeEvaluator
+from search import cli, wiring
+
+class Slow(FakeEvaluator):
+    def baselines(self, *, trained):
+        self.wait()
+        return super().baselines(trained=trained)
+
+    def export(self, config, directory):
+        self.wait()
+        return super().export(config, directory)
+
+    def wait(self):
+        print("here", file=sys.stderr, flush=True)
+        time.sleep(60)
+
+wiring.build_evaluator = lambda spec, folder: Slow()
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "export", "run"])
+def test_ctrl_c_ends_every_command_with_130(done, command, tmp_path):
+    arguments = {"export": ["-o", "bundle"], "run": ["--out", "elsewhere"]}.get(command, [])
+    line = [sys.executable, "-c", INTERRUPTED_FAKE, command, done, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+    while "here" not in (said := process.stderr.readline()):
+        assert said
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "interrupted" in said and "Traceback" not in said
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("folder", ["res?x", "50%", "a#b", "[x]", "{y}", "a b&c=d"])
+def test_results_go_where_out_says(write_study, study_dict, fake, capsys, tmp_path, folder):
+    file = write_study(study_dict)
+    printed = out(capsys, "run", file, "--trials", 3, "--out", folder)
+    assert f"report: {folder}/report.html" in printed.err
+    assert {"study.db", "report.html"} <= {path.name for path in (tmp_path / folder).iterdir()}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "cache"] == [folder]
+    assert json.loads(out(capsys, "front", file, "--out", folder, "--json").out)["front"]
+    assert out(capsys, "report", file, "--out", folder).out.strip() == f"{folder}/report.html"
+
+
+def test_brackets_in_a_message_stay(write_study, study_dict, fake, capsys):
+    assert "[bold]" in out(capsys, "front", write_study(study_dict), "--out", "[bold]", code=1).err
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("journal", "an SQLite file (.db, .sqlite, .sqlite3) or a database's URL is needed: sqlite:///study.db"),
+        ("foo.txt", "or a database's URL is needed"),
+        ("nosuch://x/y", "no database can be reached with this URL"),
+        ("oracle://x/y", "the driver for this database is not installed"),
+        ("postgresql://host:port/x", "or a database's URL is needed"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "front"])
+def test_storages_that_cannot_be_are_wrong_usage(write_study, study_dict, fake, capsys, storage, message, command):
+    said = out(capsys, command, write_study(study_dict), "--storage", storage, code=2).err
+    assert said.startswith("error: --storage: ") and message in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("storage", ["foo.db", "sqlite:///foo.db", "sub/foo.sqlite3"])
+def test_an_sqlite_file_is_a_storage(write_study, study_dict, fake, capsys, tmp_path, storage):
+    file = write_study(study_dict)
+    assert "makes" in out(capsys, "front", file, "--storage", storage, code=1).err
+    assert not list(tmp_path.rglob("foo*"))
+    out(capsys, "run", file, "--trials", 3, "--storage", storage)
+    assert (tmp_path / storage.removeprefix("sqlite:///")).is_file()
+    assert json.loads(out(capsys, "front", file, "--storage", storage, "--json").out)["front"]
+
+
+@pytest.mark.parametrize("command", ["front", "report", "run", "replay"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"garbage " * 1000), "is damaged (file is not a database)"),
+        (lambda path: path.write_bytes(path.read_bytes()[:20_000]), "is damaged (database disk image is malformed)"),
+    ],
+)
+def test_a_damaged_database_is_named(done, capsys, command, damage, message):
+    damage(Path("runs/demo/study.db"))
+    said = out(capsys, command, done, code=1).err
+    assert f"runs/demo/study.db {message}" in said and "run the study again" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "message"),
+    [
+        ("trial_user_attributes", "evaluation", "{", "runs/demo/study.db is damaged"),
+        ("trial_user_attributes", "evaluation", '"{"', "trial 0 cannot be read"),
+        ("trial_user_attributes", "evaluation", '"{}"', "trial 0 cannot be read: this evaluation has no format number"),
+        ("study_user_attributes", "spec", "{", "runs/demo/study.db is damaged"),
+    ],
+)
+def test_damaged_attributes_are_named(done, capsys, table, key, value, message):
+    with contextlib.closing(sqlite3.connect("runs/demo/study.db")) as database:
+        database.execute(f"UPDATE {table} SET value_json = ? WHERE key = ?", (value, key))
+        database.commit()
+    said = out(capsys, "front", done, code=1).err
+    assert message in said and len(said.strip().splitlines()) == 1
+
+
+def test_cache_shows_and_prunes(write_study, study_dict, capsys, tmp_path):
+    write_study(study_dict)
+    store = shared_store()
+    for number, kind in enumerate(["candidate", "candidate", "uncut"]):
+        key = StoreKey(kind, {"number": number})
+        store.get(key, lambda folder: (folder / "data").write_bytes(bytes(1000)) and None)
+        os.utime(store.path(key) / "entry.json", (number, number))
+    printed = out(capsys, "cache").out
+    assert re.search(r"candidate\W+2\W+2\.0 KB", printed) and re.search(r"uncut\W+1\W+1\.0 KB", printed)
+    assert f"3.0 KB in {tmp_path}/cache/store (at most 20.0 GB" in printed
+    printed = out(capsys, "cache", "--prune", "1.5KB").out
+    assert "removed 2 entries, 2.0 KB" in printed and "1.0 KB in" in printed
+    assert [entry.kind for entry in store.entries()] == ["uncut"]
+    assert "removed 1 entry" in out(capsys, "cache", "--prune", "0").out and not store.entries()
+    assert "--prune: 'much' given; a size is needed" in out(capsys, "cache", "--prune", "much", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("12", 12), ("500MB", 5 * 10**8), ("5GB", 5 * 10**9), ("1.5 gb", 15 * 10**8), ("2k", 2000), ("7B", 7)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "5XB", "1e3", "5 5"])
+def test_no_sizes(text):
+    with pytest.raises(SpecError, match="a size is needed"):
+        parse_size(text)
+
+
+class Broken(FakeEvaluator):
+    """Something is wrong with the model, or with the halves."""
+
+    def rehearse(self):
+        raise SpecError("model.name", "torchvision/resnet18", "it answers with a dict")
+
+    def export(self, config, directory):
+        (directory / "device").mkdir()
+        raise SplitsearchError("the halves agree with the trial on 12.00% of the images only")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_what_would_fail_later_is_tried_first(write_study, study_dict, monkeypatch, capsys, tmp_path, command):
+    monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: Broken())
+    said = out(capsys, command, write_study(study_dict), code=2).err
+    assert "demo.yaml: model.name: 'torchvision/resnet18' given; it answers with a dict" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_begun_study_is_not_rehearsed_and_a_failed_export_leaves_nothing(done, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: Broken())
+    out(capsys, "run", done)
+    said = out(capsys, "export", done, "-o", tmp_path / "bundle", code=1).err
+    assert "the halves agree with the trial on 12.00% of the images only" in said
+    assert not [path for path in tmp_path.iterdir() if "bundle" in path.name]
+
+
+class Other(FakeEvaluator):
+    """Other weights under the same path."""
+
+    def identity(self):
+        return {**super().identity(), "weights": "f" * 64}
+
+
+@pytest.mark.parametrize("command", ["run", "export"])
+def test_other_weights_under_the_same_path_are_refused(done, monkeypatch, capsys, tmp_path, command):
+    monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: Other())
+    more = ["-o", tmp_path / "bundle"] if command == "export" else []
+    said = out(capsys, command, done, *more, code=2).err
+    assert "the model's weights differ (before nothing, now ffffffff)" in said and "another name" in said
+    out(capsys, "front", done)  # which has no model at hand
 
 
 def test_help_is_quick_and_every_command_is_in_the_readme():

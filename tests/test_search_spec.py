@@ -138,3 +138,14 @@ def test_paths_are_found_from_the_current_folder_and_from_the_study(write_study,
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_spec(file).data.root == tmp_path / "images"
+
+
+def test_a_key_s_old_name_is_read_and_the_new_one_said(write_study, study_dict, caplog):
+    change(study_dict, "finetune.warm_start", 7)
+    with caplog.at_level("WARNING", "splitsearch"):
+        spec = load_spec(write_study(study_dict))
+    assert spec.finetune.reconstruction_steps == 7
+    assert "warm_start" in caplog.text and "reconstruction_steps" in caplog.text
+    change(study_dict, "finetune.reconstruction_steps", 8)
+    with pytest.raises(SpecError, match="warm_start"):
+        load_spec(write_study(study_dict))

@@ -1,5 +1,8 @@
 """The loop with the fake evaluator: the front is known, resuming resumes, nothing is lost."""
 
+import math
+from dataclasses import replace
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -215,3 +218,84 @@ def test_a_device_that_stays_silent_ends_the_run_and_nothing_is_lost(spec, tmp_p
     study = start(spec, tmp_path / "run")
     assert len(finished_trials(study)) == 20
     assert [trial.params for trial in study.trials[5:8]] == lost
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_stopped_start_goes_on_with_the_points_that_nobody_had(write_study, study_dict, tmp_path, stop, seed):
+    change(study_dict, "search.seed", seed)
+    spec = load_spec(write_study(study_dict))
+    for trials in range(stop, 4):
+        study = start(with_trials(spec, trials), tmp_path / "run")
+    assert {trial.params["partition"] for trial in study.trials} == {"stem", "middle", "deep"}
+
+
+class Broken(FakeEvaluator):
+    """Fails in its own way at every third configuration."""
+
+    def __init__(self, harm):
+        self.harm, self.asked = harm, 0
+
+    def evaluate(self, config: SplitConfig, **options):
+        self.asked += 1
+        found = super().evaluate(config, **options)
+        return self.harm(found) if self.asked % 3 == 0 else found
+
+
+def out_of_memory(_):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def no_memory(_):
+    raise MemoryError
+
+
+def overflow(_):
+    raise FloatingPointError("overflow encountered")
+
+
+def nan_accuracy(found):
+    return replace(found, accuracy=math.nan)
+
+
+def endless_latency(found):
+    return replace(found, latency=replace(found.latency, head_ms=math.inf))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (out_of_memory, "out of memory"),
+        (no_memory, "MemoryError"),
+        (overflow, "overflow encountered"),
+        (nan_accuracy, "no number: accuracy nan"),
+        (endless_latency, "no number: head_ms inf"),
+    ],
+)
+def test_what_breaks_a_configuration_breaks_no_search(spec, tmp_path, harm, reason):
+    study = start(with_trials(spec, 9), tmp_path / "run", Broken(harm))
+    assert len(finished_trials(study)) == 9
+    broken = [
+        trial for trial in study.trials if trial.constraints["runs"] > 0 and reason in trial.user_attrs["infeasible"]
+    ]
+    assert len(broken) >= 2
+    assert not {point.trial for point in trial_points(study)} & {trial.number for trial in broken}
+
+
+def test_another_error_ends_the_run_and_is_noted(spec, tmp_path):
+    def bug(_):
+        raise KeyError("a mistake of ours")
+
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        start(with_trials(spec, 9), tmp_path / "run", Broken(bug))
+    study = open_study(spec, tmp_path / "run")
+    assert study.trials[2].state == TrialState.FAIL and "a mistake of ours" in study.trials[2].user_attrs["stopped"]
+    assert len(finished_trials(study)) == 2
+
+
+def test_a_study_of_another_format_is_refused_with_a_sentence(spec, tmp_path):
+    study = start(with_trials(spec, 2), tmp_path / "run")
+    study.set_user_attr("format", 1)
+    for attempt in (lambda: open_study(spec, tmp_path / "run"), lambda: start(spec, tmp_path / "run")):
+        with pytest.raises(SpecError, match=r"another version of splitsearch \(format 1, 2 is known here\).*use --out"):
+            attempt()

@@ -253,3 +253,37 @@ def test_yaml_refuses(tmp_path, text):
     file.write_bytes(text)
     with pytest.raises(SpecError, match=r"a\.yaml"):
         read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("032", 32),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("2024-01-01", "2024-01-01"),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("-7", -7),
+        ("~", None),
+        ("{<<: {a: 1, b: 2}, b: 3}", {"a": 1, "b": 3}),
+        ("[&one {a: 1}, *one]", [{"a": 1}, {"a": 1}]),
+    ],
+)
+def test_yaml_is_of_version_1_2(tmp_path, text, value):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"x: {text}\n")
+    found = read_yaml(file)["x"]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "{a: 1, a: 2}", "x: {<<: 3}", "[" * 3000])
+def test_yaml_that_makes_no_sense_is_refused(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(SpecError, match="not YAML"):
+        read_yaml(file)

@@ -48,7 +48,7 @@ from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import StoredReferences
 from evaluators.training.rehearsal import rehearse
 from evaluators.training.trainers import RECIPE, FinetuneTrainer, StoredTrainer, infeasible_if_it_breaks
-from evaluators.training.uncut import Train, train_classifier, train_or_load, uncut_key, uncut_record
+from evaluators.training.uncut import Train, duration, train_classifier, train_or_load, uncut_key, uncut_record
 from evaluators.training.uncut_detector import train_detector
 from spaces.budget import Budget
 from spaces.config import SplitConfig
@@ -88,10 +88,8 @@ _SEEN = (
 
 def _made(record: dict[str, Any]) -> str:
     epochs = record["epochs"]
-    minutes = sum(epoch["seconds"] for epoch in epochs) / 60
-    return (
-        f"splitsearch trained the uncut model itself: {len(epochs)} epochs in {minutes:.0f} min on {record['compute']}."
-    )
+    took = duration(sum(epoch["seconds"] for epoch in epochs))
+    return f"splitsearch trained the uncut model itself: {len(epochs)} epochs in {took} on {record['compute']}."
 
 
 def parameters_of(module: nn.Module) -> int:

@@ -111,7 +111,7 @@ def pareto_figure(data: ParetoData) -> go.Figure:
     figure.update_layout(
         **_layout(),
         xaxis={"title": "latency (ms), less is better", "gridcolor": _GRID, "zeroline": False, "rangemode": "tozero"},
-        yaxis={"title": "accuracy, more is better", "gridcolor": _GRID, "zeroline": False, "tickformat": ".0%"},
+        yaxis={"title": "accuracy, more is better", "gridcolor": _GRID, "zeroline": False, "tickformat": ".2~%"},
         height=600,
         hovermode="closest",
         updatemenus=[_zoom(data)],

@@ -216,7 +216,7 @@ class _Training:
         text = f"training the uncut model: epoch {epoch.number} of {self._recipe.epochs} at {epoch.size} px"
         if self._history or done:
             loss = total / done if done else self._history[-1]["loss"]
-            text += f", loss {loss:.2f}, {_duration(self._left_s(epoch, done, elapsed))} left"
+            text += f", loss {loss:.2f}, {duration(self._left_s(epoch, done, elapsed))} left"
             text += "" if self._device.type == "cuda" else " on this CPU (a GPU takes minutes)"
         return text
 
@@ -368,7 +368,8 @@ def optimizer_for(network: nn.Module, recipe: BaselineSettings, given: Collectio
     return torch.optim.AdamW(groups, lr=rate)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: ``45 s``, ``about 28 min``."""
     return f"{seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
 
 

@@ -23,6 +23,12 @@ from spaces.work import Work
 STAGES = {"head": 3.0, "encode": 0.5, "pack": 0.1, "unpack": 0.1, "decode": 0.2, "tail": 2.0}
 
 
+@pytest.fixture(autouse=True)
+def shared(tmp_path, monkeypatch):
+    """The store that all studies share is ``tmp_path / "store"``."""
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path))
+
+
 def evaluation():
     stage_keys = {stage: StageKey(key=f"{stage} key") for stage in STAGES}
     stage_keys["head"] = StageKey(key="stem", work=Work(pointwise_macs=1_000_000_000, layers=3))
@@ -111,7 +117,7 @@ def test_rates_that_cannot_be(tmp_path, study_dict, rates, message):
 
 
 def test_a_replay_finds_the_rows_of_its_study(tmp_path, study_dict):
-    """They lie in the study's store, under the scope that its environment names."""
+    """They lie in the shared store, under the scope that the study's environment names."""
     profile = MachineProfile(name="local", threads=3)
     scope = {"network": "abc"}
     machine_for(profile, StageTable(Store(tmp_path / "store"), scope), Tenfold()).timings(

@@ -20,7 +20,7 @@ from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import load_machine
 from evaluators.latency.table import StageTable
 from evaluators.store import Store
-from search import replay, spec, study
+from search import objective, replay, spec, storage
 from spaces.config import SplitConfig
 
 TRIALS = 1000
@@ -40,8 +40,8 @@ def fill(loaded: spec.StudySpec, folder: Path) -> None:
     """A finished study of so many trials."""
     evaluator = FakeEvaluator()
     space = loaded.space(list(evaluator.partition_points()))
-    opened = study.start_or_resume(loaded, space, folder)
-    study.prepare(opened, space, evaluator, lambda _: None)
+    opened = storage.start_or_resume(loaded, space, folder, contents=evaluator.identity())
+    objective.prepare(opened, space, evaluator, folder, lambda _: None)
     grid = itertools.product(("stem", "middle"), range(1, 9), (False, True), range(1, 100))
     trials = []
     for partition, bits, lzma, percent in itertools.islice(grid, TRIALS):
@@ -72,7 +72,7 @@ def main() -> None:
             times = []
             for _ in range(REPEATS):
                 start = time.perf_counter()
-                replay.replay_study(study.open_study(loaded, folder), loaded, changes)
+                replay.replay_study(storage.open_study(loaded, folder), loaded, changes)
                 times.append(time.perf_counter() - start)
             print(f"| {name} | {sorted(times)[REPEATS // 2]:.2f} |")
 

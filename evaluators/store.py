@@ -28,6 +28,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from spaces.errors import SpecError
+
 FORMAT = 1
 ENTRY = "entry.json"
 VALUE = "value.json"
@@ -51,10 +53,16 @@ def shared_store() -> Store:
     """The store of this user, shared by all studies.
 
     Its limit is 20 GB, or ``$SPLITSEARCH_CACHE_GB``.
+
+    Raises:
+        SpecError: that is no number of gigabytes.
     """
     given = os.environ.get("SPLITSEARCH_CACHE_GB", "")
-    limit = float(given) * 1e9 if given else DEFAULT_LIMIT_BYTES
-    return Store(cache_folder("store"), limit_bytes=int(limit))
+    try:
+        limit = int(float(given) * 1e9) if given else DEFAULT_LIMIT_BYTES
+    except (ValueError, OverflowError):
+        raise SpecError("$SPLITSEARCH_CACHE_GB", given, "a number of gigabytes is needed, 20 or 0.5") from None
+    return Store(cache_folder("store"), limit_bytes=limit)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The rooms keep their order, and the device's code keeps to what a device has."""
 
 import ast
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -70,3 +72,15 @@ def test_everything_public_is_documented(path):
     named = [n for n in [*public, *members] if not n.name.startswith("_") and not n.name.startswith("suggest_")]
     assert ast.get_docstring(tree)
     assert not [node.name for node in named if not ast.get_docstring(node)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_a_benchmark_finds_what_it_imports(path):
+    """Every name that a benchmark takes from our rooms is there; running them takes minutes to hours."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in FORBIDDEN:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), (
+                    alias.name
+                )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluators.store import ENTRY, Store, StoreKey, digest_of, whole_folder, write_whole
+from evaluators.store import ENTRY, Store, StoreKey, digest_of, shared_store, whole_folder, write_whole
+from spaces.errors import SpecError
 
 ROOT = Path(__file__).parent.parent
 KEY = StoreKey("things", {"of": ["what", 1], "seed": 0})
@@ -198,3 +199,12 @@ def test_a_file_or_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (folder / "x").write_text("half")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+@pytest.mark.parametrize("given", ["much", "nan", "inf"])
+def test_an_impossible_limit_is_refused(monkeypatch, given):
+    monkeypatch.setenv("SPLITSEARCH_CACHE_GB", given)
+    with pytest.raises(SpecError, match="a number of gigabytes is needed"):
+        shared_store()
+    monkeypatch.setenv("SPLITSEARCH_CACHE_GB", "0.5")
+    assert shared_store().limit_bytes == 500_000_000

@@ -286,6 +286,7 @@ def python39():
 
 
 @pytest.mark.slow
+@pytest.mark.architectures
 @pytest.mark.parametrize("version", ["this", "3.9"])
 def test_the_device_half_runs_without_torch(real, tmp_path, version):
     """In an environment that has numpy, pillow and onnxruntime and nothing else of ours."""

@@ -139,6 +139,7 @@ def half(folder, side, *arguments, fails=False):
     return done.stderr if fails else done.stdout
 
 
+@pytest.mark.architectures
 @pytest.mark.slow
 def test_real_photographs_of_voc_go_the_whole_way(tmp_path, monkeypatch):
     """Far too few to learn from; that every part takes them is what is shown."""

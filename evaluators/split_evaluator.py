@@ -47,7 +47,13 @@ from evaluators.training.candidate import Candidate
 from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import StoredReferences
 from evaluators.training.rehearsal import rehearse
-from evaluators.training.trainers import RECIPE, FinetuneTrainer, StoredTrainer, infeasible_if_it_breaks
+from evaluators.training.trainers import (
+    RECIPE,
+    CandidateTrainer,
+    FinetuneTrainer,
+    StoredTrainer,
+    infeasible_if_it_breaks,
+)
 from evaluators.training.uncut import Train, duration, train_classifier, train_or_load, uncut_key, uncut_record
 from evaluators.training.uncut_detector import train_detector
 from spaces.budget import Budget
@@ -353,7 +359,7 @@ class SplitEvaluator(Evaluator):
         return {**self.identity(), "arithmetic": arithmetic()}
 
     @functools.cached_property
-    def _trainer(self) -> StoredTrainer:
+    def _trainer(self) -> CandidateTrainer:
         settings = self._settings
         inner = FinetuneTrainer(self._split, self._feature_cache, settings.finetune)
         boxes = self._dataset.picture.letterbox

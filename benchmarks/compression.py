@@ -215,14 +215,14 @@ class Bench:
             settings = BUDGETS[budget]
             feature_cache = self.feature_cache
             path.parent.mkdir(parents=True, exist_ok=True)
-            network = finetuned_uncut(self.split, feature_cache, partition, settings, seed)
+            network = finetuned_uncut(feature_cache, partition, settings, seed)
             np.save(path, self.hits(answers(network, feature_cache, feature_cache.images("validation"))))
         return np.load(path)
 
     @functools.cached_property
     def _networks(self) -> dict[str, nn.Module]:
         """The uncut model as given, and after a quick fine-tuning."""
-        finetuned = finetuned_uncut(self.split, self.feature_cache, "stem", BUDGETS["quick"], 0)
+        finetuned = finetuned_uncut(self.feature_cache, "stem", BUDGETS["quick"], 0)
         return {"accuracy": self.split.head(OUTPUT), "accuracy_finetuned": finetuned}
 
     def jpeg(self, quality: int) -> dict:

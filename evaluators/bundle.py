@@ -88,8 +88,10 @@ class Halves:
         if candidate.head is None:
             OnnxNetwork(self.split).save_part(INPUT, config.partition, folder / "head.onnx")
         else:
-            size = self.split.image_size
-            save_module(candidate.head, [torch.zeros(1, 3, size, size)], folder / "head.onnx", len(sample))
+            picture = torch.zeros(1, 3, self.split.image_size, self.split.image_size)
+            save_module(candidate.head, [picture], folder / "head.onnx", len(sample))
+            with torch.no_grad():
+                sample = list(candidate.head.eval()(picture))
         save_module(candidate.bottleneck.eval().encoder, sample, folder / "encoder.onnx", len(sample))
 
     def _write_server(

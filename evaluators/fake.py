@@ -21,6 +21,7 @@ _MODELLED = Sources(device=Source.MODELLED, server=Source.MODELLED, link=Source.
 # name: shape at the cut, GMACs before it
 _POINTS = {"stem": ((64, 16, 16), 10), "middle": ((128, 8, 8), 40), "deep": ((8, 4, 4), 80)}
 _TOTAL = 100
+_DISTILLED = 15  # GMACs of a distilled head, wherever it leads
 _PARAMETERS = 10_000  # for each MAC before the cut
 # what is left of the packed symbols
 _CODED = {"packed": 1.0, "lzma": 0.75, "zstd": 0.8, "brotli": 0.75, "context": 0.6}
@@ -53,6 +54,7 @@ class FakeEvaluator(Evaluator):
     ) -> Evaluation:
         """The closed form; neither budget nor seed nor split changes anything."""
         shape, macs = _POINTS[config.partition]
+        on_device = macs if config.head == "own" else _DISTILLED
         if round(shape[0] * config.ae_ratio) < 1:
             raise InfeasibleSplit(f"an AE ratio of {config.ae_ratio:g} leaves no channel of {shape[0]}")
         channels = round(shape[0] * config.ae_ratio)
@@ -60,12 +62,13 @@ class FakeEvaluator(Evaluator):
         payload = 10 + values * config.bits / 8 * _CODED[config.lossless]
         lost = (
             0.02 * (config.stride - 1)
+            + (0.01 if config.head != "own" else 0.0)
             + 0.2 / 2**config.bits
             + 0.05 * (1 - config.ae_ratio)
             - 0.02 * min(config.tcl, 100) / 100
         )
         parts = LatencyParts(
-            head_ms=macs / 10,
+            head_ms=on_device / 10,
             encode_ms=config.ae_ratio,
             pack_ms=0.1,
             compress_ms=0.0 if config.lossless == "packed" else 0.5,
@@ -75,7 +78,7 @@ class FakeEvaluator(Evaluator):
             decode_ms=config.ae_ratio / 10,
             tail_ms=(_TOTAL - macs) / 100,
         )
-        mb = model_mb(_PARAMETERS * macs + shape[0] * channels)
+        mb = model_mb(_PARAMETERS * on_device + shape[0] * channels)
         return _evaluation(config.label, UNCUT_ACCURACY - max(lost, 0.0), payload, parts, config, mb)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:

@@ -56,17 +56,19 @@ class FinetuneSettings:
     """Quick training of one candidate.
 
     ``images`` and ``epochs`` set the budget, after ``reconstruction_steps`` steps in which the bottleneck alone
-    learns to rebuild the features. ``scope`` says what is trained: ``bottleneck`` (encoder and decoder), ``tail``
-    (those and everything after the cut) or ``all`` (the head too, which then has to run for every picture of every
-    epoch). ``quantization`` comes after training, or takes part in it (straight-through). ``ramp`` is how TCL rises
-    over training. ``distillation`` is the share of the task loss that is distillation from the uncut model; the rest
-    is cross-entropy with the labels. At 1 no label is needed: images that the uncut model was trained on teach little
-    else.
+    learns to rebuild the features. A distilled head learns for ``head_steps`` steps before that, once for each
+    partition point, from the same images and their mirror images. ``scope`` says what is trained: ``bottleneck``
+    (encoder and decoder), ``tail`` (those and everything after the cut) or ``all`` (the head too, which then has to run
+    for every picture of every epoch); a distilled head always is. ``quantization`` comes after training, or takes part
+    in it (straight-through). ``ramp`` is how TCL rises over training. ``distillation`` is the share of the task loss
+    that is distillation from the uncut model; the rest is cross-entropy with the labels. At 1 no label is needed:
+    images that the uncut model was trained on teach little else.
     """
 
     images: int = 4000
     epochs: int = 1
     reconstruction_steps: int = 400
+    head_steps: int = 3000
     batch_size: int = 64
     learning_rate: float = 3e-4
     tail_learning_rate: float = 3e-5
@@ -78,13 +80,16 @@ class FinetuneSettings:
     @property
     def budget(self) -> Budget:
         """How much training these settings ask for."""
-        return Budget(images=self.images, reconstruction_steps=self.reconstruction_steps, epochs=self.epochs)
+        return Budget(
+            images=self.images,
+            reconstruction_steps=self.reconstruction_steps,
+            epochs=self.epochs,
+            head_steps=self.head_steps,
+        )
 
     def within(self, budget: Budget) -> FinetuneSettings:
         """The same recipe with another budget."""
-        return replace(
-            self, images=budget.images, reconstruction_steps=budget.reconstruction_steps, epochs=budget.epochs
-        )
+        return replace(self, **vars(budget))
 
 
 @dataclass(frozen=True, kw_only=True)

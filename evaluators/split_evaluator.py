@@ -33,6 +33,7 @@ from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.detector import has_one_to_one_head
+from evaluators.models.distilled import DistilledHead
 from evaluators.models.load import build
 from evaluators.result import Evaluation
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
@@ -44,9 +45,11 @@ from evaluators.tasks.detection import Detection
 from evaluators.tasks.detection_data import DetectionFiles
 from evaluators.tasks.task import Task, TaskMetrics
 from evaluators.training.candidate import Candidate
+from evaluators.training.distilled_heads import DistilledHeads
 from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import StoredReferences
 from evaluators.training.rehearsal import rehearse
+from evaluators.training.renewal import kept_statistics, renewed
 from evaluators.training.trainers import (
     RECIPE,
     CandidateTrainer,
@@ -140,7 +143,7 @@ class SplitEvaluator(Evaluator):
         self._network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._split = SplitModel(self._network, settings.data.image_size)
         self._task = self._task_for(loaded.network)
-        self._feature_cache = FeatureCache(self._split, self._dataset, self._task)
+        self._feature_cache = FeatureCache(self._split, self._dataset, self._task, self._base)
         self._loaded_trained = self._has_weights = loaded.trained
         self._fresh = loaded.fresh
         self._references: dict[Split, TaskMetrics] = {}
@@ -190,7 +193,8 @@ class SplitEvaluator(Evaluator):
         """Train the uncut model if no weights are given (or load it from an earlier training); time what can be."""
         self._give_weights(progress)
         if space is not None:
-            self._stage_timer.time_ahead(space.partitions, space.ae_ratios, space.bits, space.strides, progress)
+            ahead = (space.partitions, space.ae_ratios, space.bits, space.strides, space.heads)
+            self._stage_timer.time_ahead(*ahead, progress)
 
     def _give_weights(self, progress: Progress) -> None:
         if self._has_weights:
@@ -217,14 +221,16 @@ class SplitEvaluator(Evaluator):
         with infeasible_if_it_breaks(), machine_lock.training():
             score = candidate.score(config, self._feature_cache, split)
         bottleneck, form = candidate.bottleneck, candidate.wire_format(config)
-        squeeze = Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form)
+        distilled = candidate.head if isinstance(candidate.head, DistilledHead) else None
+        squeeze = Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form, head=distilled)
         stages = self._stage_timer.split(config, squeeze, score.sample)
         point = self._split.tap(config.partition).point
+        head_parameters = parameters_of(distilled) if distilled is not None else point.head_params
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.bottleneck_channels),
-            "encoder_macs": point.encoder_macs(config.ae_ratio),
-            "device_model_mb": model_mb(point.head_params + parameters_of(candidate.bottleneck.encoder)),
-            "head_macs": point.head_macs,
+            "encoder_macs": stages.macs("encode"),
+            "device_model_mb": model_mb(head_parameters + parameters_of(candidate.bottleneck.encoder)),
+            "head_macs": stages.macs("head") if distilled is not None else point.head_macs,
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
         }
@@ -245,7 +251,7 @@ class SplitEvaluator(Evaluator):
         self._need_weights()
         candidate, images = self._candidate(config), self._feature_cache.images("validation")
         both = Halves(
-            split=self._split,
+            split=self._feature_cache.base,
             dataset=self._dataset,
             task=self._task,
             device_threads=self._threads(self._settings.device),
@@ -361,9 +367,24 @@ class SplitEvaluator(Evaluator):
     @functools.cached_property
     def _trainer(self) -> CandidateTrainer:
         settings = self._settings
-        inner = FinetuneTrainer(self._split, self._feature_cache, settings.finetune)
+        heads = DistilledHeads(self._split, self._feature_cache, self._store, self._basis)
+        inner = FinetuneTrainer(self._split, self._feature_cache, settings.finetune, heads)
         boxes = self._dataset.picture.letterbox
         return StoredTrainer(inner, self._store, self._basis, self._split, settings.finetune, carries_image_size=boxes)
+
+    def _base(self) -> SplitModel:
+        """The network that candidates are cut from."""
+        if self._settings.finetune.scope == "bottleneck":
+            return self._split
+        self._need_weights()
+        key = StoreKey("batchnorm-statistics", self._basis)
+        return renewed(
+            self._network,
+            self._settings.data.image_size,
+            self._dataset,
+            self._task,
+            lambda make: kept_statistics(self._store, key, make),
+        )
 
     def _candidate(self, config: SplitConfig, budget: Budget | None = None, seed: int | None = None) -> Candidate:
         settings = self._settings

@@ -130,7 +130,13 @@ class StudySpec:
     def _space_values(self) -> dict[str, Any]:
         space = SearchSpace.from_dict(self.raw["space"], _PLACEHOLDER)
         coder = {"coder": space.coders} if space.coders else {"lzma": space.lzma}
-        values = {"ae_ratio": space.ae_ratios, "bits": space.bits, "tcl": space.tcl, "stride": space.strides}
+        values: dict[str, Any] = {
+            "ae_ratio": space.ae_ratios,
+            "bits": space.bits,
+            "tcl": space.tcl,
+            "stride": space.strides,
+        }
+        values |= {"head": space.heads, "rate": space.rates}
         return values | coder
 
     def choices(self, points: list[PartitionPoint]) -> list[Choice]:
@@ -305,6 +311,7 @@ def _finetune(section: Section) -> FinetuneSettings:
         images=section.whole("images", default.images),
         epochs=section.whole("epochs", default.epochs),
         reconstruction_steps=section.whole("reconstruction_steps", default.reconstruction_steps, minimum=0),
+        head_steps=section.whole("head_steps", default.head_steps),
         batch_size=section.whole("batch_size", default.batch_size),
         learning_rate=section.number("learning_rate", default.learning_rate, above=0) or 0.0,
         tail_learning_rate=section.number("tail_learning_rate", default.tail_learning_rate, above=0) or 0.0,

@@ -16,6 +16,8 @@ class Budget:
         reconstruction_steps: steps in which the bottleneck alone learns to rebuild the features; 0 leaves the
             closed-form start as it is.
         epochs: of fine-tuning afterwards; 0 leaves that out.
+        head_steps: steps in which a distilled head learns the features of its point before all that; the network's own
+            head needs none.
 
     Raises:
         SpecError: a value outside these bounds.
@@ -24,9 +26,10 @@ class Budget:
     images: int
     reconstruction_steps: int
     epochs: int
+    head_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 1), ("reconstruction_steps", 0), ("epochs", 0)):
+        for name, least in (("images", 1), ("reconstruction_steps", 0), ("epochs", 0), ("head_steps", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SpecError(name, value, f"a whole number from {least} is needed")

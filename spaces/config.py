@@ -12,6 +12,8 @@ from spaces.errors import SpecError, nearest
 OTHER_CODERS = ("zstd", "brotli", "context")
 """Lossless coders besides LZMA; each needs a library of its own."""
 CODERS = ("packed", "lzma", *OTHER_CODERS)
+HEADS = ("own", "distilled", "distilled-wide")
+"""What runs on the device before the encoder: the network's own layers, or a small network that learned to stand in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,9 @@ class SplitConfig:
         coder: another lossless coder in its place, one of ``OTHER_CODERS``; None, and not in :meth:`to_dict`, where
             LZMA is the only question.
         stride: of the encoder along each spatial axis; in :meth:`to_dict` only where it is not 1.
+        head: one of ``HEADS``; in :meth:`to_dict` only where it is not the network's own.
+        rate: strength of the penalty on the payload's estimated bits, in nats a bit; 0 is off, and then not in
+            :meth:`to_dict`.
 
     Raises:
         SpecError: a value outside these bounds.
@@ -39,6 +44,8 @@ class SplitConfig:
     lzma: bool = False
     coder: str | None = None
     stride: int = 1
+    head: str = "own"
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_ae_ratio(self.ae_ratio)
@@ -46,6 +53,8 @@ class SplitConfig:
         check_tcl(self.tcl)
         check_lzma(self.lzma)
         check_stride(self.stride)
+        check_head(self.head)
+        check_rate(self.rate)
         if self.coder is not None:
             check_coder(self.coder, OTHER_CODERS)
             if self.lzma:
@@ -59,28 +68,40 @@ class SplitConfig:
     @property
     def training_fields(self) -> dict[str, Any]:
         """What training depends on: everything but the lossless coder."""
-        exact = {"ae_ratio": float(self.ae_ratio), "tcl": float(self.tcl)}
-        return {"partition": self.partition, "bits": self.bits, "stride": self.stride, **exact}
+        exact = {"ae_ratio": float(self.ae_ratio), "tcl": float(self.tcl), "rate": float(self.rate)}
+        return {
+            "partition": self.partition,
+            "head": self.head,
+            "bits": self.bits,
+            "stride": self.stride,
+            **exact,
+        }
 
     @property
     def training_key(self) -> str:
         """The same as text: equal for two configurations exactly when they need the same training."""
+        head = f"_{self.head}" if self.head != "own" else ""
         stride = f"_s{self.stride}" if self.stride > 1 else ""
-        return f"{self.partition}_r{float(self.ae_ratio)!r}{stride}_b{self.bits}_t{float(self.tcl)!r}"
+        rate = f"_p{float(self.rate)!r}" if self.rate else ""
+        squeeze = f"_r{float(self.ae_ratio)!r}{stride}_b{self.bits}_t{float(self.tcl)!r}{rate}"
+        return f"{self.partition}{head}{squeeze}"
 
     @property
     def label(self) -> str:
         """For people: ``layer3.1, AE 0.25, 2 bit, TCL 31, LZMA``."""
-        parts = [self.partition, f"AE {self.ae_ratio:g}"]
+        parts = [self.partition]
+        parts += [f"{self.head} head"] if self.head != "own" else []
+        parts += [f"AE {self.ae_ratio:g}"]
         parts += [f"stride {self.stride}"] if self.stride > 1 else []
         parts += [f"{self.bits} bit"]
         parts += [f"TCL {self.tcl:.3g}"] if self.tcl else []
+        parts += [f"rate {self.rate:.3g}"] if self.rate else []
         parts += ["LZMA"] if self.lzma else [self.coder] if self.coder else []
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Keys as in the study file and in ``front --json``."""
-        unused = {"coder": None, "stride": 1}
+        unused = {"coder": None, "stride": 1, "head": "own", "rate": 0.0}
         return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     @classmethod
@@ -122,6 +143,18 @@ def check_tcl(value: object) -> None:
     """Raise SpecError unless the value is a TCL strength."""
     if not (is_number(value) and value >= 0):  # type: ignore[operator]
         raise SpecError("tcl", value, "numbers from 0 (off) are allowed")
+
+
+def check_rate(value: object) -> None:
+    """Raise SpecError unless the value is a strength of the rate penalty."""
+    if not (is_number(value) and value >= 0):  # type: ignore[operator]
+        raise SpecError("rate", value, "numbers from 0 (off) are allowed")
+
+
+def check_head(value: object) -> None:
+    """Raise SpecError unless the value is one of the heads."""
+    if value not in HEADS:
+        raise SpecError("head", value, nearest(str(value), HEADS))
 
 
 def check_lzma(value: object) -> None:

@@ -15,7 +15,9 @@ from spaces.config import (
     check_ae_ratio,
     check_bits,
     check_coder,
+    check_head,
     check_lzma,
+    check_rate,
     check_stride,
     check_tcl,
     is_number,
@@ -56,7 +58,8 @@ class SearchSpace:
     """The choices of a study. Everything is checked here, so what it suggests is always valid.
 
     The space is flat: every trial draws every parameter, also the strength of a TCL that is off, because samplers
-    such as NSGA-II fall back to random on conditional spaces.
+    such as NSGA-II fall back to random on conditional spaces. Only strides, heads and rates, which a study may leave
+    alone, are no parameters where there is one choice.
 
     ``coders`` are names of lossless coders, in place of ``lzma``: a study asks whether LZMA runs, or which coder does.
     """
@@ -68,6 +71,8 @@ class SearchSpace:
     lzma: tuple[bool, ...] = (False, True)
     coders: tuple[str, ...] = ()
     strides: tuple[int, ...] = (1,)
+    heads: tuple[str, ...] = ("own",)
+    rates: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         checks: dict[str, tuple[Sequence[Any], Callable[[Any], None]]] = {
@@ -75,6 +80,7 @@ class SearchSpace:
             "bits": (self.bits, check_bits),
         }
         checks |= {"lzma": (self.lzma, check_lzma), "stride": (self.strides, check_stride)}
+        checks |= {"head": (self.heads, check_head), "rate": (self.rates, check_rate)}
         if not isinstance(self.tcl, TclRange):
             checks["tcl"] = (self.tcl, check_tcl)
         if self.coders:
@@ -96,7 +102,9 @@ class SearchSpace:
             ae_ratio=trial.suggest_categorical("ae_ratio", self.ae_ratios),
             bits=trial.suggest_categorical("bits", self.bits),
             tcl=self._suggest_tcl(trial),
-            stride=trial.suggest_categorical("stride", self.strides) if self.strides != (1,) else 1,
+            stride=_choose(trial, "stride", self.strides),
+            head=_choose(trial, "head", self.heads),
+            rate=float(_choose(trial, "rate", self.rates)),
             **self._suggest_coder(trial),
         )
 
@@ -118,16 +126,18 @@ class SearchSpace:
         if isinstance(self.tcl, TclRange):
             return None
         axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, self.coders or self.lzma, self.strides)
-        return math.prod(len(values) for values in axes)
+        return math.prod(len(values) for values in (*axes, self.heads, self.rates))
 
     def grid(self) -> Iterator[SplitConfig]:
         """Every configuration. Raises ValueError when there are infinitely many."""
         if isinstance(self.tcl, TclRange):
             raise ValueError("a continuous TCL strength has no grid; give tcl as a list")
         coders = [_coded(coder) for coder in self.coders] or [{"lzma": lzma} for lzma in self.lzma]
-        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, coders, self.strides)
-        for partition, ae_ratio, bits, tcl, coder, stride in itertools.product(*axes):
-            yield SplitConfig(partition=partition, ae_ratio=ae_ratio, bits=bits, tcl=float(tcl), stride=stride, **coder)
+        names = ("partition", "ae_ratio", "bits", "tcl", "stride", "head", "rate")
+        tcl, rates = map(float, self.tcl), map(float, self.rates)
+        values = (self.partitions, self.ae_ratios, self.bits, tcl, self.strides, self.heads, rates)
+        for *chosen, coder in itertools.product(*values, coders):
+            yield SplitConfig(**dict(zip(names, chosen, strict=True)), **coder)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], partitions: Sequence[str]) -> SearchSpace:
@@ -136,7 +146,7 @@ class SearchSpace:
         Raises:
             SpecError: an unknown key or a value that is not allowed.
         """
-        known = {"partition", "ae_ratio", "bits", "tcl", "lzma", "coder", "stride"}
+        known = {"partition", "ae_ratio", "bits", "tcl", "lzma", "coder", "stride", "head", "rate"}
         for key in data:
             if key not in known:
                 raise SpecError(str(key), data[key], f"no such key; {nearest(str(key), known)}")
@@ -152,7 +162,14 @@ class SearchSpace:
             lzma=_values(data.get("lzma", [False, True])),
             coders=_values(data.get("coder", [])),
             strides=_values(data.get("stride", 1)),
+            heads=_values(data.get("head", ["own", "distilled"])),
+            rates=_values(data.get("rate", 0.0)),
         )
+
+
+def _choose(trial: Trial, name: str, values: Sequence[Any]) -> Any:
+    """One of the values; where there is but one, it is no parameter of the trial."""
+    return trial.suggest_categorical(name, values) if len(values) > 1 else values[0]
 
 
 def _coded(coder: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ STUDY = {
     "space": {
         "partition": "all",
         "ae_ratio": [0.03125, 0.25, 1.0],
+        "head": "own",
         "bits": [1, 2, 4],
         "tcl": [0, 100],
         "lzma": [False, True],

@@ -9,7 +9,11 @@ from evaluators.compression.calibrate import calibrate
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.edge import wire
 from evaluators.settings import FinetuneSettings
+from evaluators.tasks.classification import ClassCriterion
+from evaluators.training.finetune_data import FinetuneData
 from evaluators.training.reconstruction import importance, reconstruct
+from evaluators.training.regularizer import Regularizer
+from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 
@@ -137,7 +141,11 @@ def test_reconstruction_learns_to_rebuild(quantization):
         bottleneck.start_from([features])
         settings = FinetuneSettings(reconstruction_steps=steps, quantization=quantization)
         grid = LevelGrid(1)
-        row = reconstruct(bottleneck, (features,), [torch.eye(12)], settings, grid=grid, total_steps=steps)
+        regularizer = Regularizer(SplitConfig(partition="here", ae_ratio=0.5, bits=1), settings, steps)
+        data = FinetuneData(
+            features=(features,), criterion=ClassCriterion(torch.zeros(len(features), dtype=torch.long))
+        )
+        row = reconstruct(bottleneck, data, [torch.eye(12)], settings, regularizer)
         with torch.no_grad():
             sent = bottleneck.encoder(features)[0]
             sent = grid.snap(sent) if quantization == "straight-through" else sent

@@ -223,8 +223,8 @@ class Pyramid(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scope", "stride"), [("tail", 1), ("all", 2)])
-def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope, stride):
+@pytest.mark.parametrize(("scope", "stride", "head"), [("tail", 1, "own"), ("all", 2, "own"), ("tail", 1, "distilled")])
+def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope, stride, head):
     """A network of the user's own, cut where two scales cross: trained, sent in one payload, timed and exported."""
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "net.py").write_text(PYRAMID)
@@ -232,17 +232,17 @@ def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope, stride):
     settings = digits_settings(
         model=model,
         baseline=BaselineSettings(epochs=8),
-        finetune=FinetuneSettings(images=800, reconstruction_steps=100, scope=scope),
+        finetune=FinetuneSettings(images=800, reconstruction_steps=100, head_steps=200, scope=scope),
     )
     evaluator = SplitEvaluator(settings, tmp_path / "run")
     point = next(point for point in evaluator.partition_points() if point.name == "small")
     assert point.shapes == ((24, 8, 8), (32, 4, 4))
     evaluator.prepare(None, lambda _: None)
-    config = SplitConfig(partition="small", ae_ratio=0.5, bits=4, stride=stride)
+    config = SplitConfig(partition="small", ae_ratio=0.5, bits=4, stride=stride, head=head)
     found = evaluator.evaluate(config)
     assert found.payload_bytes == 10 + (12 * 64 + 16 * 16) / stride**2 / 2  # header, and both tensors at four bits
     assert found.accuracy > 0.3 and found.accuracy_drop_pp < 15  # a tiny network, hardly trained
-    assert found.latency.encode_ms > 0 and found.latency.tail_ms > 0
+    assert found.latency.head_ms > 0 and found.latency.encode_ms > 0 and found.latency.tail_ms > 0
     (tmp_path / "bundle").mkdir()
     evidence = evaluator.export(config, tmp_path / "bundle")
     assert evidence["agreement_with_trial"] == 1.0 and evidence["payload_bytes"] == found.payload_bytes

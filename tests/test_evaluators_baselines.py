@@ -212,8 +212,8 @@ def test_learning_from_coded_images_helps_behind_the_codec(learned, data, monkey
     coded = [as_coded(cache.images("validation"), PictureCoding(CODECS["jpeg"], quality))[0] for quality in (1, 2)]
     networks = {
         "given": learned.head("output"),
-        "clean": finetuned_uncut(learned, cache, first, settings, 0),
-        "coded": finetuned_behind(CODECS["jpeg"], learned, cache, first, settings, 0),
+        "clean": finetuned_uncut(cache, first, settings, 0),
+        "coded": finetuned_behind(CODECS["jpeg"], cache, first, settings, 0),
     }
 
     def accuracy(each, images):
@@ -224,7 +224,7 @@ def test_learning_from_coded_images_helps_behind_the_codec(learned, data, monkey
     assert accuracy(networks["coded"], cache.images("validation")) > 0.93  # nothing was forgotten
     after = learned.head("output").state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    again = finetuned_behind(CODECS["jpeg"], learned, cache, first, settings, 0)
+    again = finetuned_behind(CODECS["jpeg"], cache, first, settings, 0)
     assert torch.equal(answers(again, cache, coded[0]), answers(networks["coded"], cache, coded[0]))
 
 

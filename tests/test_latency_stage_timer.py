@@ -1,6 +1,7 @@
 """The stages of a way: what is asked of which machine, and what is known before anything is trained."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from evaluators.edge.picture import PictureFormat
 from evaluators.latency import stage_timer
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import MachineProfile, load_machine
-from evaluators.latency.stage_timer import Squeeze, StageTimer, untrained
+from evaluators.latency.stage_timer import StageTimer, untrained
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.result import Timing
@@ -63,15 +64,15 @@ def timer(split, runner, tmp_path):
 
 def squeezed(split, config):
     """A bottleneck with the configuration's lossless coder, and a payload that it could make."""
-    plain = untrained(split, SplitConfig(partition=config.partition, ae_ratio=config.ae_ratio, bits=config.bits))
+    plain = untrained(split, config)
     form = wire.WireFormat(bits=config.bits, tensors=plain.form.tensors, coder=config.lossless)
     payload = wire.encode([np.zeros(levels.shape, np.float32) for levels in form.tensors], form)
-    return Squeeze(encoder=plain.encoder, decoder=plain.decoder, form=form), payload
+    return replace(plain, form=form), payload
 
 
 def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
     told = []
-    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], ["own"], told.append)
     assert told[0] == "timing head of 1 (1 of 8)" and len(told) == 8
     # Each stage once for what it depends on: 2 points; 2 points at 2 ratios; these at 2 bit-widths, in one run.
     counts = Counter(stage for stages in runner.asked for stage in stages)
@@ -81,14 +82,14 @@ def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
     )
     assert counts == networks | dict.fromkeys(packing, 4) and len(runner.asked) == 12
     runner.asked.clear()
-    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], told.append)
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1, 4], [1], ["own"], told.append)
     config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, tcl=10.0)
     stages = timer.split(config, *squeezed(split, config))
     assert set(stages.timings) == {"head", "encode", "pack", "unpack", "decode", "tail"} and not runner.asked
 
 
 def test_only_the_lossless_coder_waits_for_the_very_bytes(split, timer, runner):
-    timer.time_ahead(["3"], [0.5], [4], [1], lambda _: None)
+    timer.time_ahead(["3"], [0.5], [4], [1], ["own"], lambda _: None)
     runner.asked.clear()
     config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
     squeeze, payload = squeezed(split, config)
@@ -101,10 +102,27 @@ def test_only_the_lossless_coder_waits_for_the_very_bytes(split, timer, runner):
     assert runner.asked[2:] == [["compress"], ["decompress"]]
 
 
+def test_a_distilled_head_is_timed_once_for_all_points_of_its_size(split, timer, runner):
+    told = []
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1], [1], ["distilled"], told.append)
+    assert any("distilled head, AE 0.5" in line for line in told)
+    runner.asked.clear()
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=1, head="distilled")
+    stages = timer.split(config, *squeezed(split, config))
+    assert set(stages.timings) == {"head", "encode", "pack", "unpack", "decode", "tail"} and not runner.asked
+    assert stages.stage_keys["head"].key.startswith("distilled/")
+    assert stages.macs("head") != timer.split(*own_at("3", split)).macs("head")
+
+
+def own_at(partition, split):
+    config = SplitConfig(partition=partition, ae_ratio=0.5, bits=1)
+    return config, *squeezed(split, config)
+
+
 def test_a_ratio_that_leaves_no_channel_is_left_out(split, timer, runner):
     with pytest.raises(InfeasibleSplit):
         untrained(split, SplitConfig(partition="3", ae_ratio=0.01, bits=1))
-    timer.time_ahead(["3"], [0.01, 1.0], [1], [1], lambda _: None)
+    timer.time_ahead(["3"], [0.01, 1.0], [1], [1], ["own"], lambda _: None)
     assert sum("encode" in stages for stages in runner.asked) == 1
 
 

@@ -62,8 +62,20 @@ def test_front_json_keeps_its_contract(done, capsys):
     assert all(p["config"] is None and p["trial"] is None for p in data["baselines"])
 
 
+def test_a_study_that_names_no_heads_has_both(write_study, study_dict, fake, capsys):
+    study_dict["space"] = {"partition": "deep", "ae_ratio": 1.0, "bits": [2, 4], "lzma": False}
+    path = write_study(study_dict)
+    assert json.loads(out(capsys, "check", path, "--json").out)["space_size"] == 4
+    out(capsys, "run", path, "--trials", "4")
+    front = json.loads(out(capsys, "front", path, "--json").out)["front"]
+    assert {point["config"].get("head", "own") for point in front} == {"own", "distilled"}
+    assert "distilled head" in out(capsys, "front", path).out
+    assert ",lzma,head,head_ms" in out(capsys, "front", path, "--csv").out
+
+
 def test_a_study_of_coders(write_study, study_dict, fake, capsys):
     study_dict["space"] = {"partition": "all", "ae_ratio": 1.0, "bits": 2, "coder": ["packed", "zstd", "context"]}
+    study_dict["space"]["head"] = "own"
     path = write_study(study_dict)
     out(capsys, "run", path, "--trials", "9")
     front = json.loads(out(capsys, "front", path, "--json").out)["front"]

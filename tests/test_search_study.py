@@ -49,7 +49,9 @@ def spec(write_study, study_dict):
 @pytest.fixture
 def small(write_study, study_dict):
     """A space of 24 configurations, two of them impossible and some over the limit."""
-    change(study_dict, "space", {"partition": "all", "ae_ratio": [0.03125, 1.0], "bits": [1, 4], "tcl": 0})
+    change(
+        study_dict, "space", {"partition": "all", "ae_ratio": [0.03125, 1.0], "bits": [1, 4], "tcl": 0, "head": "own"}
+    )
     return load_spec(write_study(study_dict))
 
 

@@ -63,11 +63,40 @@ def test_stride_is_named_only_where_there_is_one():
     assert {space.suggest(study.ask()).stride for _ in range(20)} == {1, 2}
 
 
+def test_heads_and_rates_are_named_only_where_they_are_not_the_usual():
+    config = SplitConfig(**GOOD, head="distilled", rate=0.5)
+    assert SplitConfig.from_dict(config.to_dict()) == config
+    assert "distilled head" in config.label
+    assert "rate 0.5" in config.label
+    assert not {"head", "rate"} & SplitConfig(**GOOD).to_dict().keys()
+    with pytest.raises(SpecError, match="head: 'distiled' given; did you mean 'distilled'"):
+        SplitConfig(**GOOD, head="distiled")
+    with pytest.raises(SpecError, match="rate: -1 given; numbers from 0"):
+        SplitConfig(**GOOD, rate=-1)
+
+
+def test_a_space_has_both_heads_and_no_rate_unless_it_says_so():
+    space = SearchSpace.from_dict({key: value for key, value in SPACE.items() if key != "head"}, ["stem"])
+    assert space.heads == ("own", "distilled")
+    assert space.rates == (0.0,)
+    space = SearchSpace.from_dict({**SPACE, "head": ["own", "distilled-wide"], "rate": [0.0, 0.1]}, ["stem"])
+    assert {(each.head, each.rate) for each in space.grid()} == {
+        (head, rate) for head in ("own", "distilled-wide") for rate in (0.0, 0.1)
+    }
+
+
 def test_training_key_ignores_the_coder_and_nothing_else():
     config = SplitConfig(**GOOD)
     assert SplitConfig(**{**GOOD, "lzma": False, "coder": "zstd"}).training_key == config.training_key
     assert SplitConfig(**{**GOOD, "lzma": False}).training_key == config.training_key
-    for key, other in {"partition": "layer1", "ae_ratio": 0.5, "bits": 3, "tcl": 10.000001}.items():
+    for key, other in {
+        "partition": "layer1",
+        "ae_ratio": 0.5,
+        "bits": 3,
+        "tcl": 10.000001,
+        "head": "distilled",
+        "rate": 0.1,
+    }.items():
         assert SplitConfig(**{**GOOD, key: other}).training_key != config.training_key
 
 
@@ -170,7 +199,7 @@ def test_encoders_that_cost_much_are_pointed_out():
     assert not warn_of_encoders(choose([point], "all"), [0.25])[0].warning
 
 
-SPACE = {"partition": "auto", "ae_ratio": [0.25, 0.5], "bits": [1, 2], "tcl": [0, 10], "lzma": False}
+SPACE = {"partition": "auto", "ae_ratio": [0.25, 0.5], "bits": [1, 2], "tcl": [0, 10], "lzma": False, "head": "own"}
 
 
 def test_space_size_and_grid_agree():

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from evaluators.compression.bottleneck import Bottleneck
-from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
 from evaluators.identity import architecture
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
@@ -17,9 +16,11 @@ from evaluators.tasks.classification import ClassCriterion
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.training import uncut
-from evaluators.training.finetune import FinetuneData, finetune
+from evaluators.training.finetune import finetune
+from evaluators.training.finetune_data import FinetuneData
 from evaluators.training.scoring import score_split
 from evaluators.training.uncut import train_or_load, uncut_key, uncut_record
+from spaces.config import SplitConfig
 
 
 def finetune_data(count=64):
@@ -31,13 +32,17 @@ def finetune_data(count=64):
     )
 
 
+def config(**choices):
+    return SplitConfig(**{"partition": "here", "ae_ratio": 0.5, "bits": 1, **choices})
+
+
 def train(tcl, seed=0, **settings):
     torch.manual_seed(0)
     tail = nn.Sequential(nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     bottleneck = Bottleneck([(8, 4, 4)], [1], 0.5, 1)
     chosen = FinetuneSettings(batch_size=8, epochs=4, **{"reconstruction_steps": 20} | settings)
     before = {name: value.clone() for name, value in tail.state_dict().items()}
-    history = finetune(tail, bottleneck, finetune_data(), chosen, grid=LevelGrid(1), tcl=tcl, seed=seed)
+    history = finetune(tail, bottleneck, finetune_data(), chosen, config=config(tcl=tcl), seed=seed)
     return history, bottleneck, before, tail.state_dict()
 
 
@@ -61,7 +66,7 @@ def test_only_straight_through_training_shows_levels_to_the_decoder(quantization
     bottleneck.decoder.register_forward_pre_hook(lambda module, tensors: seen.append(tensors[0].detach()))
     tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     settings = FinetuneSettings(batch_size=8, quantization=quantization, reconstruction_steps=5)
-    warm, row = finetune(tail, bottleneck, finetune_data(), settings, grid=LevelGrid(1))
+    warm, row = finetune(tail, bottleneck, finetune_data(), settings, config=config())
     assert len(seen) == 5 + 8 and all((values.abs() == 1).all() for values in seen) == (
         quantization == "straight-through"
     )
@@ -94,14 +99,23 @@ def test_scope_all_trains_the_head_on_pictures():
     head, tail = Head(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     settings = FinetuneSettings(batch_size=8, reconstruction_steps=5, scope="all", tail_learning_rate=0.01)
     bottleneck, before = Bottleneck([(8, 4, 4)], [1], 0.5, 2), net.weight.clone()
-    with pytest.raises(ValueError, match="needs the head and the images"):
-        finetune(tail, bottleneck, finetune_data(), settings, head=head, grid=LevelGrid(2))
-    learn = replace(finetune_data(), features=(net(images).detach(),), inputs=images)
-    finetune(tail, bottleneck, learn, settings, head=head, grid=LevelGrid(2))
+    two_bits = config(bits=2)
+    with pytest.raises(ValueError, match="a head that learns needs the images"):
+        finetune(tail, bottleneck, finetune_data(), settings, head=head, config=two_bits)
+    learn = replace(finetune_data(), features=(net(images).detach(),), inputs=lambda index: images[index])
+    finetune(tail, bottleneck, learn, settings, head=head, config=two_bits)
     assert not torch.equal(net.weight, before)
     before = net.weight.clone()
-    finetune(tail, bottleneck, learn, replace(settings, scope="tail"), head=head, grid=LevelGrid(2))
+    finetune(tail, bottleneck, learn, replace(settings, scope="tail"), config=two_bits)
     assert torch.equal(net.weight, before)
+
+
+def test_an_epoch_shows_every_image_once_in_one_of_its_versions():
+    data = replace(finetune_data(64), versions=2)
+    assert len(data) == 32
+    index = torch.cat(list(data.batches(5, torch.Generator().manual_seed(0))))
+    assert sorted((index % 32).tolist()) == list(range(32))
+    assert 8 < (index >= 32).sum() < 24
 
 
 def test_scoring_goes_through_bytes():

@@ -2,9 +2,11 @@
 
     head -> (B, C, H, W) -> encoder -> (B, K, H, W) in [-1, 1] -> decoder -> (B, C, H, W) -> tail
 
-The encoder has to be cheap, so it is a 1x1 convolution, tanh, and a soft staircase (below). The decoder runs on the
-server and may cost more: a 1x1 convolution plus a branch of two 3x3 convolutions, which learns from the neighbours what
-a few bits could not say. With a stride, both work on patches of that side instead of single places.
+The encoder has to be cheap, so it is a 1x1 convolution, tanh, and a soft staircase (below). With a stride it is a
+convolution that sees one place more than its patch, 3x3 for a stride of 2. The decoder runs on the server and may cost
+more: a 1x1 convolution plus a branch of 3x3 convolutions with a residual block, which learns from the neighbours what a
+few bits could not say. A distilled head (evaluators/models/distilled.py) gives the encoder maps with channels of its
+own; what the decoder makes of them are the network's features all the same.
 
 A bounded output is what lets activations settle on quantization levels at all, and the staircase lets them do so for
 any number of levels: a monotone map of features with one mode cannot split into clusters unless it is steep between
@@ -18,13 +20,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from evaluators.models.distilled import distilled_head
+from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
+from spaces.partition import PartitionPoint
 
 # Standard deviation of each channel before tanh at the start. At 1 the activations fill [-1, 1] about evenly.
 _START_STD = 1.0
 _RIDGE = 1e-3
-# Channels inside the decoder's branch: twice as many were no better at ResNet-50's stem.
-_BRANCH_CHANNELS = 128
+_BRANCH_CHANNELS = 256  # at most, inside the decoder's branch
 
 Tensors = tuple[torch.Tensor, ...]
 Layer = nn.Linear | nn.modules.conv._ConvNd
@@ -39,6 +43,8 @@ class Bottleneck(nn.Module):
         ae_ratio: bottleneck channels over feature channels, the same for all.
         bits: bit-width that the encoders' staircases are made for, 1 to 8.
         stride: of the encoders along each spatial axis; z is (B, K, H / stride, W / stride).
+        head_channels: of the maps that a distilled head returns in the features' place, channels first, one for each
+            tensor and as large; None where the encoders get the features themselves.
 
     Raises:
         InfeasibleSplit: the ratio leaves a tensor without a channel, or the stride does not fit its spatial axes.
@@ -51,6 +57,7 @@ class Bottleneck(nn.Module):
         ae_ratio: float,
         bits: int,
         stride: int = 1,
+        head_channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.channels = [
@@ -58,18 +65,16 @@ class Bottleneck(nn.Module):
         ]
         self.bottleneck_channels = [kept_channels(count, ae_ratio) for count in self.channels]
         encoders, decoders = [], []
-        for shape, axis, count, kept in zip(shapes, channel_axes, self.channels, self.bottleneck_channels):
+        given = head_channels or self.channels
+        for shape, axis, count, kept, own in zip(shapes, channel_axes, self.channels, self.bottleneck_channels, given):
             channels_last = axis == -1 and len(shape) > 1
             dimensions = 1 if channels_last else len(shape)
             if stride > 1:
                 _check_stride(stride, () if dimensions == 1 else shape[1:])
-            layer = _down(count, kept, dimensions, stride)
-            encoders.append(_Encoder(layer, SoftStaircase(kept, bits), channels_last))
-            reach = 3 if dimensions > 1 and max(shape[1:]) > 1 else 1
-            width = min(count, _BRANCH_CHANNELS)
-            inner = _map(kept, width, dimensions, reach)
-            outer = _map(width, count, dimensions, reach) if stride == 1 else _up(width, count, dimensions, stride)
-            decoders.append(_Decoder(_up(kept, count, dimensions, stride), inner, outer, channels_last))
+            reads_last = channels_last and head_channels is None
+            down = _down(own, kept, dimensions if reads_last or not channels_last else len(shape), stride)
+            encoders.append(_Encoder(down, SoftStaircase(kept, bits), reads_last))
+            decoders.append(Decoder(kept, count, shape, stride, channels_last))
         self.encoder, self.decoder = _Each(encoders), _Each(decoders)
 
     def forward(self, *features: torch.Tensor) -> tuple[Tensors, Tensors]:
@@ -94,9 +99,17 @@ class Bottleneck(nn.Module):
 
     @torch.no_grad()
     def start_from(
-        self, features: Sequence[torch.Tensor], importance: Sequence[torch.Tensor] | None = None, seed: int = 0
+        self,
+        features: Sequence[torch.Tensor],
+        importance: Sequence[torch.Tensor] | None = None,
+        seed: int = 0,
+        maps: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Start in closed form: encoders keep the K strongest principal components, decoders undo that.
+
+        Behind a distilled head, it is the K components of the features that its maps tell the most of (reduced-rank
+        regression: Izenman, Journal of Multivariate Analysis 5, 1975), which are the same where the maps are the
+        features.
 
         The components are rotated at random, weighted by the square root of their deviation, so that all channels tell
         about equally much: at one bit each, a strong component deserves several. Untrained, at ResNet-50's stem with 64
@@ -108,11 +121,13 @@ class Bottleneck(nn.Module):
             importance: for each tensor a positive definite (C, C) matrix; an error e there costs e' M e. All channels
                 count alike when not given.
             seed: of the rotation and of the branches' inner weights.
+            maps: what a distilled head makes of the same pictures, one for each tensor.
         """
         generator = torch.Generator().manual_seed(seed)
         metrics = importance or [torch.eye(count) for count in self.channels]
-        for tensor, metric, encoder, decoder in zip(features, metrics, self.encoders, self.decoders, strict=True):
-            _start(tensor, metric, encoder, decoder, generator)
+        for number, (encoder, decoder) in enumerate(zip(self.encoders, self.decoders, strict=True)):
+            given = features[number] if maps is None else maps[number]
+            _start(given, features[number], metrics[number], encoder, decoder, generator)
 
     @property
     def encoders(self) -> list[_Encoder]:
@@ -120,9 +135,9 @@ class Bottleneck(nn.Module):
         return [part for part in self.encoder.parts if isinstance(part, _Encoder)]
 
     @property
-    def decoders(self) -> list[_Decoder]:
+    def decoders(self) -> list[Decoder]:
         """One for each tensor."""
-        return [part for part in self.decoder.parts if isinstance(part, _Decoder)]
+        return [part for part in self.decoder.parts if isinstance(part, Decoder)]
 
     def weights(self) -> list[nn.Parameter]:
         """All parameters but the staircases'."""
@@ -182,17 +197,45 @@ class SoftStaircase(nn.Module):
         return (below + 0.5 + 0.5 * between) * (2 / self.steps) - 1.0
 
 
-class _Decoder(nn.Module):
-    """Activations to features, channels where the network has them."""
+class Decoder(nn.Module):
+    """Activations to features, channels where the network has them: a linear map, and a branch that corrects it.
 
-    def __init__(self, layer: Layer, inner: Layer, outer: Layer, channels_last: bool) -> None:
+    Args:
+        kept: channels of the activations, on axis 1.
+        channels: of the features.
+        shape: of the features, without the batch dimension.
+        stride: how many times as long the features' sides are.
+        channels_last: whether the features' channels are on their last axis.
+    """
+
+    def __init__(self, kept: int, channels: int, shape: tuple[int, ...], stride: int, channels_last: bool) -> None:
         super().__init__()
-        self.layer, self.inner, self.outer, self.channels_last = layer, inner, outer, channels_last
+        dimensions = 1 if channels_last else len(shape)
+        reach = 3 if dimensions > 1 and max(shape[1:]) > 1 else 1
+        width = min(channels, _BRANCH_CHANNELS)
+        self.layer = _up(kept, channels, dimensions, stride)
+        self.inner = _map(kept, width, dimensions, reach)
+        self.first, self.second = (_map(width, width, dimensions, reach) for _ in range(2))
+        self.outer = _up(width, channels, dimensions, stride)
+        self.channels_last = channels_last
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """(B, K, ...) to features, (B, ...)."""
         signal = activations.movedim(1, -1) if self.channels_last else activations
-        features: torch.Tensor = self.layer(signal) + self.outer(torch.relu(self.inner(signal)))
+        branch = self.inner(signal)
+        branch = branch + self.second(torch.relu(self.first(torch.relu(branch))))
+        features: torch.Tensor = self.layer(signal) + self.outer(torch.relu(branch))
         return features
+
+    def start(self, generator: torch.Generator) -> None:
+        """A branch that adds nothing yet."""
+        for inside in (self.inner, self.first):
+            drawn = torch.empty_like(inside.weight, device="cpu")  # where the generator is
+            inside.weight.copy_(nn.init.kaiming_uniform_(drawn, nonlinearity="relu", generator=generator))
+        empty = (self.second.weight, self.outer.weight)
+        for parameter in (*empty, self.inner.bias, self.first.bias, self.second.bias, self.outer.bias):
+            assert parameter is not None
+            nn.init.zeros_(parameter)
 
 
 class _Each(nn.Module):
@@ -204,6 +247,22 @@ class _Each(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Tensors:
         return tuple(part(tensor) for part, tensor in zip(self.parts, tensors, strict=True))
+
+
+def new_bottleneck(point: PartitionPoint, config: SplitConfig, image_size: int) -> Bottleneck:
+    """An untrained bottleneck for a configuration.
+
+    Args:
+        point: the configuration's partition point.
+        config: head, AE ratio, bit-width and stride.
+        image_size: side of the pictures in pixels.
+
+    Raises:
+        InfeasibleSplit: it does not fit the point.
+    """
+    axes = point.channel_axes or (1,) * len(point.shapes)
+    distilled = None if config.head == "own" else distilled_head(config.head, point, image_size).channels
+    return Bottleneck(point.shapes, axes, config.ae_ratio, config.bits, config.stride, distilled)
 
 
 def kept_channels(channels: int, ae_ratio: float) -> int:
@@ -232,11 +291,12 @@ def _check_stride(stride: int, sides: tuple[int, ...]) -> None:
 
 
 def _down(inputs: int, outputs: int, dimensions: int, stride: int) -> Layer:
-    """From patches of side ``stride`` to places."""
+    """From patches of side ``stride``, and one place before each, to places."""
     if stride == 1:
         return _map(inputs, outputs, dimensions)
     convolution = {2: nn.Conv1d, 3: nn.Conv2d, 4: nn.Conv3d}[dimensions]
-    return nn.utils.skip_init(convolution, inputs, outputs, stride, stride=stride)  # type: ignore[return-value]
+    layer = nn.utils.skip_init(convolution, inputs, outputs, stride + 1, stride=stride, padding=1)
+    return layer  # type: ignore[return-value]
 
 
 def _up(inputs: int, outputs: int, dimensions: int, stride: int) -> Layer:
@@ -248,51 +308,65 @@ def _up(inputs: int, outputs: int, dimensions: int, stride: int) -> Layer:
 
 
 def _start(
+    given: torch.Tensor,
     features: torch.Tensor,
     importance: torch.Tensor,
     encoder: _Encoder,
-    decoder: _Decoder,
+    decoder: Decoder,
     generator: torch.Generator,
 ) -> None:
     """Closed form for one tensor; the vectors are those of patches where there is a stride."""
     stride = encoder.stride
-    rows = _patch_rows(
-        features, encoder.channels_last, stride
-    ).double()  # (N*H*W, C), or with a stride (N*H*W / s^2, C*s^2)
+    # (N*H*W, C), or with a stride (N*H*W / s^2, C*s^2): what the encoder sees, and what is to come out
+    seen = _patch_rows(given, encoder.channels_last, stride).double()
+    wanted = _patch_rows(features, decoder.channels_last, stride).double()
+    mean, wanted_mean = seen.mean(0), wanted.mean(0)
     kept = encoder.layer.weight.shape[0]
-    mean = rows.mean(0)
-    centred = rows - mean
-    covariance = centred.T @ centred / len(rows)
-    places = rows.shape[1] // len(importance)
-    root = torch.kron(_square_root(importance), torch.eye(places, dtype=torch.float64))
-    variances, vectors = torch.linalg.eigh(root @ covariance @ root)
-    directions = vectors.flip(1)[:, :kept].T @ root  # (K, C), strongest first
-    deviations = variances.flip(0)[:kept].clamp_min(1e-8 * variances.max().clamp_min(1e-12)).sqrt()
-    turned = torch.linalg.qr(torch.randn(kept, kept, generator=generator, dtype=torch.float64))[0]
-    weight = turned @ (directions / deviations.sqrt()[:, None])
-    spread = (weight @ covariance * weight).sum(1)  # (K,) variances
-    weight = _START_STD * weight / spread.clamp_min(1e-12).sqrt()[:, None]
-    _assign(encoder.layer, weight, -weight @ mean)
+    weight = _START_STD * _directions(seen - mean, wanted - wanted_mean, importance, kept, generator)
+    _assign_patches(encoder.layer, weight, -weight @ mean, stride)
     encoder.staircase.sharpness.zero_()
-
-    activations = torch.tanh(rows @ weight.T - weight @ mean)  # (N*H*W, K)
-    offset = activations.mean(0)
-    centred_z = activations - offset
-    gram = centred_z.T @ centred_z / len(rows)
-    cross = centred_z.T @ centred / len(rows)
-    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-9) * torch.eye(len(gram), dtype=gram.dtype)
-    back = torch.linalg.solve(gram + ridge, cross)  # (K, C)
-    bias = mean - offset @ back
+    back, bias = _least_squares(torch.tanh(seen @ weight.T - weight @ mean), wanted)
     if stride == 1:
         _assign(decoder.layer, back.T, bias)
     else:  # one bias a channel, so what differs inside a patch is lost, and learned again by the branch
         _assign(decoder.layer, back, bias.reshape(len(importance), -1).mean(1))
-    inner, outer = decoder.inner, decoder.outer
-    drawn = torch.empty_like(inner.weight, device="cpu")  # where the generator is
-    inner.weight.copy_(nn.init.kaiming_uniform_(drawn, nonlinearity="relu", generator=generator))
-    for parameter in (inner.bias, outer.weight, outer.bias):
-        assert parameter is not None
-        nn.init.zeros_(parameter)
+    decoder.start(generator)
+
+
+def _directions(
+    seen: torch.Tensor, wanted: torch.Tensor, importance: torch.Tensor, kept: int, generator: torch.Generator
+) -> torch.Tensor:
+    """(K, columns of ``seen``): what of centred rows tells the most of others, rotated, at a variance of 1 each."""
+    covariance = seen.T @ seen / len(seen)
+    places = wanted.shape[1] // len(importance)
+    root = torch.kron(_square_root(importance), torch.eye(places, dtype=torch.float64))
+    if seen.shape == wanted.shape and torch.equal(seen, wanted):
+        told, explained = root, root @ covariance @ root
+    else:
+        cross = seen.T @ wanted / len(seen)
+        told = root @ torch.linalg.solve(_ridged(covariance), cross).T
+        explained = told @ covariance @ told.T
+    variances, vectors = torch.linalg.eigh(explained)
+    found = min(kept, *seen.shape[1:], wanted.shape[1])  # more channels than that repeat each other
+    directions = vectors.flip(1)[:, :found].T @ told  # strongest first
+    deviations = variances.flip(0)[:found].clamp_min(1e-8 * variances.max().clamp_min(1e-12)).sqrt()
+    turned = torch.linalg.qr(torch.randn(kept, kept, generator=generator, dtype=torch.float64))[0][:, :found]
+    weight = turned @ (directions / deviations.sqrt()[:, None])
+    spread = (weight @ covariance * weight).sum(1)  # (K,) variances
+    return weight / spread.clamp_min(1e-12).sqrt()[:, None]
+
+
+def _least_squares(activations: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrix (K, C) and offset (C,) that make rows of activations into what is wanted, with a little shrinkage."""
+    offset = activations.mean(0)
+    centred = activations - offset
+    gram, cross = centred.T @ centred / len(centred), centred.T @ wanted / len(centred)
+    back = torch.linalg.solve(_ridged(gram), cross)
+    return back, wanted.mean(0) - offset @ back
+
+
+def _ridged(gram: torch.Tensor) -> torch.Tensor:
+    return gram + _RIDGE * gram.diagonal().mean().clamp_min(1e-9) * torch.eye(len(gram), dtype=gram.dtype)
 
 
 def _square_root(matrix: torch.Tensor) -> torch.Tensor:
@@ -305,6 +379,15 @@ def _assign(layer: Layer, weight: torch.Tensor, bias: torch.Tensor) -> None:
     layer.weight.copy_(weight.reshape(layer.weight.shape))
     assert layer.bias is not None
     layer.bias.copy_(bias)
+
+
+def _assign_patches(layer: Layer, weight: torch.Tensor, bias: torch.Tensor, stride: int) -> None:
+    """Weights for patches into a layer that also sees the places before each, which start at nothing."""
+    if stride > 1:
+        axes = layer.weight.dim() - 2
+        patches = weight.reshape(len(weight), -1, *(stride,) * axes)
+        weight = nn.functional.pad(patches, (1, 0) * axes)
+    _assign(layer, weight, bias)
 
 
 def _patch_rows(features: torch.Tensor, channels_last: bool, stride: int) -> torch.Tensor:

@@ -206,7 +206,8 @@ class Recorded:
         }
         lacking = {stage: stage_key for stage, stage_key in stage_keys.items() if stage not in known}
         for stage, stage_key in lacking.items():
-            if stage in ("head", "tail") or not self._models(stage_key):
+            own = stage in ("head", "tail") and not stage_key.key.startswith("distilled")
+            if own or not self._models(stage_key):
                 raise self._unknown(stage_kind(stage), stage_key)
         return known | self.rest.timings(lacking, folder) if self.rest else known
 

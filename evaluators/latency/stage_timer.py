@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from evaluators import folders
-from evaluators.compression.bottleneck import Bottleneck
+from evaluators.compression.bottleneck import new_bottleneck
 from evaluators.compression.tcl import LevelGrid
 from evaluators.edge import wire
 from evaluators.edge.picture import PictureFormat, to_input
@@ -26,6 +26,7 @@ from evaluators.latency.machines import Machine, Timings
 from evaluators.latency.profiles import Here
 from evaluators.latency.torch_half import SUFFIX as TORCH_SUFFIX
 from evaluators.models.cut import SplitModel
+from evaluators.models.distilled import DistilledHead, distilled_head
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.work import head_work, module_work, tail_work
 from evaluators.result import StageKey
@@ -47,6 +48,11 @@ class Stages:
     def __or__(self, other: Stages) -> Stages:
         return Stages(stage_keys=self.stage_keys | other.stage_keys, timings=self.timings | other.timings)
 
+    def macs(self, stage: str) -> int:
+        """Multiply-accumulate operations of a stage that is a network, for one picture."""
+        work = self.stage_keys[stage].work
+        return work.macs if work is not None else 0
+
     def only(self, *names: str, of: str = "") -> Stages:
         """Some of the stages; ``of`` is the rest of their names (see :func:`stage_kind`), which is left out."""
         full = {name: f"{name} {of}".strip() for name in names}
@@ -65,8 +71,9 @@ class _Keys:
     @property
     def squeezed(self) -> str:
         """The shape of the bottleneck."""
+        head = f"/{self.config.head}" if self.config.head != "own" else ""
         stride = f"/s{self.config.stride}" if self.config.stride > 1 else ""
-        return f"{self.config.partition}/r{self.config.ae_ratio:g}{stride}"
+        return f"{self.config.partition}{head}/r{self.config.ae_ratio:g}{stride}"
 
     @property
     def packed(self) -> str:
@@ -86,11 +93,13 @@ class Squeeze:
         encoder: on the device.
         decoder: on the server.
         form: of the payloads between.
+        head: before the encoder, where it is a distilled one; None where it is the network's own.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     form: wire.WireFormat
+    head: DistilledHead | None = None
 
 
 class StageTimer:
@@ -121,31 +130,39 @@ class StageTimer:
         ae_ratios: Sequence[float],
         bits: Sequence[int],
         strides: Sequence[int],
+        heads: Sequence[str],
         progress: Callable[[str], None],
     ) -> None:
         """Time all that does not depend on a training, so that later calls find it: everything but lossless coders.
 
         Args:
             partitions: the points that will be asked for.
-            ae_ratios, bits, strides: of the bottlenecks there; a ratio that leaves no channel at a point is left out.
+            ae_ratios, bits, strides, heads: of the bottlenecks there; what does not fit a point is left out.
             progress: told what is timed, one line each.
         """
-        tasks = list(self._tasks_ahead(partitions, ae_ratios, bits, strides))
+        tasks = list(self._tasks_ahead(partitions, ae_ratios, bits, strides, heads))
         for number, (what, time) in enumerate(tasks, 1):
             progress(f"timing {what} ({number} of {len(tasks)})")
             with contextlib.suppress(InfeasibleSplit):
                 time()
 
     def _tasks_ahead(
-        self, partitions: Sequence[str], ae_ratios: Sequence[float], bits: Sequence[int], strides: Sequence[int]
+        self,
+        partitions: Sequence[str],
+        ae_ratios: Sequence[float],
+        bits: Sequence[int],
+        strides: Sequence[int],
+        heads: Sequence[str],
     ) -> Iterator[tuple[str, Callable[[], Stages]]]:
         for partition in partitions:
             yield f"head of {partition}", functools.partial(self.head, partition)
             yield f"tail of {partition}", functools.partial(self.tail, partition)
-            for ratio, stride in itertools.product(ae_ratios, strides):
-                config = SplitConfig(partition=partition, ae_ratio=ratio, bits=min(bits), stride=stride)
-                shape = f"bottleneck at {partition}, AE {ratio:g}{f', stride {stride}' if stride > 1 else ''}"
-                yield shape, functools.partial(self.bottleneck, config, bits)
+            for head, ratio, stride in itertools.product(heads, ae_ratios, strides):
+                config = SplitConfig(partition=partition, ae_ratio=ratio, bits=min(bits), stride=stride, head=head)
+                yield (
+                    f"bottleneck at {config.label.partition(f', {min(bits)} bit')[0]}",
+                    functools.partial(self.bottleneck, config, bits),
+                )
 
     def bottleneck(
         self, config: SplitConfig, bits: Sequence[int], sides: Sequence[str] = ("device", "server")
@@ -197,15 +214,25 @@ class StageTimer:
     def _ask_device(
         self, config: SplitConfig, squeeze: Squeeze, packing: StageKeys, more: Mapping[str, object] = _NOTHING
     ) -> Stages:
-        features = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
+        maps = [torch.zeros(1, *shape) for shape in self._split.tap(config.partition).point.shapes]
+        picture = [torch.zeros(1, 3, self._split.image_size, self._split.image_size)]
+        if squeeze.head is not None:
+            with torch.no_grad():
+                maps = list(squeeze.head.eval()(*picture))
 
         def write(folder: Path) -> None:
             self.write_device(folder, {"wire": squeeze.form.to_dict(), **more})
-            self._save_part(self.device, INPUT, config.partition, folder / "head")
-            _save(self.device, squeeze.encoder, features, folder / "encoder")
+            if squeeze.head is None:
+                self._save_part(self.device, INPUT, config.partition, folder / "head")
+            else:
+                _save(self.device, squeeze.head, picture, folder / "head")
+            _save(self.device, squeeze.encoder, maps, folder / "encoder")
 
-        encode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.encoder, features))
-        stage_keys = {"head": self._head_key(config.partition), "encode": encode, **packing}
+        head = self._head_key(config.partition)
+        if squeeze.head is not None:
+            head = StageKey(key=squeeze.head.key, work=module_work(squeeze.head, picture))
+        encode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.encoder, maps))
+        stage_keys = {"head": head, "encode": encode, **packing}
         return _ask(self.device, stage_keys, write)
 
     def _ask_server(
@@ -304,17 +331,26 @@ class StageTimer:
 def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
     """What takes as long as what is trained. Raises InfeasibleSplit where the ratio leaves no channel."""
     point = split.tap(config.partition).point
-    bottleneck = Bottleneck(
-        point.shapes, split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride
-    )
-    generator = torch.Generator().manual_seed(0)
+    bottleneck = new_bottleneck(point, config, split.image_size)
+    head, generator = own_module(split, config), torch.Generator().manual_seed(0)
     features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
-    bottleneck.start_from(features)
+    maps = features
+    if head is not None:
+        with torch.no_grad():
+            maps = list(head(torch.randn(8, 3, split.image_size, split.image_size, generator=generator)))
+    bottleneck.start_from(features, maps=maps if head is not None else None)
     with torch.no_grad():
-        activations = bottleneck.encoder(*features)
+        activations = bottleneck.encoder(*maps)
     form = _form([tuple(tensor.shape[1:]) for tensor in activations], config.bits)
     bottleneck.eval()
-    return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form)
+    return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form, head=head)
+
+
+def own_module(split: SplitModel, config: SplitConfig) -> DistilledHead | None:
+    """An untrained head of the configuration's own, in eval mode; None where the network's serves."""
+    if config.head == "own":
+        return None
+    return distilled_head(config.head, split.tap(config.partition).point, split.image_size)
 
 
 def _of_width(form: wire.WireFormat, bits: int) -> wire.WireFormat:

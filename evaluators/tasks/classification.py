@@ -76,7 +76,7 @@ class ClassCriterion(Criterion):
             return hard
         soft = functional.kl_div(
             functional.log_softmax(scores / _TEMPERATURE, 1),
-            functional.softmax(self._teacher[index].to(scores.device) / _TEMPERATURE, 1),
+            functional.softmax(self._teacher[index].to(scores.device).float() / _TEMPERATURE, 1),
             reduction="batchmean",
         )
         return (1.0 - distillation) * hard + distillation * _TEMPERATURE**2 * soft

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,9 +38,21 @@ class LabelledImages:
         pixels = _Joined(self.pixels, other.pixels)
         return LabelledImages(pixels, torch.cat([self.labels, labels]), [*self.sizes, *other.sizes])
 
+    def mirrored(self) -> LabelledImages:
+        """The same images, left and right exchanged."""
+        labels = self.labels.clone()
+        if labels.ndim > 1:
+            widths = torch.tensor([self.sizes[int(number)][0] for number in labels[:, 0]], dtype=labels.dtype)
+            labels[:, 2], labels[:, 4] = widths - self.labels[:, 4], widths - self.labels[:, 2]
+        return LabelledImages(_Mirrored(self.pixels), labels, self.sizes)
+
     def inputs(self, picture: PictureFormat, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """A slice as network input, (B, 3, S, S)."""
-        return torch.from_numpy(np.concatenate([to_input(pixels, picture) for pixels in self.pixels[start:stop]]))
+        return self.chosen(picture, range(*slice(start, stop).indices(len(self))))
+
+    def chosen(self, picture: PictureFormat, index: Iterable[int]) -> torch.Tensor:
+        """The images of an index as network input, (B, 3, S, S)."""
+        return torch.from_numpy(np.concatenate([to_input(self.pixels[number], picture) for number in index]))
 
 
 class _Joined(Sequence[np.ndarray]):
@@ -57,6 +69,21 @@ class _Joined(Sequence[np.ndarray]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         return self._one[index] if index < len(self._one) else self._other[index - len(self._one)]
+
+
+class _Mirrored(Sequence[np.ndarray]):
+    """Images with left and right exchanged, when they are looked at."""
+
+    def __init__(self, pixels: Sequence[np.ndarray]) -> None:
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return _Mirrored(self._pixels[index])
+        return self._pixels[index][:, ::-1]
 
 
 class Dataset(ABC):

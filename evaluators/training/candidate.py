@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evaluators.compression.bottleneck import Bottleneck, Tensors
+from evaluators.compression.bottleneck import Bottleneck
 from evaluators.compute import compute_device
 from evaluators.edge import wire
 from evaluators.models.weights import save_state
-from evaluators.training.feature_cache import FeatureCache, Part, TrainSample
+from evaluators.training.feature_cache import FeatureCache, Part
 from evaluators.training.scoring import Score, score_split
 from spaces.config import SplitConfig
 
@@ -32,7 +32,7 @@ class Candidate:
         tail: everything after the cut.
         levels: quantization levels of each tensor that crosses.
         history: one row for each phase and epoch of training.
-        head: there only where it learned too.
+        head: there only where it is not the uncut model's: a distilled one, or one that learned too.
         tables: those of a context model, where the configuration asks for one.
         carries_image_size: whether payloads say how large their images were.
     """
@@ -44,12 +44,6 @@ class Candidate:
     head: nn.Module | None = None
     tables: tuple[np.ndarray, ...] = ()
     carries_image_size: bool = False
-
-    def features(self, feature_cache: FeatureCache, partition: str, sample: TrainSample) -> Tensors:
-        """What this candidate's head makes of the training images, (N, ...) for each tensor."""
-        if self.head is None:
-            return feature_cache.features(partition, sample)
-        return feature_cache.through(self.head, feature_cache.images(sample))
 
     def score(self, config: SplitConfig, feature_cache: FeatureCache, part: Part = "validation") -> Score:
         """Send every image's features through bytes and have the tail answer what arrives.
@@ -104,8 +98,9 @@ def load_candidate(folder: Path, bottleneck: Bottleneck, tail: nn.Module, head: 
         wire.TensorLevels(tuple(t["shape"]), np.array(t["low"], np.float32), np.array(t["high"], np.float32))
         for t in record["levels"]
     )
-    bottleneck.eval()
-    tail.eval()
+    for module in (bottleneck, tail, head):
+        if module is not None:
+            module.eval()
     return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"], head=head)
 
 

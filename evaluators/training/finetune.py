@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +10,13 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.compression.bottleneck import Bottleneck, Tensors
-from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.compute import autocast, compute_device
+from evaluators.models.distilled import DistilledHead
 from evaluators.settings import FinetuneSettings
-from evaluators.tasks.task import Criterion
+from evaluators.training.finetune_data import FinetuneData
 from evaluators.training.reconstruction import SHARPNESS_RATE, importance, reconstruct, warm_cosine
+from evaluators.training.regularizer import Regularizer
+from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 _GRADIENT_NORM = 5.0
@@ -31,23 +31,6 @@ class Diverged(InfeasibleSplit):
     """Training left the numbers: no score can come of this configuration with these settings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneData:
-    """What one fine-tuning learns from.
-
-    ``features`` are the frozen head's outputs, (N, ...) for each tensor that crosses the cut; ``criterion`` knows the
-    labels of the same images and what the uncut model says of them; ``inputs`` (N, 3, S, S) are the images
-    themselves, for a head that learns too.
-    """
-
-    features: Tensors
-    criterion: Criterion
-    inputs: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.criterion)
-
-
 def finetune(
     tail: nn.Module,
     bottleneck: Bottleneck | None,
@@ -55,8 +38,7 @@ def finetune(
     settings: FinetuneSettings,
     *,
     head: nn.Module | None = None,
-    grid: LevelGrid | None = None,
-    tcl: float = 0.0,
+    config: SplitConfig | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Start a bottleneck, then fine-tune it and, if the scope says so, the tail behind it, in place.
@@ -64,18 +46,17 @@ def finetune(
     It starts in closed form, then learns to rebuild the features (:func:`reconstruct`), then the task.
 
     The loss is distillation from the uncut model and the task's own, in the proportion that the settings give, plus
-    TCL. BatchNorm statistics stay as they are, so the levels do not move with the batch. Deterministic for a seed on a
-    CPU.
+    what the configuration asks of the activations. BatchNorm statistics stay as they are, so the levels do not move
+    with the batch. Deterministic for a seed on a CPU.
 
     Args:
         tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
         bottleneck: between features and tail; None fine-tunes the uncut model's tail.
         finetune_data: what to learn from.
         settings: epochs, batch size, learning rates, scope.
-        head: trained in scope ``all``, and needed there; otherwise ``finetune_data.features`` stand for it.
-        grid: levels that TCL pulls the bottleneck's activations to, and that straight-through training rounds to;
-            needed with a bottleneck.
-        tcl: strength of TCL; 0 leaves it out altogether.
+        head: one that learns too, the network's own or a distilled one: needed in scope ``all``. Otherwise
+            ``finetune_data.features`` stand for it.
+        config: bit-width and strengths of a bottleneck's regularizers; needed with one.
         seed: of the batches' order.
 
     Returns:
@@ -84,23 +65,22 @@ def finetune(
         start, see :func:`reconstruct`.
 
     Raises:
-        ValueError: a bottleneck without a grid, or the other way round; scope ``all`` without head or images.
+        ValueError: a bottleneck without a configuration, or the other way round; a head without images.
         Diverged: the loss is no longer a number.
     """
-    if (bottleneck is None) != (grid is None):
-        raise ValueError("a bottleneck needs a grid of levels, and a grid a bottleneck")
-    if settings.scope != "all":
-        head = None
-    elif head is None or finetune_data.inputs is None:
-        raise ValueError("scope 'all' needs the head and the images")
+    if (bottleneck is None) != (config is None):
+        raise ValueError("a bottleneck needs a configuration, and a configuration a bottleneck")
+    if head is not None and finetune_data.inputs is None:
+        raise ValueError("a head that learns needs the images")
     batches = math.ceil(len(finetune_data) / settings.batch_size)
     total = batches * settings.epochs
     history: list[dict[str, Any]] = []
     tail.eval()
-    done, all_steps = 0, total
-    if bottleneck is not None and grid is not None:
-        done, all_steps = settings.reconstruction_steps, settings.reconstruction_steps + total
-        history += _start(tail, bottleneck, finetune_data, settings, grid, tcl, all_steps, seed)
+    done, regularizer = 0, None
+    if bottleneck is not None and config is not None:
+        done = settings.reconstruction_steps
+        regularizer = Regularizer(config, settings, done + total)
+        history += _start(tail, head, bottleneck, finetune_data, settings, regularizer, seed)
     groups = _parameter_groups(head, tail, bottleneck, settings)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -109,22 +89,18 @@ def finetune(
     device = compute_device()
     for epoch in range(settings.epochs):
         sums = torch.zeros(3)
-        for index in _batches(len(finetune_data), settings.batch_size, generator):
-            cluster = settled = torch.zeros(())
+        for index in finetune_data.batches(settings.batch_size, generator):
+            pull = None
             with autocast(tail), finetune_data.criterion.learning(tail, settings.distillation):
                 signal = _features(head, finetune_data, index, device)
-                if bottleneck is not None and grid is not None:
-                    activations, settling = bottleneck.activations(*signal)
-                    rounded = settings.quantization == "straight-through"
-                    signal = bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations))
+                if bottleneck is not None and regularizer is not None:
+                    signal, pull = regularizer.squeeze(bottleneck, signal, done)
                 output = tail(*signal)
             loss = task = finetune_data.criterion(output, index, settings.distillation)
-            _check_finite(task, f"epoch {epoch + 1} of fine-tuning", settings, tcl)
-            if bottleneck is not None and grid is not None:
-                joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
-                cluster, settled = clustering_loss(joined, grid), settled_share(joined, grid)
-                if tcl > 0:
-                    loss = task + tcl * ramp(done / max(all_steps - 1, 1), settings.ramp) * cluster
+            _check_finite(task, f"epoch {epoch + 1} of fine-tuning", settings, config)
+            if pull is not None:
+                loss = task + pull.loss
+                sums[1:] += torch.tensor([pull.clustering.item(), pull.settled.item()]) / batches
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
@@ -132,39 +108,42 @@ def finetune(
             schedule.step()
             done += 1
             machine_lock.make_way()
-            sums += torch.tensor([task.item(), cluster.item(), settled.item()]) / batches
-        task_mean, cluster_mean, settled_mean = sums.tolist()
-        row = {"epoch": epoch + 1, "task_loss": task_mean, "clustering_loss": cluster_mean, "settled": settled_mean}
-        if grid is not None:
-            row["quantization_error"] = cluster_mean * grid.step**2
-        history.append(row)
+            sums[0] += task.item() / batches
+        task_mean, *means = sums.tolist()
+        row = {"epoch": epoch + 1, "task_loss": task_mean}
+        history.append(row | regularizer.row(*means) if regularizer is not None else row)
     return history
 
 
 def _start(
     tail: nn.Module,
+    head: nn.Module | None,
     bottleneck: Bottleneck,
     data: FinetuneData,
     settings: FinetuneSettings,
-    grid: LevelGrid,
-    tcl: float,
-    total_steps: int,
+    regularizer: Regularizer,
     seed: int,
 ) -> list[dict[str, Any]]:
     """The closed-form start and, if there are steps for it, reconstruction."""
     weights = _importance(tail, bottleneck, data)
-    bottleneck.start_from([tensor[:_START_IMAGES] for tensor in data.features], weights, seed)
+    first = [tensor[:_START_IMAGES].float() for tensor in data.features]
+    maps = None
+    if isinstance(head, DistilledHead):
+        head.eval()
+        with torch.no_grad():
+            maps = [tensor.cpu() for tensor in _features(head, data, torch.arange(len(first[0])), compute_device())]
+    bottleneck.start_from(first, weights, seed, maps)
     if not settings.reconstruction_steps:
         return []
-    row = reconstruct(
-        bottleneck, data.features, weights, settings, grid=grid, tcl=tcl, total_steps=total_steps, seed=seed
-    )
-    _check_finite(torch.tensor(row["rebuilding_loss"]), "reconstruction", settings, tcl)
+    learns = head if isinstance(head, DistilledHead) else None
+    row = reconstruct(bottleneck, data, weights, settings, regularizer, head=learns, seed=seed)
+    _check_finite(torch.tensor(row["rebuilding_loss"]), "reconstruction", settings, regularizer.config)
     return [row]
 
 
-def _check_finite(loss: torch.Tensor, where: str, settings: FinetuneSettings, tcl: float) -> None:
+def _check_finite(loss: torch.Tensor, where: str, settings: FinetuneSettings, config: SplitConfig | None) -> None:
     if not torch.isfinite(loss):
+        tcl = config.tcl if config is not None else 0.0
         raise Diverged(
             f"training diverged in {where}: its loss is {loss.item()}; lower finetune.learning_rate "
             f"({settings.learning_rate:g}), finetune.tail_learning_rate ({settings.tail_learning_rate:g})"
@@ -190,9 +169,9 @@ def mean_loss(
 def _features(
     head: nn.Module | None, finetune_data: FinetuneData, index: torch.Tensor, device: torch.device
 ) -> Tensors:
-    if head is None or finetune_data.inputs is None:
-        return tuple(tensor[index].to(device) for tensor in finetune_data.features)
-    computed: Tensors = head(finetune_data.inputs[index].to(device).contiguous(memory_format=torch.channels_last))
+    if head is None:
+        return tuple(tensor[index].to(device).float() for tensor in finetune_data.features)
+    computed: Tensors = head(finetune_data.pictures(index, device))
     return computed
 
 
@@ -204,7 +183,8 @@ def _parameter_groups(
         head.eval()
         for parameter in head.parameters():
             parameter.requires_grad_(True)
-        groups.append({"params": list(head.parameters()), "lr": settings.tail_learning_rate})
+        rate = settings.learning_rate if isinstance(head, DistilledHead) else settings.tail_learning_rate
+        groups.append({"params": list(head.parameters()), "lr": rate})
     train_tail = settings.scope != "bottleneck" or bottleneck is None
     for parameter in tail.parameters():
         parameter.requires_grad_(train_tail)
@@ -222,14 +202,12 @@ def _importance(tail: nn.Module, bottleneck: Bottleneck, finetune_data: Finetune
     gradients: list[Tensors] = []
     for index in torch.arange(min(_IMPORTANCE_IMAGES, len(finetune_data))).split(_IMPORTANCE_BATCH):
         # Copies: a tail may work in place, and others need these.
-        signal = tuple(tensor[index].to(device, copy=True).requires_grad_() for tensor in finetune_data.features)
+        signal = tuple(
+            tensor[index].to(device, torch.float32, copy=True).requires_grad_() for tensor in finetune_data.features
+        )
         with finetune_data.criterion.learning(tail, _IMPORTANCE_DISTILLATION):
             output = tail(*(tensor * 1.0 for tensor in signal))
         loss = finetune_data.criterion(output, index, _IMPORTANCE_DISTILLATION)
         gradients.append(torch.autograd.grad(loss, signal))
     axes = [-1 if encoder.channels_last else 1 for encoder in bottleneck.encoders]
     return importance([torch.cat(parts).cpu() for parts in zip(*gradients)], axes)
-
-
-def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    yield from torch.randperm(count, generator=generator).split(size)

@@ -14,10 +14,11 @@ from evaluators.compute import compute_device
 from evaluators.edge import context, wire
 from evaluators.settings import FinetuneSettings
 from evaluators.training.candidate import Candidate
-from evaluators.training.finetune import FinetuneData, mean_loss
+from evaluators.training.finetune import mean_loss
+from evaluators.training.finetune_data import FinetuneData
 from spaces.config import SplitConfig
 
-_IMAGES = 1000  # training images that levels and tables are made for
+LEVEL_IMAGES = 1000  # training images that levels and tables are made for
 
 
 def choose_levels(
@@ -59,7 +60,7 @@ def count_tables(candidate: Candidate, config: SplitConfig, features: Tensors) -
 
 def _activations(candidate: Candidate, features: Tensors) -> Tensors:
     with torch.no_grad():
-        found: Tensors = candidate.bottleneck.encoder(*(tensor[:_IMAGES] for tensor in features))
+        found: Tensors = candidate.bottleneck.encoder(*(tensor[:LEVEL_IMAGES] for tensor in features))
     return found
 
 

@@ -15,12 +15,15 @@ import torch
 from torch import nn
 
 from evaluators import machine_lock
-from evaluators.compression.bottleneck import Bottleneck, Tensors, channel_rows
-from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
+from evaluators.compression.bottleneck import Bottleneck, channel_rows
+from evaluators.compute import autocast
 from evaluators.settings import FinetuneSettings
+from evaluators.training.finetune_data import FinetuneData
+from evaluators.training.regularizer import Regularizer
 
-# Adam's rates: of the autoencoder here, and of the staircases' sharpness here and in fine-tuning.
-_LEARNING_RATE = 1e-2
+# Adam's rates: of the autoencoder and of a distilled head here; of the staircases' sharpness in fine-tuning too.
+_LEARNING_RATE = 3e-3
+HEAD_RATE = 2e-3
 SHARPNESS_RATE = 2e-2
 # Places a batch has about, over at least 8 and at most 64 images.
 _BATCH_PLACES = 8192
@@ -51,68 +54,61 @@ def importance(gradients: Sequence[torch.Tensor], channel_axes: Sequence[int]) -
 
 def reconstruct(
     bottleneck: Bottleneck,
-    features: Tensors,
+    data: FinetuneData,
     importances: Sequence[torch.Tensor],
     settings: FinetuneSettings,
+    regularizer: Regularizer,
     *,
-    grid: LevelGrid,
-    tcl: float = 0.0,
-    total_steps: int,
+    head: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train a bottleneck to rebuild features, in place, where it is.
 
-    The loss is the weighted squared error over that of always answering the mean, plus TCL. With straight-through
-    quantization the decoders see the levels from the first step.
+    The loss is the weighted squared error over that of always answering the mean, plus what the regularizer adds. With
+    straight-through quantization the decoders see the levels from the first step.
 
     Args:
-        features: the frozen head's outputs, (N, ...) for each tensor that crosses the cut.
+        data: whose features are to be rebuilt.
         importances: see :func:`importance`.
-        settings: ``reconstruction_steps`` is the number of steps; quantization and ramp as in fine-tuning.
-        total_steps: of reconstruction and fine-tuning together, for TCL's ramp.
-        grid, tcl, seed: as in :func:`evaluators.training.finetune.finetune`.
+        settings: ``reconstruction_steps`` is the number of steps.
+        regularizer: of the activations.
+        head: a distilled one, which learns too; without it the encoders see the features themselves.
+        seed: of the batches' order.
 
     Returns:
         A row like those of the fine-tuning's epochs, with ``rebuilding_loss`` for the task's; means over the last tenth
         of the steps.
     """
-    steps, device = settings.reconstruction_steps, next(bottleneck.parameters()).device
-    weights, sharpness = bottleneck.weights(), bottleneck.sharpness()
-    optimizer = torch.optim.Adam(
-        [{"params": weights, "lr": _LEARNING_RATE}, {"params": sharpness, "lr": SHARPNESS_RATE}]
-    )
+    steps, device, features = settings.reconstruction_steps, next(bottleneck.parameters()).device, data.features
+    groups: list[dict[str, Any]] = [{"params": bottleneck.weights(), "lr": _LEARNING_RATE}]
+    if head is not None:
+        groups.append({"params": list(head.parameters()), "lr": HEAD_RATE})
+    weights = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.Adam([*groups, {"params": bottleneck.sharpness(), "lr": SHARPNESS_RATE}])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     generator = torch.Generator().manual_seed(seed)
-    rebuilding = _Rebuilding(bottleneck, [tensor[:_NORM_PICTURES] for tensor in features], importances)
+    rebuilding = _Rebuilding(bottleneck, [tensor[:_NORM_PICTURES].float() for tensor in features], importances)
     places = max(tensor[0].numel() // count for tensor, count in zip(features, bottleneck.channels))
     batch = min(max(_BATCH_PLACES // places, 8), 64, len(features[0]))
     last = torch.zeros(3)
     for step in range(steps):
         index = torch.randint(len(features[0]), (batch,), generator=generator)
-        wanted = [tensor[index].to(device) for tensor in features]
-        activations, settling = bottleneck.activations(*wanted)
-        rounded = settings.quantization == "straight-through"
-        loss = rebuilding(bottleneck.decoder(*(grid.snap(z) if rounded else z for z in activations)), wanted)
-        joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
-        cluster = clustering_loss(joined, grid)
-        total = loss + tcl * ramp(step / max(total_steps - 1, 1), settings.ramp) * cluster if tcl > 0 else loss
+        wanted = tuple(tensor[index].to(device).float() for tensor in features)
+        with autocast(bottleneck):
+            maps = wanted if head is None else head(data.pictures(index, device))
+            rebuilt, pull = regularizer.squeeze(bottleneck, maps, step)
+        loss = rebuilding([tensor.float() for tensor in rebuilt], wanted)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        (loss + pull.loss).backward()
         nn.utils.clip_grad_norm_(weights, _GRADIENT_NORM)
         optimizer.step()
         schedule.step()
         machine_lock.make_way()
         counted = max(1, steps // 10)
         if step >= steps - counted:
-            last += torch.tensor([loss.item(), cluster.item(), settled_share(joined, grid).item()]) / counted
-    loss_mean, cluster_mean, settled_mean = last.tolist()
-    return {
-        "epoch": 0,
-        "rebuilding_loss": loss_mean,
-        "clustering_loss": cluster_mean,
-        "settled": settled_mean,
-        "quantization_error": cluster_mean * grid.step**2,
-    }
+            last += torch.tensor([loss.item(), pull.clustering.item(), pull.settled.item()]) / counted
+    loss_mean, *means = last.tolist()
+    return {"epoch": 0, "rebuilding_loss": loss_mean} | regularizer.row(*means)
 
 
 class _Rebuilding:

@@ -25,9 +25,10 @@ from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.task import Criterion
 from evaluators.training.batchnorm import recalibrate_batchnorm
 from evaluators.training.feature_cache import FeatureCache, TrainSample
-from evaluators.training.finetune import FinetuneData, finetune
+from evaluators.training.finetune import finetune
+from evaluators.training.finetune_data import FinetuneData
 
-RECIPE = 2  # raise when the fine-tuning of references changes
+RECIPE = 3  # raise when the fine-tuning of references changes
 _WEIGHTS = "weights.safetensors"
 _STATISTICS_IMAGES = 500  # for each quality of each codec: fewer cost accuracy, more cost minutes
 
@@ -83,11 +84,11 @@ class StoredReferences:
         self._last: tuple[str, Whole] | None = None  # ten qualities of a codec follow each other
 
     def clean(self) -> Whole:
-        arguments = (self._split, self._feature_cache, self._point, self._settings, self._seed)
+        arguments = (self._feature_cache, self._point, self._settings, self._seed)
         return self._kept("clean", lambda: finetuned_uncut(*arguments))
 
     def behind(self, coding: PictureCoding) -> Whole:
-        codec, arguments = coding.codec, (self._split, self._feature_cache, self._point, self._settings, self._seed)
+        codec, arguments = coding.codec, (self._feature_cache, self._point, self._settings, self._seed)
         if self._last is None or self._last[0] != codec.label:
             self._last = codec.label, self._kept(codec.label, lambda: finetuned_behind(codec, *arguments))
         sample = TrainSample(self._settings.images, self._seed)
@@ -140,20 +141,20 @@ class _Decoded(Sequence[np.ndarray]):
 
 
 def finetuned_uncut(
-    split: SplitModel, feature_cache: FeatureCache, partition: str, settings: FinetuneSettings, seed: int
+    feature_cache: FeatureCache, partition: str, settings: FinetuneSettings, seed: int, *, mirrored: bool = False
 ) -> Whole:
     """The uncut model after the fine-tuning that candidates at a partition point get, without a bottleneck.
 
-    Where only bottlenecks are trained, its tail is trained all the same: what fine-tuning alone can do.
+    Where only bottlenecks are trained, its tail is trained all the same: what fine-tuning alone can do. ``mirrored``
+    adds the mirror images that candidates with a distilled head learn from.
     """
-    settings, sample = _with_tail(settings), TrainSample(settings.images, seed)
-    head, tail = copy.deepcopy(split.head(partition)), feature_cache.tail(partition, sample, settings.scope)
-    return _finetuned(head, tail, feature_cache.finetune_data(partition, sample, settings.scope), settings, seed)
+    settings, sample = _with_tail(settings), TrainSample(settings.images, seed, mirrored)
+    head, tail = copy.deepcopy(feature_cache.base.head(partition)), feature_cache.tail(partition)
+    return _finetuned(head, tail, feature_cache.finetune_data(partition, sample), settings, seed)
 
 
 def finetuned_behind(
     codec: PictureCodec,
-    split: SplitModel,
     feature_cache: FeatureCache,
     partition: str,
     settings: FinetuneSettings,
@@ -165,12 +166,14 @@ def finetuned_behind(
     statistics, of the head too, are those of the coded images where that helps.
     """
     settings, sample = _with_tail(settings), TrainSample(settings.images, seed)
-    head, tail = copy.deepcopy(split.head(partition)), feature_cache.tail(partition, sample, settings.scope)
+    head, tail = copy.deepcopy(feature_cache.base.head(partition)), feature_cache.tail(partition)
     coded = with_random_qualities(feature_cache.images(sample), codec, seed)
-    criterion = feature_cache.finetune_data(partition, sample, "tail").criterion
+    criterion = feature_cache.finetune_data(partition, sample).criterion
     _recalibrate(head, tail, coded, feature_cache, criterion)
     if settings.scope == "all":
-        data = FinetuneData(features=(), criterion=criterion, inputs=coded.inputs(feature_cache.dataset.picture))
+        picture = feature_cache.dataset.picture
+        inputs = coded.inputs(picture)  # once, not in every epoch: decoding takes long
+        data = FinetuneData(features=(), criterion=criterion, inputs=lambda index: inputs[index])
     else:
         data = FinetuneData(features=feature_cache.through(head, coded), criterion=criterion)
     return _finetuned(head, tail, data, settings, seed)

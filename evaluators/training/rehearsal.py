@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from evaluators.compression.bottleneck import Bottleneck
+from evaluators.compression.bottleneck import Bottleneck, new_bottleneck
 from evaluators.compute import autocast, compute_device
 from evaluators.models.answer import without_auxiliary_heads
 from evaluators.models.cut import SplitModel
@@ -29,6 +29,7 @@ from evaluators.settings import BaselineSettings, FinetuneSettings
 from evaluators.tasks.data import Dataset
 from evaluators.tasks.task import Task
 from evaluators.training.uncut import batches, optimizer_for, plan, training_step, unfreeze
+from spaces.config import SplitConfig
 from spaces.errors import SpecError, SplitsearchError
 from spaces.partition import INPUT, OUTPUT
 
@@ -165,7 +166,8 @@ def _train_candidate(
 
 
 def _bottleneck(split: SplitModel, partition: str) -> Bottleneck:
-    made = Bottleneck(split.tap(partition).point.shapes, split.channel_axes(partition), 1.0, 8)
+    config = SplitConfig(partition=partition, ae_ratio=1.0, bits=8)
+    made = new_bottleneck(split.tap(partition).point, config, split.image_size)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.05)  # they hold nothing yet: training starts them from features
     return made

@@ -1,6 +1,6 @@
 """Trainers: they turn a configuration into a :class:`Candidate`, by training it or by finding it again.
 
-closed-form start  ->  reconstruction  ->  fine-tuning  ->  levels
+distilled head, if any  ->  closed-form start  ->  reconstruction  ->  fine-tuning  ->  levels
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from evaluators import machine_lock
-from evaluators.compression.bottleneck import Bottleneck
-from evaluators.compression.tcl import LevelGrid
+from evaluators.compression.bottleneck import Bottleneck, Tensors, new_bottleneck
 from evaluators.compute import compute_device
 from evaluators.edge import context
 from evaluators.edge.errors import PayloadError
 from evaluators.models.cut import SplitModel
+from evaluators.models.distilled import distilled_head
 from evaluators.settings import FinetuneSettings
 from evaluators.store import Store, StoreKey
 from evaluators.training.candidate import (
@@ -31,15 +31,17 @@ from evaluators.training.candidate import (
     tables_from_file,
     tables_to_file,
 )
+from evaluators.training.distilled_heads import DistilledHeads
 from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.finetune import finetune
-from evaluators.training.levels import choose_levels, count_tables
+from evaluators.training.finetune_data import FinetuneData
+from evaluators.training.levels import LEVEL_IMAGES, choose_levels, count_tables
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 # Raise when training itself changes: candidates of an older recipe are then not taken for its own.
-RECIPE = 6
+RECIPE = 7
 _TABLES = "context.safetensors"
 _LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
@@ -71,46 +73,71 @@ class FinetuneTrainer:
         settings: the recipe; its budget is not used.
     """
 
-    def __init__(self, split: SplitModel, feature_cache: FeatureCache, settings: FinetuneSettings) -> None:
+    def __init__(
+        self,
+        split: SplitModel,
+        feature_cache: FeatureCache,
+        settings: FinetuneSettings,
+        heads: DistilledHeads | None = None,
+    ) -> None:
         self._split, self._feature_cache, self._settings = split, feature_cache, settings
+        self._heads = heads or DistilledHeads(split, feature_cache)
 
     def train(self, config: SplitConfig, budget: Budget, seed: int) -> Candidate:
-        sample, settings = TrainSample(budget.images, seed), self._settings.within(budget)
+        settings, cache = self._settings.within(budget), self._feature_cache
         with infeasible_if_it_breaks(), machine_lock.training():
-            bottleneck = new_bottleneck(self._split, config)
-            tail = self._feature_cache.tail(config.partition, sample, settings.scope)
-            trained = self._finetuned(config, settings, sample, bottleneck, tail)
-            data = self._feature_cache.finetune_data(config.partition, sample, settings.scope)
-            features = trained.features(self._feature_cache, config.partition, sample)
-            trained = replace(trained, levels=choose_levels(trained, config, features, data, settings))
+            bottleneck = self._bottleneck(config)
+            tail = cache.tail(config.partition)
+            head: nn.Module | None = own_head(cache.base, config, settings)
+            if config.head != "own":
+                head = self._heads.get(config, budget, seed)
+            data = cache.finetune_data(config.partition, self._sample(config, budget, seed))
+            trained = self._finetuned(config, settings, data, bottleneck, tail, head, seed)
+            maps = self._maps(trained, config, budget, seed)
+            trained = replace(trained, levels=choose_levels(trained, config, maps, data, settings))
             if config.lossless == "context":
-                trained = replace(trained, tables=count_tables(trained, config, features))
-        return replace(trained, carries_image_size=self._feature_cache.dataset.picture.letterbox)
+                trained = replace(trained, tables=count_tables(trained, config, maps))
+        return replace(trained, carries_image_size=cache.dataset.picture.letterbox)
 
     def tables(self, config: SplitConfig, candidate: Candidate, budget: Budget, seed: int) -> Candidate:
         """The candidate with context tables, counted on the images that its levels were chosen on."""
-        features = candidate.features(self._feature_cache, config.partition, TrainSample(budget.images, seed))
-        return replace(candidate, tables=count_tables(candidate, config, features))
+        maps = self._maps(candidate, config, budget, seed)
+        return replace(candidate, tables=count_tables(candidate, config, maps))
 
+    def _bottleneck(self, config: SplitConfig) -> Bottleneck:
+        return new_bottleneck(self._split.tap(config.partition).point, config, self._split.image_size)
+
+    def _sample(self, config: SplitConfig, budget: Budget, seed: int) -> TrainSample:
+        own = TrainSample(budget.images, seed)
+        return own if config.head == "own" else self._heads.sample(budget, seed)
+
+    def _maps(self, candidate: Candidate, config: SplitConfig, budget: Budget, seed: int) -> Tensors:
+        """What the candidate's head makes of the images that levels are chosen on, (N, ...) for each tensor."""
+        sample, cache = TrainSample(budget.images, seed), self._feature_cache
+        if candidate.head is None:
+            return tuple(tensor[:LEVEL_IMAGES] for tensor in cache.features(config.partition, sample))
+        images = cache.images(sample)
+        return cache.through(candidate.head, replace(images, pixels=images.pixels[:LEVEL_IMAGES]))
+
+    @staticmethod
     def _finetuned(
-        self,
         config: SplitConfig,
         settings: FinetuneSettings,
-        sample: TrainSample,
+        data: FinetuneData,
         bottleneck: Bottleneck,
         tail: nn.Module,
+        head: nn.Module | None,
+        seed: int,
     ) -> Candidate:
         device = compute_device()
-        head = own_head(self._split, config, settings)
         history = finetune(
             tail.to(device),
             bottleneck.to(device),
-            self._feature_cache.finetune_data(config.partition, sample, settings.scope),
+            data,
             settings,
             head=head and head.to(device),
-            grid=LevelGrid(config.bits),
-            tcl=config.tcl,
-            seed=sample.seed,
+            config=config,
+            seed=seed,
         )
         return Candidate(
             bottleneck=bottleneck.cpu(), tail=tail.cpu(), levels=(), history=history, head=head and head.cpu()
@@ -144,6 +171,8 @@ class StoredTrainer:
     def key(self, config: SplitConfig, budget: Budget, seed: int) -> StoreKey:
         """What the candidate depends on. Configurations that differ only in their lossless coder share one."""
         recipe = {**asdict(self._settings.within(budget)), "version": RECIPE}
+        if config.head == "own":
+            del recipe["head_steps"]
         own = {"config": config.training_fields, "recipe": recipe, "seed": seed}
         return StoreKey("candidate", {**self._depends_on, **own})
 
@@ -151,7 +180,7 @@ class StoredTrainer:
         key, plain = self.key(config, budget, seed), replace(config, lzma=False, coder=None)
         # Refused before anything is trained.
         _check_coder(config)
-        new_bottleneck(self._split, config)
+        self._bottleneck(config)
 
         def make(folder: Path) -> None:
             made = self._inner.train(plain, budget, seed)
@@ -164,9 +193,12 @@ class StoredTrainer:
 
     def _load(self, folder: Path, config: SplitConfig) -> Candidate:
         tail = copy.deepcopy(self._split.tail(config.partition))
-        head = own_head(self._split, config, self._settings)
-        found = load_candidate(folder, new_bottleneck(self._split, config), tail, head)
+        head = head_of_its_own(self._split, config, self._settings)
+        found = load_candidate(folder, self._bottleneck(config), tail, head)
         return replace(found, carries_image_size=self._carries_image_size)
+
+    def _bottleneck(self, config: SplitConfig) -> Bottleneck:
+        return new_bottleneck(self._split.tap(config.partition).point, config, self._split.image_size)
 
     def _tables(self, key: StoreKey, config: SplitConfig, candidate: Candidate, budget: Budget, seed: int) -> Any:
         def make(folder: Path) -> None:
@@ -176,15 +208,16 @@ class StoredTrainer:
         return tables_from_file(self._store.get(tables_key, make, config.label) / _TABLES)
 
 
-def new_bottleneck(split: SplitModel, config: SplitConfig) -> Bottleneck:
-    """An untrained bottleneck for a configuration. Raises InfeasibleSplit where it does not fit its point."""
-    point = split.tap(config.partition).point
-    return Bottleneck(point.shapes, split.channel_axes(config.partition), config.ae_ratio, config.bits, config.stride)
-
-
 def own_head(split: SplitModel, config: SplitConfig, settings: FinetuneSettings) -> nn.Module | None:
-    """A copy of the head where it learns too; None where the uncut model's serves."""
+    """A copy of the network's own head where it learns too; None where the uncut model's serves."""
     return copy.deepcopy(split.head(config.partition)) if settings.scope == "all" else None
+
+
+def head_of_its_own(split: SplitModel, config: SplitConfig, settings: FinetuneSettings) -> nn.Module | None:
+    """A module to load a candidate's head into; None where the uncut model's serves."""
+    if config.head == "own":
+        return own_head(split, config, settings)
+    return distilled_head(config.head, split.tap(config.partition).point, split.image_size)
 
 
 @contextlib.contextmanager

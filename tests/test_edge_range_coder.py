@@ -100,4 +100,6 @@ def test_other_bytes_are_other_decisions_or_refused(seed):
 def test_a_stream_that_fits_nothing():
     with pytest.raises(PayloadError, match="fits no symbols"):  # above all intervals, since widths are rounded down
         received(b"\xff" * 40, np.full(400, 2047, np.int64))
+    with pytest.raises(PayloadError, match="fits no symbols"):  # at once, before numbers get as long as the stream
+        range_coder.Decoder(b"\xff" * 40).decode(np.full(1_000_000, 2047, np.int64))
     assert received(b"", np.full(8, 4096, np.int64)).all()

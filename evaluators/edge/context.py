@@ -75,14 +75,21 @@ def costs(symbols: np.ndarray, table: np.ndarray, bits: int) -> np.ndarray:
 def _costs(found: Model, flat: np.ndarray) -> np.ndarray:
     """(K, H*W, levels)."""
     contexts, given = found.contexts(flat, found.whole), found.from_channels(flat, found.whole.channels)
-    total = np.zeros((*flat.shape, 1))
+    total = np.zeros((*flat.shape, 1), np.float32)
     for plane in range(found.bits):
-        both = np.empty((*flat.shape, 2**plane, 2))
+        both = np.empty((*flat.shape, 2**plane, 2), np.float32)
         for prefix in range(2**plane):
             ones = found.ones(contexts, plane, np.full(flat.shape, prefix), given)
-            both[:, :, prefix] = range_coder.PRECISION - np.log2(np.stack([range_coder.ONE - ones, ones], axis=-1))
+            both[:, :, prefix, 0] = _spent().take(range_coder.ONE - ones)
+            both[:, :, prefix, 1] = _spent().take(ones)
         total = (total[..., None] + both).reshape(*flat.shape, -1)
     return total
+
+
+@functools.lru_cache(maxsize=1)
+def _spent() -> np.ndarray:
+    """Bits that a decision costs whose probability is so many 4,096ths."""
+    return (range_coder.PRECISION - np.log2(np.maximum(1, np.arange(range_coder.ONE + 1)))).astype(np.float32)
 
 
 def _decisions(symbols: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

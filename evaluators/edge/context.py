@@ -137,8 +137,8 @@ def _decoded(coder: range_coder.Decoder, shape: tuple[int, ...], table: np.ndarr
 
 def _batch(coder: range_coder.Decoder, found: Model, contexts: np.ndarray, given: np.ndarray | None) -> np.ndarray:
     """The symbols of one batch, (K, n)."""
-    symbols = np.zeros(contexts.shape, np.uint8)
+    symbols: np.ndarray = np.zeros(0, np.uint8)
     for plane in range(found.bits):
-        decided = coder.decode(found.ones(contexts, plane, symbols, given).ravel())
-        symbols = 2 * symbols + decided.reshape(symbols.shape)
+        decided = coder.decode(found.ones(contexts, plane, symbols, given).ravel()).reshape(contexts.shape)
+        symbols = 2 * symbols + decided if plane else decided
     return symbols

@@ -2,6 +2,7 @@
 
     python benchmarks/compression.py    # trains the candidates that this reads
     python benchmarks/coders.py         # then this, on a quiet machine
+    python benchmarks/coders.py --coder context    # one coder anew; the others' rows and the last table stay
 
 ResNet-50 on 50 classes of TinyImageNet, candidates trained with TCL and straight-through, search-validation images
 (the first 300 for bytes, one for times). Per cut and bit-width: mean bytes of the body, without the header, and median
@@ -10,10 +11,12 @@ probabilities counted on these very images: what a coder without context cannot 
 packing and unpacking beside the head. Results go to benchmarks/results/coders.json.
 """
 
+import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +38,25 @@ LAYOUTS = ("bit planes", "planes, channels last", "whole symbols", "whole, chann
 
 
 def main() -> None:
-    """Measure all, write, print."""
+    """Measure all, or some coders anew; write, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--coder", choices=CODERS, action="append", help="measure this one anew; all by default")
+    coders = parser.parse_args().coder or CODERS
     bench = Bench()
-    rows = [row for cut, ratio in CUTS for bits in (1, 2, 3) for row in rows_of(bench, cut, ratio, bits)]
-    result = {"machine": machine(), "images": PICTURES, "rows": rows, "beside_the_head": beside_the_head(bench)}
+    rows = [row for cut, ratio in CUTS for bits in (1, 2, 3) for row in rows_of(bench, cut, ratio, bits, coders)]
+    result = {"machine": machine(), "images": PICTURES, "rows": rows}
+    if coders is CODERS:
+        result["beside_the_head"] = beside_the_head(bench)
+    else:
+        kept = json.loads(RESULTS.read_text())
+        result["rows"] = [row for row in kept["rows"] if row["coder"] not in coders] + rows
+        result["beside_the_head"] = kept["beside_the_head"]
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(tables(result))
 
 
-def rows_of(bench: Bench, cut: str, ratio: float, bits: int) -> list[dict]:
-    """One row for each coder."""
+def rows_of(bench: Bench, cut: str, ratio: float, bits: int, coders: Sequence[str]) -> list[dict]:
+    """One row for each of the coders."""
     run = Run(partition=cut, ae_ratio=ratio, bits=bits, method="tcl+qat", tcl=STRENGTHS["tcl+qat"])
     settings = run.settings()
     config = SplitConfig(partition=cut, ae_ratio=ratio, bits=bits, tcl=run.tcl)
@@ -54,7 +66,7 @@ def rows_of(bench: Bench, cut: str, ratio: float, bits: int) -> list[dict]:
         return []
     features = [tensor[:PICTURES] for tensor in feature_cache.features(cut, "validation")]
     rows = []
-    for coder in CODERS:
+    for coder in coders:
         with_coder = SplitConfig(**config.to_dict() | coded(coder))
         candidate = trainer.train(with_coder, settings.budget, run.seed)
         form = candidate.wire_format(with_coder)
@@ -63,7 +75,7 @@ def rows_of(bench: Bench, cut: str, ratio: float, bits: int) -> list[dict]:
         packed = [wire.pack_tensors([picture], form) for picture in activations]
         bodies = [wire.compress(each, form) for each in packed]
         assert all(wire.decompress(body, form) == each for body, each in zip(bodies, packed, strict=True))
-        row = {"cut": cut, "ae_ratio": ratio, "bits": bits, "coder": coder}
+        row = {"cut": cut, "ae_ratio": ratio, "bits": bits, "coder": coder, "date": f"{date.today()}"}
         row |= {"bytes": float(np.mean([len(body) for body in bodies]))}
         if coder != "packed":
             row |= {"compress_us": median_us(wire.compress, packed[0], form)}
@@ -163,10 +175,11 @@ def tables(result: dict) -> str:
             if not found:
                 continue
             start = f"| {cut} | {ratio:g} | {bits} | "
-            sizes = " | ".join(f"{found[coder]['bytes']:,.0f}" for coder in CODERS)
+            sizes = " | ".join(f"{found[coder]['bytes']:,.0f}" if coder in found else "" for coder in CODERS)
             lines.append(start + f"{found['packed']['order_0_bytes']:,.0f} | {sizes} |")
             both = (
-                f"{found[coder]['compress_us']:,.0f} / {found[coder]['decompress_us']:,.0f}" for coder in CODERS[1:]
+                f"{found[coder]['compress_us']:,.0f} / {found[coder]['decompress_us']:,.0f}" if coder in found else ""
+                for coder in CODERS[1:]
             )
             times.append(start + " | ".join(both) + " |")
             layout = found["packed"]["lzma_bytes_by_layout"]

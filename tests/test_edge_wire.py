@@ -95,12 +95,20 @@ def test_header_is_ten_bytes_and_format_survives_json():
         assert np.array_equal(wire.decode(payload, again)[0], wire.decode(payload, form)[0])
 
 
+def test_an_older_manifest_is_refused():
+    old = make_format(2, "context").to_dict() | {"version": 2}
+    with pytest.raises(ValueError, match="wire format version 2 given, 3 known here"):
+        wire.WireFormat.from_dict(old)
+
+
 def test_formats_that_cannot_be():
     levels = make_format().tensors
     with pytest.raises(ValueError, match="known: packed, lzma"):
         wire.WireFormat(bits=2, tensors=levels, coder="zip")
     with pytest.raises(ValueError, match="tables"):
         wire.WireFormat(bits=2, tensors=levels, coder="context")
+    with pytest.raises(ValueError, match="does not fit 3 channels of 1 bits"):
+        wire.WireFormat(bits=1, tensors=levels, coder="context", tables=make_format(2, "context").tables)
     with pytest.raises(ValueError, match="1 to 4 bits; 5 given"):
         context.learn(np.zeros((1, 2, 3, 3), np.uint8), 5)
 
@@ -163,9 +171,15 @@ def test_short_and_broken_streams(coder):
 def test_broken_context_streams():
     form = make_format(2, "context")
     body = wire.unframe(wire.encode([values()], form), form)
-    for wrong, reason in ((body[:-1], "words"), (body + b"\x01\x02\x03\x04" * 3, "more than")):
-        with pytest.raises(wire.PayloadError, match=reason):
+    for wrong in (body + bytes(1), body + b"\x01\x02\x03\x04" * 9):
+        with pytest.raises(wire.PayloadError, match="more than"):
             wire.decode(reframed(form, wrong), form)
+    for end in range(len(body)):  # fewer bytes are refused, or are another picture's
+        try:
+            found = wire.decompress(body[:end], form)
+        except wire.PayloadError:
+            continue
+        assert wire.compress(found, form) == body[:end]
 
 
 FORMATS = {pair: make_format(*pair) for pair in PAIRS}

@@ -197,7 +197,7 @@ def test_coders_bring_their_package(tmp_path):
     assert runner._requirements(tmp_path) == ["numpy", "onnxruntime", "pillow", "zstandard"]
     (tmp_path / "device.json").write_text(json.dumps({"wire": None}))
     (tmp_path / "server.json").write_text(json.dumps({"wire": {"coder": "context"}}))
-    assert runner._requirements(tmp_path) == ["constriction", "numpy", "onnxruntime", "pillow"]
+    assert runner._requirements(tmp_path) == ["numpy", "onnxruntime", "pillow"]
     assert SshRunner(SshTarget(host="x", python="/opt/python"))._requirements(tmp_path) is None
 
 

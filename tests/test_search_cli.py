@@ -82,7 +82,7 @@ def test_a_study_of_coders(write_study, study_dict, fake, capsys):
     assert {point["config"]["coder"] for point in front} == {"context"}  # the fake one's smallest payload
     assert ",lzma,coder,head_ms" in out(capsys, "front", path, "--csv").out
     out(capsys, "export", path, "-o", "bundle")
-    assert "`onnxruntime` and `constriction`" in Path("bundle/README.md").read_text()
+    assert "`pillow` and `onnxruntime`" in Path("bundle/README.md").read_text()
 
 
 def test_front_csv_and_table(done, capsys):

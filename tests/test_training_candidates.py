@@ -7,12 +7,13 @@ from torch import nn
 from torch.nn import functional
 
 from evaluators.compression.calibrate import calibrate
-from evaluators.edge import wire
+from evaluators.edge import context, wire
 from evaluators.models.cut import SplitModel
 from evaluators.settings import DataSettings, FinetuneSettings
 from evaluators.store import Store
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
+from evaluators.training.candidate import tables_from_file, tables_to_file
 from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.trainers import FinetuneTrainer, StoredTrainer
 from spaces.config import SplitConfig
@@ -82,3 +83,13 @@ def test_without_tcl_levels_are_fitted_and_straight_through_keeps_those_of_train
     assert same(candidate.levels[0], calibrate(activations, 1))
     candidate, activations = trained(tmp_path / "straight", split, feature_cache, 3.0, "straight-through")
     assert same(candidate.levels[0], evenly_spaced(activations))
+
+
+def test_context_tables_survive_a_file(tmp_path):
+    symbols = np.random.default_rng(0).integers(0, 4, (20, 6, 4, 4)).astype(np.uint8)
+    tables = (context.learn(symbols, 2), context.learn(symbols[:, :3], 2))
+    tables_to_file(tables, tmp_path / "tables")
+    again = tables_from_file(tmp_path / "tables")
+    assert [table.dtype for table in again] == [np.int16, np.int16]
+    assert all(np.array_equal(one, other) for one, other in zip(tables, again, strict=True))
+    assert context.encode([symbols[0]], list(again[:1])) == context.encode([symbols[0]], list(tables[:1]))

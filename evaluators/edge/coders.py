@@ -4,7 +4,7 @@
     lzma      Python's own, as a raw LZMA2 stream with fixed filters
     zstd      Zstandard; needs the package zstandard on both ends
     brotli    Brotli; needs the package brotli
-    context   range coding with a context model (context.py), 1 to 4 bits; needs the package constriction
+    context   our own range coder with a context model (context.py), 1 to 4 bits
 
 Headers that these formats would spend on what both ends know are left out. No decoder produces more than was asked for.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional
 
 from .errors import PayloadError
-from .libraries import brotli, constriction, zstandard
+from .libraries import brotli, zstandard
 
 # The .xz container costs 60 bytes, more than some of our payloads. lc=0 because packed symbols have no "previous
 # character". The dictionary is small because the encoder's tables are cleared for every payload.
@@ -93,5 +93,5 @@ CODERS = {
     "lzma": Coder(1, compress=_lzma_compress, decompress=_lzma_decompress),
     "zstd": Coder(2, "zstandard", zstandard is not None, _zstd_compress, _zstd_decompress),
     "brotli": Coder(3, "brotli", brotli is not None, _brotli_compress, _brotli_decompress),
-    "context": Coder(4, "constriction", constriction is not None),
+    "context": Coder(4),
 }

@@ -14,5 +14,4 @@ def _load(name: str) -> Any:
 
 
 brotli = _load("brotli")
-constriction = _load("constriction")
 zstandard = _load("zstandard")

@@ -29,7 +29,7 @@ from . import context
 from .coders import CODERS
 from .errors import PayloadError
 
-WIRE_VERSION = 2  # 1 knew no coder but LZMA
+WIRE_VERSION = 3  # 1 knew no coder but LZMA; 2 had a library's range coder
 _HEADER = struct.Struct("<BB4sI")
 HEADER_BYTES = _HEADER.size
 _SIZE = struct.Struct("<HH")
@@ -91,6 +91,8 @@ class WireFormat:
             raise ValueError(f"coder: {self.coder!r} needs the package {package}: pip install {package}")
         if (self.coder == "context") != (len(self.tables) == len(self.tensors) > 0):
             raise ValueError("tables: one for each tensor is needed for a context model, and none without")
+        for table, tensor in zip(self.tables, self.tensors):
+            context.check(table, tensor.shape, self.bits)
 
     @property
     def elements(self) -> int:
@@ -109,7 +111,7 @@ class WireFormat:
         for tensor in self.tensors:
             digest.update(tensor.low.astype("<f4").tobytes() + tensor.high.astype("<f4").tobytes())
         for table in self.tables:
-            digest.update(table.astype("<u2").tobytes())
+            digest.update(table.astype("<i2").tobytes())
         if self.carries_image_size:
             digest.update(b"carries_image_size")
         return digest.digest()[:4]
@@ -118,7 +120,7 @@ class WireFormat:
         """As JSON-ready values; float32 numbers survive the round trip exactly."""
         tensors = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in self.tensors]
         tables = [
-            {"shape": list(table.shape), "uint16": base64.b64encode(table.astype("<u2").tobytes()).decode()}
+            {"shape": list(table.shape), "int16": base64.b64encode(table.astype("<i2").tobytes()).decode()}
             for table in self.tables
         ]
         return {
@@ -140,7 +142,7 @@ class WireFormat:
             for t in data["tensors"]
         )
         tables = tuple(
-            np.frombuffer(base64.b64decode(t["uint16"]), "<u2").reshape(t["shape"]).astype(np.uint16)
+            np.frombuffer(base64.b64decode(t["int16"]), "<i2").reshape(t["shape"]).astype(np.int16)
             for t in data["tables"]
         )
         carries_image_size = data.get("carries_image_size", False)

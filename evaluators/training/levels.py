@@ -46,7 +46,7 @@ def choose_levels(
 
 
 def count_tables(candidate: Candidate, config: SplitConfig, features: Tensors) -> tuple[np.ndarray, ...]:
-    """Context tables, counted on the training images that the levels were chosen on.
+    """Context tables, learned from the training images that the levels were chosen on.
 
     Raises:
         InfeasibleSplit: context models are not made for so many bits.

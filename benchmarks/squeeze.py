@@ -154,7 +154,7 @@ class Bench:
             "uncut_finetuned": float(reference.mean()),
             "drop_pp": drop,
             "drop_interval_pp": interval,
-            "kl": divergence(self._base_scores(), scores["packed"].answers),
+            "kl": self.task.divergence(self._base_scores(), scores["packed"].answers),
             **{f"{coder}_bytes": score.payload_bytes for coder, score in scores.items()},
             "head_macs": macs(head, self.dataset.picture.size),
             "training": candidate.history,
@@ -190,12 +190,6 @@ class Bench:
 def coder_of(coder: str) -> str | None:
     """As a configuration spells it."""
     return coder if coder not in ("packed", "lzma") else None
-
-
-def divergence(reference: torch.Tensor, scores: torch.Tensor) -> float:
-    """Mean Kullback-Leibler divergence of class probabilities from the reference's, in nats."""
-    one, other = reference.log_softmax(1), scores.log_softmax(1)
-    return float((one.exp() * (one - other)).sum(1).mean())
 
 
 def macs(head: nn.Module, size: int) -> int:

@@ -447,6 +447,9 @@ class SplitEvaluator(Evaluator):
         metrics = self._task.judge(found, self._feature_cache.images(split))
         drop, interval = self._drop_pp(found, metrics, split)
         watch = self._stage_timer
+        details = dict(details or {})
+        if (divergence := self._task.divergence(self._feature_cache.answers(split), found)) is not None:
+            details["divergence"] = divergence
         return Evaluation(
             name=name,
             config=config,
@@ -456,7 +459,7 @@ class SplitEvaluator(Evaluator):
             stage_keys=stages.stage_keys,
             accuracy_drop_pp=drop,
             drop_interval_pp=interval,
-            details=details or {},
+            details=details,
             **latency_fields(stages.timings, payload_bytes, watch.device, watch.server, self._link),
         )
 

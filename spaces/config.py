@@ -30,7 +30,7 @@ class SplitConfig:
             LZMA is the only question.
         stride: of the encoder along each spatial axis; in :meth:`to_dict` only where it is not 1.
         head: one of ``HEADS``; in :meth:`to_dict` only where it is not the network's own.
-        rate: strength of the penalty on the payload's estimated bits, in nats a bit; 0 is off, and then not in
+        rate: strength of the penalty on estimated bits, what a bit a value adds to the loss; 0 is off, and then not in
             :meth:`to_dict`.
 
     Raises:

@@ -12,7 +12,7 @@ from evaluators.edge import wire
 from evaluators.identity import architecture
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store
-from evaluators.tasks.classification import ClassCriterion
+from evaluators.tasks.classification import ClassCriterion, Classification
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.training import uncut
@@ -108,6 +108,14 @@ def test_scope_all_trains_the_head_on_pictures():
     before = net.weight.clone()
     finetune(tail, bottleneck, learn, replace(settings, scope="tail"), config=two_bits)
     assert torch.equal(net.weight, before)
+
+
+def test_divergence_is_that_of_class_probabilities():
+    task = Classification()
+    one = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    assert task.divergence(one, one + 3.0) == pytest.approx(0.0, abs=1e-6)
+    other = torch.tensor([[np.log(3.0), 0.0], [2.0, 0.0]])
+    assert task.divergence(one, other) == pytest.approx(0.5 * (0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)))
 
 
 def test_an_epoch_shows_every_image_once_in_one_of_its_versions():

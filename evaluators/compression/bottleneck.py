@@ -82,15 +82,18 @@ class Bottleneck(nn.Module):
         activations = self.encoder(*features)
         return activations, self.decoder(*activations)
 
-    def activations(self, *features: torch.Tensor) -> tuple[Tensors, Tensors]:
-        """Activations z, (B, K, ...) each, and the same once more for the clustering loss: of those, gradients reach
-        the staircases' sharpness alone.
+    def bend(self, *features: torch.Tensor) -> Tensors:
+        """Activations before their staircases, (B, K, ...) each, within [-1, 1]."""
+        return tuple(encoder.bend(tensor) for encoder, tensor in zip(self.encoders, features, strict=True))
+
+    def settle(self, bent: Tensors) -> tuple[Tensors, Tensors]:
+        """Activations z, (B, K, ...) each, from what :meth:`bend` returns, and the same once more for the clustering
+        loss: of those, gradients reach the staircases' sharpness alone.
 
         Through the weights that loss finds a cheaper way than clusters: channels that never change. (ResNet-50's stem,
         16 channels of one bit, strength 30: some stayed on one level everywhere, and reconstruction ended at 17 %
         top-1 instead of 38 %.)
         """
-        bent = [encoder.bend(tensor) for encoder, tensor in zip(self.encoders, features, strict=True)]
         stairs = [encoder.staircase for encoder in self.encoders]
         return (
             tuple(stair(tensor) for stair, tensor in zip(stairs, bent)),

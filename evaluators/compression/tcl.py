@@ -51,21 +51,27 @@ class LevelGrid:
 
     def offsets(self, activations: torch.Tensor) -> torch.Tensor:
         """Distance to the nearest level in steps, signed; gradients flow through the activations alone."""
-        in_steps = self._in_steps(activations)
+        in_steps = self.position(activations)
         return in_steps - self._nearest(in_steps)
 
     def snap(self, activations: torch.Tensor) -> torch.Tensor:
         """The nearest level of each activation, in float32; its gradient is that of the activation itself."""
-        nearest = self._nearest(self._in_steps(activations)) * self.step - 1.0
+        nearest = self._nearest(self.position(activations)) * self.step - 1.0
         values = activations.float()
         return values + (nearest - values).detach()
+
+    def symbols(self, activations: torch.Tensor) -> np.ndarray:
+        """The number of the nearest level of each activation, uint8."""
+        found: np.ndarray = self._nearest(self.position(activations)).to(torch.uint8).cpu().numpy()
+        return found
 
     def levels(self, shape: tuple[int, ...]) -> TensorLevels:
         """These levels for a tensor of ``shape`` (channels first, without the batch dimension), as they are sent."""
         ones = np.ones(shape[0], np.float32)
         return TensorLevels(shape, -ones, ones)
 
-    def _in_steps(self, activations: torch.Tensor) -> torch.Tensor:
+    def position(self, activations: torch.Tensor) -> torch.Tensor:
+        """Where activations lie in steps from the lowest level, 0 to ``2**bits - 1``, in float32."""
         return (activations.float() + 1.0) * ((2**self.bits - 1) / 2.0)
 
     def _nearest(self, in_steps: torch.Tensor) -> torch.Tensor:

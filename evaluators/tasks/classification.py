@@ -50,6 +50,11 @@ class Classification(Task):
     def agreement(self, answers: torch.Tensor, others: torch.Tensor) -> float:
         return float((answers.argmax(1) == others.argmax(1)).float().mean())
 
+    def divergence(self, answers: torch.Tensor, others: torch.Tensor) -> float:
+        """Kullback-Leibler divergence of the class probabilities, mean over pictures."""
+        one, other = answers.float().log_softmax(1), others.float().log_softmax(1)
+        return float((one.exp() * (one - other)).sum(1).mean())
+
     def teaching(self, output: Any) -> Tensors:
         """Class scores."""
         return (first_tensor(output),)

@@ -75,6 +75,13 @@ class Task(ABC):
     def agreement(self, answers: torch.Tensor, others: torch.Tensor) -> float:
         """Share of images to which both give the same answer."""
 
+    def divergence(self, answers: torch.Tensor, others: torch.Tensor) -> float | None:
+        """How far ``others`` are from ``answers``, in nats a picture; None where answers are no probabilities.
+
+        Less noisy than a drop in accuracy, which hears of a picture only when its answer changes.
+        """
+        return None
+
     @abstractmethod
     def teaching(self, output: Any) -> Tensors:
         """What a teacher's output has for a criterion, one row a picture in each tensor."""

@@ -9,6 +9,7 @@ import torch
 from evaluators.compression.bottleneck import Bottleneck, Tensors
 from evaluators.compression.tcl import LevelGrid, clustering_loss, ramp, settled_share
 from evaluators.settings import FinetuneSettings
+from evaluators.training.rate import RatePenalty
 from spaces.config import SplitConfig
 
 
@@ -28,17 +29,21 @@ class Pull:
 
 
 class Regularizer:
-    """TCL, and what the decoder gets to see while training: activations, or their levels.
+    """TCL, the rate penalty, and what the decoder gets to see while training: activations, or their levels.
 
     Args:
-        config: bit-width and strengths.
+        config: bit-width and strengths, of TCL and of the rate penalty.
         settings: ``quantization`` and ``ramp``.
         total_steps: of reconstruction and fine-tuning together.
+
+    Raises:
+        InfeasibleSplit: a rate penalty for more bits than context models are made for.
     """
 
     def __init__(self, config: SplitConfig, settings: FinetuneSettings, total_steps: int) -> None:
         self.config, self.grid = config, LevelGrid(config.bits)
         self._settings, self._total_steps = settings, total_steps
+        self._rate = RatePenalty(self.grid) if config.rate > 0 else None
 
     def squeeze(self, bottleneck: Bottleneck, maps: Tensors, step: int) -> tuple[Tensors, Pull]:
         """Features as the decoder rebuilds them from a batch of a head's maps, and the pull on its activations.
@@ -48,21 +53,24 @@ class Regularizer:
             maps: what the head returns, (B, ...) for each tensor.
             step: of reconstruction and fine-tuning together, from 0.
         """
-        activations, settling = bottleneck.activations(*maps)
+        bent = bottleneck.bend(*maps)
+        activations, settling = bottleneck.settle(bent)
         rounded = self._settings.quantization == "straight-through"
         rebuilt: Tensors = bottleneck.decoder(*(self.grid.snap(z) if rounded else z for z in activations))
-        return rebuilt, self._pull(settling, step)
+        return rebuilt, self._pull(bent, settling, step)
 
     def row(self, clustering: float, settled: float) -> dict[str, float]:
         """What a row of a candidate's history says of the activations."""
         error = clustering * self.grid.step**2
         return {"clustering_loss": clustering, "settled": settled, "quantization_error": error}
 
-    def _pull(self, settling: Tensors, step: int) -> Pull:
+    def _pull(self, bent: Tensors, settling: Tensors, step: int) -> Pull:
         joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
         clustering = clustering_loss(joined, self.grid)
         loss = torch.zeros((), device=joined.device)
         if self.config.tcl > 0:
             progress = step / max(self._total_steps - 1, 1)
             loss = self.config.tcl * ramp(progress, self._settings.ramp) * clustering
+        if self._rate is not None:
+            loss = loss + self.config.rate * self._rate(bent)
         return Pull(loss=loss, clustering=clustering, settled=settled_share(joined, self.grid))

@@ -68,7 +68,7 @@ class FinetuneSettings:
     images: int = 4000
     epochs: int = 1
     reconstruction_steps: int = 400
-    head_steps: int = 3000
+    head_steps: int = 1500
     batch_size: int = 64
     learning_rate: float = 3e-4
     tail_learning_rate: float = 3e-5

@@ -148,9 +148,9 @@ class StudySpec:
         return self._that_fit(choices)
 
     def _that_fit(self, choices: list[Choice]) -> list[Choice]:
-        """Without the points whose head alone is too large for the device."""
+        """Without the points whose head alone is too large for the device, unless a distilled head may stand in."""
         limit, kept = self.constraints.max_device_model_mb, [choice for choice in choices if choice.kept]
-        if limit is None:
+        if limit is None or set(SearchSpace.from_dict(self.raw["space"], _PLACEHOLDER).heads) != {"own"}:
             return choices
         smallest = min(kept, key=lambda choice: choice.point.head_params, default=None)
         if smallest is not None and model_mb(smallest.point.head_params) > limit:

@@ -143,6 +143,10 @@ def test_a_limit_on_the_devices_weights_leaves_points_out_and_counts(write_study
     assert found.details["device_model_mb"] == pytest.approx(4e-6 * (400_000 + 128 * 128))
     assert spec.constraints.excess(found)["max_device_model_mb"] == pytest.approx(-0.334464)
     assert spec.constraints.broken(found) == ["max_accuracy_drop_pp: 10 > 9"]
+    study_dict["space"]["head"] = ["own", "distilled"]
+    stands_in = {each.point.name: each for each in load_spec(write_study(study_dict)).choices(points)}
+    assert stands_in["deep"].kept
+    study_dict["space"]["head"] = "own"
     study_dict["constraints"]["max_device_model_mb"] = 0.3
     with pytest.raises(SpecError, match=r"max_device_model_mb: 0\.3 given; no head .* that of stem has 0\.4 MB"):
         load_spec(write_study(study_dict)).choices(points)

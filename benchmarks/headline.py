@@ -88,11 +88,11 @@ class ReplayResult:
         payload = wire.encode(activations, squeeze.form)
         return Way(config.label, self.watch.split(config, squeeze, payload), len(payload), accuracy)
 
-    def picture(self, quality: int | None, payload_bytes: float, accuracy: float = 0.0) -> Way:
-        """The picture itself, raw or as JPEG."""
+    def picture(self, quality: int | None, payload_bytes: float, accuracy: float = 0.0, codec: str = "jpeg") -> Way:
+        """The picture itself, raw or as a codec's file."""
         if quality is None:
             return Way("raw picture", self.watch.server_only(), payload_bytes, accuracy)
-        coding = PictureCoding(CODECS["jpeg"], quality)
+        coding = PictureCoding(CODECS[codec], quality)
         return Way(coding.label, self.watch.server_only_coded([coding])[0], payload_bytes, accuracy)
 
     def on_device(self) -> Way:
@@ -178,13 +178,13 @@ def _cells(way: Way) -> str:
     return f"{way.name} | {way.accuracy:.1%} | {way.payload_bytes:,.0f} | {way.compute_ms:.2f}"
 
 
-def crossover(cut: Way, jpeg: Way) -> float | None:
+def crossover(cut: Way, jpeg: Way, most_loss: float = MOST_LOSS) -> float | None:
     """The link rate in MB/s below which the cut is faster.
 
     Infinite where it always is, None where it sends no less or is less accurate.
     """
     saved_bytes = jpeg.payload_bytes - cut.payload_bytes
-    if saved_bytes <= 0 or cut.accuracy < jpeg.accuracy - MOST_LOSS:
+    if saved_bytes <= 0 or cut.accuracy < jpeg.accuracy - most_loss:
         return None
     extra_ms = cut.compute_ms - jpeg.compute_ms
     return saved_bytes / (1000.0 * extra_ms) if extra_ms > 0 else float("inf")

@@ -14,7 +14,9 @@ Results are appended to benchmarks/results/squeeze.jsonl as they come, tables go
 """
 
 import argparse
+import datetime
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +29,12 @@ from torch import nn
 
 from evaluators.edge.picture_codecs import CODECS, QUALITIES, PictureCoding
 from evaluators.identity import arithmetic, state_digest
+from evaluators.latency.machine_for import machine_for
+from evaluators.latency.profiles import load_machine
+from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
+from evaluators.models.work import module_work
 from evaluators.settings import FinetuneSettings
 from evaluators.store import Store, StoreKey
 from evaluators.tasks.classification import Classification
@@ -56,6 +62,11 @@ FULL = FinetuneSettings(
     quantization="straight-through",
 )
 BUDGETS = {"quick": QUICK, "full": FULL}
+_PAGE = """# Own and distilled heads against picture codecs
+
+`python benchmarks/squeeze.py` on {date}; its first lines say what is what. Accuracies are of the 1,250
+search-validation images; the test split took no part. Payloads in the last table are packed values, header included.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +91,33 @@ class Run:
         names = ("partition", "head", "ae_ratio", "bits", "stride", "tcl", "rate")
         return SplitConfig(**{name: getattr(self, name) for name in names}, coder="context")
 
+    @property
+    def plain(self) -> SplitConfig:
+        """The same with packed payloads."""
+        return replace(self.config, coder=None)
+
 
 def _distilled(ae_ratio: float, seed: int, **more: Any) -> Run:
     return Run(partition="layer2.3", head="distilled", ae_ratio=ae_ratio, seed=seed, **more)
 
 
+# In the order of what they decide, so that a stop costs the least.
 PLANS: dict[str, list[Run]] = {
+    "quick": [
+        _distilled(0.125, 0, budget="quick"),
+        Run(codec="webp", budget="quick"),
+        Run(partition="layer2.3", ae_ratio=0.125, budget="quick"),
+        _distilled(0.0625, 0, budget="quick"),
+        Run(codec="jpeg", budget="quick"),
+        _distilled(0.125, 0, budget="quick", rate=0.3),
+        Run(partition="stem", ae_ratio=0.25, budget="quick"),
+        Run(partition="stem", ae_ratio=1.0, stride=2, budget="quick"),
+        *(
+            replace(run, budget="quick", seed=seed)
+            for seed in (1, 2)
+            for run in (_distilled(0.125, 0), _distilled(0.0625, 0), replace(_distilled(0.125, 0), head="own"))
+        ),
+    ],
     "decides": [_distilled(ratio, seed) for seed in (0, 1, 2) for ratio in (0.125, 0.0625)],
     "own": [
         replace(_distilled(0.125, 0), head="own"),
@@ -95,8 +127,8 @@ PLANS: dict[str, list[Run]] = {
     "codecs": [Run(codec=codec) for codec in ("webp", "jpeg")],
     "fewer": [_distilled(ratio, 0) for ratio in (0.03125, 0.25)],
     "cuts": [
-        Run(partition=cut, head=head, ae_ratio=ratio, budget="quick")
-        for cut, ratio in (("stem", 0.25), ("layer2.3", 0.125), ("layer3.5", 0.25))
+        Run(partition="layer3.5", head=head, ae_ratio=ratio, budget="quick")
+        for ratio in (0.0625, 0.25)
         for head in ("own", "distilled")
     ],
     "rate": [_distilled(0.125, 0, rate=rate) for rate in (0.1, 0.5)],
@@ -194,8 +226,6 @@ def coder_of(coder: str) -> str | None:
 
 def macs(head: nn.Module, size: int) -> int:
     """Multiply-accumulate operations for one picture."""
-    from evaluators.models.work import module_work
-
     return module_work(head, [torch.zeros(1, 3, size, size)]).macs
 
 
@@ -207,6 +237,113 @@ def kept() -> list[dict[str, Any]]:
 def is_there(run: Run, rows: list[dict[str, Any]]) -> bool:
     """Whether a run has its rows."""
     return any(all(row[name] == value for name, value in asdict(run).items()) for row in rows)
+
+
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Candidates, one row for all seeds of each."""
+    same: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if not row["codec"]:
+            run = {name: row[name] for name in asdict(Run()) if name != "seed"}
+            same.setdefault(json.dumps(run), []).append(row)
+    numbers = ["accuracy", "uncut_finetuned", "drop_pp", "kl", "head_macs"]
+    numbers += ["packed_bytes", "lzma_bytes", "context_bytes"]
+    return [
+        {**json.loads(key), "seeds": len(each), "intervals": [row["drop_interval_pp"] for row in each]}
+        | {name: statistics.fmean(row[name] for row in each) for name in numbers}
+        for key, each in same.items()
+    ]
+
+
+def candidates_table(rows: list[dict[str, Any]]) -> str:
+    """One line for each candidate."""
+    lines = [
+        "| budget | candidate | head MMACs | top-1 | uncut, fine-tuned | drop (95 % interval) | KL to the renewed uncut"
+        " | packed | LZMA | context | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in means(rows):
+        config = Run(**{name: row[name] for name in asdict(Run()) if name != "seed"}).config
+        low, high = row["intervals"][0]
+        interval = f" ({low:.1f} to {high:.1f})" if row["seeds"] == 1 else ""
+        lines.append(
+            f"| {row['budget']} | {config.label.removesuffix(', context')} | {row['head_macs'] / 1e6:.1f} "
+            f"| {row['accuracy']:.1%} | {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{interval} "
+            f"| {row['kl']:.3f} | {row['packed_bytes']:,.0f} | {row['lzma_bytes']:,.0f} "
+            f"| {row['context_bytes']:,.0f} | {row['seeds']} |"
+        )
+    return "\n".join(lines)
+
+
+def codecs_table(rows: list[dict[str, Any]]) -> str:
+    """One line for each quality of a codec."""
+    lines = ["| budget | codec | bytes | fine-tuned behind it | as given |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        if row["codec"]:
+            label = PictureCoding(CODECS[row["codec"]], row["quality"]).label
+            lines.append(
+                f"| {row['budget']} | {label} | {row['bytes']:,.0f} "
+                f"| {row['accuracy']:.1%} | {row['accuracy_given']:.1%} |"
+            )
+    return "\n".join(lines)
+
+
+def crossings_table(rows: list[dict[str, Any]], budget: str) -> str:
+    """Below which link rate the fastest candidate beats the fastest setting of a codec, both within a drop."""
+    from headline import ReplayResult, Way, crossover
+
+    split = SplitModel(build(load_spec(STUDIES["resnet50"]).model).network, 64)
+    table = StageTable(Store(STORE))
+    server = machine_for(load_machine("local", "server"), table)
+    rows = [row for row in rows if row["budget"] == budget and row["model"] == "resnet50"]
+    found = means(rows)
+    reference = max(row["uncut_finetuned"] for row in found)
+    lines = [
+        "| device | drop at most | candidate | top-1 | bytes | ms without link | codec | top-1 | bytes | ms "
+        "| candidate is faster below |",
+        "| --- | ---: | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    machines = {"Raspberry Pi 4 B, ncnn (modelled)": "raspberry_pi_4b", "this machine (measured)": "local"}
+    for name, machine in machines.items():
+        result = ReplayResult(split, machine_for(load_machine(machine, "device"), table), server)
+        for most in (1.0, 2.0, 3.0, 5.0):
+            cuts = [
+                result.cut(Run(**{key: row[key] for key in asdict(Run()) if key != "seed"}).plain, row["accuracy"])
+                for row in found
+                if row["drop_pp"] <= most
+            ]
+            for codec in dict.fromkeys(row["codec"] for row in rows if row["codec"]):
+                ways = [
+                    result.picture(row["quality"], row["bytes"], row["accuracy"], codec)
+                    for row in rows
+                    if row["codec"] == codec and row["accuracy"] >= reference - most / 100
+                ]
+                if not cuts or not ways:
+                    lines.append(f"| {name} | {most:g} pp | {'none' if not cuts else ''} | | | | {codec} | | | | |")
+                    continue
+                rival = min(ways, key=lambda way: way.payload_bytes)
+                rates: list[tuple[float, Way]] = [(crossover(cut, rival, most_loss=1.0) or 0.0, cut) for cut in cuts]
+                rate, cut = max(rates, key=lambda pair: pair[0])
+                below = "any rate" if rate == float("inf") else f"{rate:.2g} MB/s" if rate else "never"
+                cells = (
+                    f"{way.name} | {way.accuracy:.1%} | {way.payload_bytes:,.0f} | {way.compute_ms:.2f}"
+                    for way in (cut, rival)
+                )
+                lines.append(f"| {name} | {most:g} pp | {' | '.join(cells)} | {below} |")
+    return "\n".join(lines)
+
+
+def write_tables(rows: list[dict[str, Any]]) -> None:
+    """Make the page of results anew."""
+    parts = {
+        "Candidates": candidates_table(rows),
+        "Picture codecs": codecs_table(rows),
+    }
+    for budget in sorted({row["budget"] for row in rows if row["codec"]}):
+        parts[f"The link rate below which a candidate is faster than a codec, {budget}"] = crossings_table(rows, budget)
+    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in parts.items())
+    RESULTS.with_suffix(".md").write_text(f"{_PAGE.format(date=datetime.date.today())}\n{text}\n")
+    print(text)
 
 
 def main() -> None:
@@ -229,6 +366,7 @@ def main() -> None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print({name: value for name, value in row.items() if name != "training"}, flush=True)
+    write_tables(kept())
 
 
 if __name__ == "__main__":

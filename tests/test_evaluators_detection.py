@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ STUDY = {
     "model": {"name": "ultralytics/yolov10n", "num_classes": 2},
     "data": {"name": "yolo", "root": "squares/squares.yaml", "image_size": 96},
     "link": {"rate_mb_per_s": 0.1, "rtt_ms": 2.0},
-    "space": {"partition": "model.9", "ae_ratio": [0.25], "bits": [4], "tcl": [0], "lzma": [False]},
+    "space": {"partition": "model.9", "ae_ratio": [0.25], "bits": [4], "tcl": [0], "lzma": [False], "head": "own"},
     "baseline": {"epochs": 40, "batch_size": 4},
     "finetune": {"images": 12, "epochs": 2, "batch_size": 4, "reconstruction_steps": 100},
     "search": {"trials": 1, "seed": 0, "sampler": "random"},
@@ -62,7 +63,7 @@ def settings(**changes):
         "device": LOCAL,
         "server": LOCAL,
         "link": LinkProfile(rate_mb_per_s=1.0, rtt_ms=2.0),
-        "finetune": FinetuneSettings(images=10, epochs=1, batch_size=5, reconstruction_steps=20),
+        "finetune": FinetuneSettings(images=10, epochs=1, batch_size=5, reconstruction_steps=20, head_steps=20),
         "baseline": BaselineSettings(epochs=2, batch_size=5),
     }
     return SplitSettings(**{**given, **changes})
@@ -150,9 +151,12 @@ def test_real_photographs_of_voc_go_the_whole_way(tmp_path, monkeypatch):
     data = DataSettings(name="voc0712", root=REAL, image_size=128)
     evaluator = SplitEvaluator(settings(data=data), tmp_path / "run")
     evaluator.prepare(None, lambda _: None)
-    found = evaluator.evaluate(SplitConfig(partition="model.6", ae_ratio=0.25, bits=2, tcl=3.0))
-    assert found.payload_bytes == 14 + (16 * 16 * 16 + 32 * 8 * 8) / 4
-    assert 0 <= found.accuracy <= found.metrics["mAP50"] <= 1
+    config = SplitConfig(partition="model.6", ae_ratio=0.25, bits=2, tcl=3.0)
+    found, distilled = evaluator.evaluate(config), evaluator.evaluate(replace(config, head="distilled"))
+    for each in (found, distilled):
+        assert each.payload_bytes == 14 + (16 * 16 * 16 + 32 * 8 * 8) / 4
+        assert 0 <= each.accuracy <= each.metrics["mAP50"] <= 1
+    assert distilled.details["head_macs"] < found.details["head_macs"]
     low, high = found.drop_interval_pp
     assert low <= found.accuracy_drop_pp <= high
     names = [baseline.name for baseline in evaluator.baselines(trained=True)]

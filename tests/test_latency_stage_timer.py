@@ -106,6 +106,11 @@ def test_a_distilled_head_is_timed_once_for_all_points_of_its_size(split, timer,
     told = []
     timer.time_ahead(["1", "3"], [0.5, 1.0], [1], [1], ["distilled"], told.append)
     assert any("distilled head, AE 0.5" in line for line in told)
+    assert sum("decode" in stages for stages in runner.asked) == 4  # two points, two ratios
+    runner.asked.clear()
+    timer.time_ahead(["1", "3"], [0.5, 1.0], [1], [1], ["own"], told.append)
+    # Decoders and packing are the same behind either head.
+    assert {stage for stages in runner.asked for stage in stages} == {"encode"}
     runner.asked.clear()
     config = SplitConfig(partition="3", ae_ratio=0.5, bits=1, head="distilled")
     stages = timer.split(config, *squeezed(split, config))

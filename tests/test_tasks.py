@@ -9,15 +9,17 @@ from torch import nn
 
 from evaluators.compression.bottleneck import Bottleneck
 from evaluators.edge import wire
+from evaluators.edge.picture import PictureFormat
 from evaluators.identity import architecture
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store
 from evaluators.tasks.classification import ClassCriterion, Classification
+from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.intervals import paired_drop_pp
 from evaluators.training import uncut
 from evaluators.training.finetune import finetune
-from evaluators.training.finetune_data import FinetuneData
+from evaluators.training.finetune_data import FinetuneData, KeptInputs
 from evaluators.training.scoring import score_split
 from evaluators.training.uncut import train_or_load, uncut_key, uncut_record
 from spaces.config import SplitConfig
@@ -108,6 +110,23 @@ def test_scope_all_trains_the_head_on_pictures():
     before = net.weight.clone()
     finetune(tail, bottleneck, learn, replace(settings, scope="tail"), config=two_bits)
     assert torch.equal(net.weight, before)
+
+
+def test_inputs_are_read_once_as_far_as_there_is_room():
+    class Pixels(list):
+        read = 0
+
+        def __getitem__(self, number):
+            Pixels.read += 1
+            return super().__getitem__(number)
+
+    pixels = Pixels(np.full((4, 4, 3), number, np.uint8) for number in range(3))
+    images = LabelledImages(pixels, torch.zeros(3))
+    picture = PictureFormat(4, (0.0,) * 3, (1.0,) * 3)
+    inputs = KeptInputs(images, picture, room_bytes=2 * 4 * 48)
+    for _ in range(2):
+        assert torch.equal(inputs(torch.tensor([2, 0, 1])), images.chosen(picture, [2, 0, 1]))
+    assert Pixels.read == 2 * 3 + 3 + 1  # the plain way twice; once each; and what there was no room for
 
 
 def test_divergence_is_that_of_class_probabilities():

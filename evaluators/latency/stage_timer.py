@@ -70,10 +70,15 @@ class _Keys:
 
     @property
     def squeezed(self) -> str:
-        """The shape of the bottleneck."""
-        head = f"/{self.config.head}" if self.config.head != "own" else ""
+        """The shape of the bottleneck: of its decoder and of what is sent, whatever head stands before it."""
         stride = f"/s{self.config.stride}" if self.config.stride > 1 else ""
-        return f"{self.config.partition}{head}/r{self.config.ae_ratio:g}{stride}"
+        return f"{self.config.partition}/r{self.config.ae_ratio:g}{stride}"
+
+    def encoder(self, squeeze: Squeeze) -> str:
+        """The encoder. Behind a distilled head, one serves for all points with maps of this size."""
+        if squeeze.head is None:
+            return self.squeezed
+        return f"{squeeze.head.key}/{'+'.join('x'.join(map(str, each.shape)) for each in squeeze.form.tensors)}"
 
     @property
     def packed(self) -> str:
@@ -231,7 +236,7 @@ class StageTimer:
         head = self._head_key(config.partition)
         if squeeze.head is not None:
             head = StageKey(key=squeeze.head.key, work=module_work(squeeze.head, picture))
-        encode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.encoder, maps))
+        encode = StageKey(key=_Keys(config).encoder(squeeze), work=module_work(squeeze.encoder, maps))
         stage_keys = {"head": head, "encode": encode, **packing}
         return _ask(self.device, stage_keys, write)
 

@@ -19,7 +19,7 @@ from evaluators.compute import autocast, compute_device
 from evaluators.models.cut import SplitModel
 from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.tasks.task import Task
-from evaluators.training.finetune_data import FinetuneData
+from evaluators.training.finetune_data import FinetuneData, KeptInputs
 from spaces.partition import INPUT, OUTPUT
 
 _BATCH = 100
@@ -59,6 +59,7 @@ class FeatureCache:
         self._images: OrderedDict[Part, LabelledImages] = OrderedDict()
         self._kept: OrderedDict[tuple[str, Part], Tensors] = OrderedDict()
         self._teachers: dict[TrainSample, Tensors] = {}
+        self._inputs_of: dict[TrainSample, KeptInputs] = {}
         self._answers: dict[Part, torch.Tensor] = {}
 
     @functools.cached_property
@@ -120,12 +121,14 @@ class FeatureCache:
 
     def finetune_data(self, partition: str, sample: TrainSample) -> FinetuneData:
         """What candidates at a point learn from; the base is the teacher."""
-        images, picture = self.images(sample), self.dataset.picture
+        images = self.images(sample)
+        if sample not in self._inputs_of:
+            self._inputs_of[sample] = KeptInputs(images, self.dataset.picture)
         criterion = self.task.criterion(images, self._teacher(sample))
         return FinetuneData(
             features=self.features(partition, sample),
             criterion=criterion,
-            inputs=lambda index: images.chosen(picture, index.tolist()),
+            inputs=self._inputs_of[sample],
             versions=2 if sample.mirrored else 1,
         )
 
@@ -164,6 +167,7 @@ class FeatureCache:
         self._images = OrderedDict(item for item in self._images.items() if stays(item[0]))
         self._kept = OrderedDict(item for item in self._kept.items() if stays(item[0][1]))
         self._teachers = dict(item for item in self._teachers.items() if stays(item[0]))
+        self._inputs_of = dict(item for item in self._inputs_of.items() if stays(item[0]))
 
     def _make_room(self, newest: tuple[str, Part]) -> None:
         removable = [key for key in self._kept if key != newest]

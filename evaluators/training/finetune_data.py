@@ -8,7 +8,33 @@ from dataclasses import dataclass
 import torch
 
 from evaluators.compression.bottleneck import Tensors
+from evaluators.edge.picture import PictureFormat
+from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.task import Criterion
+
+
+class KeptInputs:
+    """Images of an index as network input, (B, 3, S, S); read once each, as far as there is room to keep them.
+
+    Pictures that lie in files take longer to decode than a small head takes to run.
+    """
+
+    def __init__(self, images: LabelledImages, picture: PictureFormat, room_bytes: int = 2_000_000_000) -> None:
+        self._images, self._picture, self._left = images, picture, room_bytes
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __call__(self, index: torch.Tensor) -> torch.Tensor:
+        """(B,) to (B, 3, S, S)."""
+        return torch.cat([self._one(number) for number in index.tolist()])
+
+    def _one(self, number: int) -> torch.Tensor:
+        if number in self._kept:
+            return self._kept[number]
+        found = self._images.chosen(self._picture, [number])
+        if found.nbytes <= self._left:
+            self._kept[number] = found
+            self._left -= found.nbytes
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,6 +159,16 @@ def test_a_head_is_trained_once_for_all_candidates_of_its_point(tmp_path, split,
     assert first is not second
 
 
+def test_a_head_that_learned_of_the_network_as_given_is_not_taken_for_one_of_the_renewed(
+    tmp_path, split, feature_cache, partition
+):
+    renewed = FeatureCache(split, feature_cache.dataset, feature_cache.task, lambda: copy.copy(split))
+    budget, store = Budget(images=IMAGES, reconstruction_steps=0, epochs=0, head_steps=2), Store(tmp_path)
+    for cache in (feature_cache, renewed):
+        DistilledHeads(split, cache, store).get(config_at(partition), budget, 0)
+    assert len(list((tmp_path / "distilled-head").iterdir())) == 2
+
+
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory, split, feature_cache):
     inner = FinetuneTrainer(split, feature_cache, SETTINGS)

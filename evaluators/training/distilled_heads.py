@@ -70,6 +70,7 @@ class DistilledHeads:
             return self._trained(head, config.partition, budget, seed)
         recipe = {"version": RECIPE, "images": budget.images, "steps": budget.head_steps}
         own = {"partition": config.partition, "head": config.head, "recipe": recipe, "seed": seed}
+        own["renewed"] = self._feature_cache.base is not self._split  # whose features it learns
 
         def make(folder: Path) -> None:
             save_state(self._trained(head, config.partition, budget, seed), folder / _WEIGHTS)

@@ -250,7 +250,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     numbers += ["packed_bytes", "lzma_bytes", "context_bytes"]
     return [
         {**json.loads(key), "seeds": len(each), "intervals": [row["drop_interval_pp"] for row in each]}
-        | {name: statistics.fmean(row[name] for row in each) for name in numbers}
+        | {name: statistics.fmean(row[name] for row in each) for name in numbers if all(name in row for row in each)}
         for key, each in same.items()
     ]
 
@@ -265,12 +265,13 @@ def candidates_table(rows: list[dict[str, Any]]) -> str:
     for row in means(rows):
         config = Run(**{name: row[name] for name in asdict(Run()) if name != "seed"}).config
         low, high = row["intervals"][0]
+        context = f"{row['context_bytes']:,.0f}" if "context_bytes" in row else ""
         interval = f" ({low:.1f} to {high:.1f})" if row["seeds"] == 1 else ""
         lines.append(
             f"| {row['budget']} | {config.label.removesuffix(', context')} | {row['head_macs'] / 1e6:.1f} "
             f"| {row['accuracy']:.1%} | {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{interval} "
             f"| {row['kl']:.3f} | {row['packed_bytes']:,.0f} | {row['lzma_bytes']:,.0f} "
-            f"| {row['context_bytes']:,.0f} | {row['seeds']} |"
+            f"| {context} | {row['seeds']} |"
         )
     return "\n".join(lines)
 
@@ -337,8 +338,9 @@ def write_tables(rows: list[dict[str, Any]]) -> None:
     """Make the page of results anew."""
     parts = {
         "Candidates": candidates_table(rows),
-        "Picture codecs": codecs_table(rows),
     }
+    if any(row["codec"] for row in rows):
+        parts["Picture codecs"] = codecs_table(rows)
     for budget in sorted({row["budget"] for row in rows if row["codec"]}):
         parts[f"The link rate below which a candidate is faster than a codec, {budget}"] = crossings_table(rows, budget)
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in parts.items())

@@ -19,6 +19,7 @@ from evaluators import machine_lock
 from evaluators.base import Evaluator, Progress, Split
 from evaluators.baselines import baselines, codec_notes
 from evaluators.bundle import Halves
+from evaluators.compression.bottleneck import FORMAT as BOTTLENECKS
 from evaluators.compute import compute_device
 from evaluators.edge.circumstances import machine as this_machine
 from evaluators.identity import architecture, arithmetic, state_digest
@@ -320,9 +321,9 @@ class SplitEvaluator(Evaluator):
 
     @functools.cached_property
     def _timing_scope(self) -> dict[str, str]:
-        """What the names of stages mean: of which network, and of which images."""
+        """What the names of stages mean: of which network, of which images, and of which kind of bottleneck."""
         identity = self.identity()
-        return {name: identity[name] for name in ("network", "images")}
+        return {name: identity[name] for name in ("network", "images")} | {"bottlenecks": str(BOTTLENECKS)}
 
     @functools.cached_property
     def _link(self) -> LinkProfile:

@@ -105,7 +105,7 @@ def test_clustering_sharpens_and_leaves_weights_alone():
     features = correlated()
     bottleneck = Bottleneck([(12, 6, 6)], [1], 4 / 12, 2)
     bottleneck.start_from([features])
-    (activations,), (settling,) = bottleneck.settle(bottleneck.bend(features))
+    (activations,), (settling,) = bottleneck.activations(features)
     assert torch.equal(activations, settling)
     clustering_loss(settling, LevelGrid(2)).backward()
     encoder = bottleneck.encoders[0]

@@ -20,10 +20,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from evaluators.models.distilled import distilled_head
+from evaluators.models.distilled import stand_in
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.partition import PartitionPoint
+
+FORMAT = 2  # raise when encoders, decoders or distilled heads change: timings of others are then not taken for theirs
 
 # Standard deviation of each channel before tanh at the start. At 1 the activations fill [-1, 1] about evenly.
 _START_STD = 1.0
@@ -82,18 +84,15 @@ class Bottleneck(nn.Module):
         activations = self.encoder(*features)
         return activations, self.decoder(*activations)
 
-    def bend(self, *features: torch.Tensor) -> Tensors:
-        """Activations before their staircases, (B, K, ...) each, within [-1, 1]."""
-        return tuple(encoder.bend(tensor) for encoder, tensor in zip(self.encoders, features, strict=True))
-
-    def settle(self, bent: Tensors) -> tuple[Tensors, Tensors]:
-        """Activations z, (B, K, ...) each, from what :meth:`bend` returns, and the same once more for the clustering
-        loss: of those, gradients reach the staircases' sharpness alone.
+    def activations(self, *features: torch.Tensor) -> tuple[Tensors, Tensors]:
+        """Activations z, (B, K, ...) each, and the same once more for the clustering loss: of those, gradients reach
+        the staircases' sharpness alone.
 
         Through the weights that loss finds a cheaper way than clusters: channels that never change. (ResNet-50's stem,
         16 channels of one bit, strength 30: some stayed on one level everywhere, and reconstruction ended at 17 %
         top-1 instead of 38 %.)
         """
+        bent = [encoder.bend(tensor) for encoder, tensor in zip(self.encoders, features, strict=True)]
         stairs = [encoder.staircase for encoder in self.encoders]
         return (
             tuple(stair(tensor) for stair, tensor in zip(stairs, bent)),
@@ -264,8 +263,9 @@ def new_bottleneck(point: PartitionPoint, config: SplitConfig, image_size: int) 
         InfeasibleSplit: it does not fit the point.
     """
     axes = point.channel_axes or (1,) * len(point.shapes)
-    distilled = None if config.head == "own" else distilled_head(config.head, point, image_size).channels
-    return Bottleneck(point.shapes, axes, config.ae_ratio, config.bits, config.stride, distilled)
+    head = stand_in(config, point, image_size)
+    channels = head.channels if head is not None else None
+    return Bottleneck(point.shapes, axes, config.ae_ratio, config.bits, config.stride, channels)
 
 
 def kept_channels(channels: int, ae_ratio: float) -> int:

@@ -206,7 +206,7 @@ class Recorded:
         }
         lacking = {stage: stage_key for stage, stage_key in stage_keys.items() if stage not in known}
         for stage, stage_key in lacking.items():
-            own = stage in ("head", "tail") and not stage_key.key.startswith("distilled")
+            own = stage in ("head", "tail") and "/" not in stage_key.key  # not a distilled head, see DistilledHead.key
             if own or not self._models(stage_key):
                 raise self._unknown(stage_kind(stage), stage_key)
         return known | self.rest.timings(lacking, folder) if self.rest else known

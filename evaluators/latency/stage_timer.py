@@ -26,7 +26,7 @@ from evaluators.latency.machines import Machine, Timings
 from evaluators.latency.profiles import Here
 from evaluators.latency.torch_half import SUFFIX as TORCH_SUFFIX
 from evaluators.models.cut import SplitModel
-from evaluators.models.distilled import DistilledHead, distilled_head
+from evaluators.models.distilled import DistilledHead, stand_in
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.work import head_work, module_work, tail_work
 from evaluators.result import StageKey
@@ -164,10 +164,8 @@ class StageTimer:
             yield f"tail of {partition}", functools.partial(self.tail, partition)
             for head, ratio, stride in itertools.product(heads, ae_ratios, strides):
                 config = SplitConfig(partition=partition, ae_ratio=ratio, bits=min(bits), stride=stride, head=head)
-                yield (
-                    f"bottleneck at {config.label.partition(f', {min(bits)} bit')[0]}",
-                    functools.partial(self.bottleneck, config, bits),
-                )
+                shape = config.label.partition(f", {min(bits)} bit")[0]
+                yield f"bottleneck at {shape}", functools.partial(self.bottleneck, config, bits)
 
     def bottleneck(
         self, config: SplitConfig, bits: Sequence[int], sides: Sequence[str] = ("device", "server")
@@ -233,8 +231,9 @@ class StageTimer:
                 _save(self.device, squeeze.head, picture, folder / "head")
             _save(self.device, squeeze.encoder, maps, folder / "encoder")
 
-        head = self._head_key(config.partition)
-        if squeeze.head is not None:
+        if squeeze.head is None:
+            head = self._head_key(config.partition)
+        else:
             head = StageKey(key=squeeze.head.key, work=module_work(squeeze.head, picture))
         encode = StageKey(key=_Keys(config).encoder(squeeze), work=module_work(squeeze.encoder, maps))
         stage_keys = {"head": head, "encode": encode, **packing}
@@ -337,7 +336,7 @@ def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
     """What takes as long as what is trained. Raises InfeasibleSplit where the ratio leaves no channel."""
     point = split.tap(config.partition).point
     bottleneck = new_bottleneck(point, config, split.image_size)
-    head, generator = own_module(split, config), torch.Generator().manual_seed(0)
+    head, generator = stand_in(config, point, split.image_size), torch.Generator().manual_seed(0)
     features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
     maps = features
     if head is not None:
@@ -349,13 +348,6 @@ def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
     form = _form([tuple(tensor.shape[1:]) for tensor in activations], config.bits)
     bottleneck.eval()
     return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form, head=head)
-
-
-def own_module(split: SplitModel, config: SplitConfig) -> DistilledHead | None:
-    """An untrained head of the configuration's own, in eval mode; None where the network's serves."""
-    if config.head == "own":
-        return None
-    return distilled_head(config.head, split.tap(config.partition).point, split.image_size)
 
 
 def _of_width(form: wire.WireFormat, bits: int) -> wire.WireFormat:

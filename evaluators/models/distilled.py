@@ -17,6 +17,7 @@ import math
 import torch
 from torch import nn
 
+from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.partition import PartitionPoint
 
@@ -65,6 +66,11 @@ def distilled_head(size: str, point: PartitionPoint, image_size: int, seed: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DistilledHead(size, halvings).eval()
+
+
+def stand_in(config: SplitConfig, point: PartitionPoint, image_size: int) -> DistilledHead | None:
+    """The untrained distilled head of a configuration; None where it has the network's own. Raises InfeasibleSplit."""
+    return None if config.head == "own" else distilled_head(config.head, point, image_size)
 
 
 def _halvings(size: str, point: PartitionPoint, sides: tuple[int, ...], image_size: int) -> int:

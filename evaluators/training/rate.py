@@ -2,8 +2,7 @@
 
 The model that will code the symbols is learned from the symbols of recent batches, again and again, so what is paid
 for is what will be sent. The penalty is what the rounded values cost; its gradient is how the costs of the levels
-around a value differ, taken straight through rounding and staircase to what the encoder computed. (Through the
-staircase it only made that steeper: values moved onto their levels, where no gradient passes, and the payload stayed.)
+around a value differ, taken straight through the rounding.
 """
 
 from __future__ import annotations
@@ -42,29 +41,28 @@ class RatePenalty:
         self._tables: list[np.ndarray] = []
         self._age = 0
 
-    def __call__(self, bent: Tensors) -> torch.Tensor:
+    def __call__(self, activations: Tensors) -> torch.Tensor:
         """Mean bits a value of a batch, a scalar; gradients flow through the values.
 
         Args:
-            bent: within [-1, 1], (B, K, ...) for each tensor, before their staircase, which does not change what level
-                is nearest.
+            activations: within [-1, 1], (B, K, ...) for each tensor.
         """
-        symbols = [self._grid.symbols(tensor) for tensor in bent]
+        symbols = [self._grid.symbols(tensor) for tensor in activations]
         self._follow(symbols)
-        bits, values = torch.zeros((), device=bent[0].device), 0
-        for tensor, own, table in zip(bent, symbols, self._tables, strict=True):
+        bits, values = torch.zeros((), device=activations[0].device), 0
+        for tensor, own, table in zip(activations, symbols, self._tables, strict=True):
             costs = torch.from_numpy(context.costs(own, table, self._grid.bits)).to(tensor.device)
             bits = bits + self._spent(tensor, torch.from_numpy(own).to(tensor.device), costs).sum()
             values += tensor.numel()
         return bits / values
 
-    def _spent(self, bent: torch.Tensor, symbols: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
+    def _spent(self, activations: torch.Tensor, symbols: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
         """What each value costs at its level, with the slope of the costs there as its gradient."""
         top = costs.shape[-1] - 1
         level = symbols.long()[..., None]
         before, after = (level - 1).clamp_min(0), (level + 1).clamp_max(top)
         slope = (costs.gather(-1, after) - costs.gather(-1, before)) / (after - before)
-        position = self._grid.position(bent)
+        position = self._grid.position(activations)
         return costs.gather(-1, level)[..., 0] + slope[..., 0] * (position - position.detach())
 
     def _follow(self, symbols: list[np.ndarray]) -> None:

@@ -53,18 +53,17 @@ class Regularizer:
             maps: what the head returns, (B, ...) for each tensor.
             step: of reconstruction and fine-tuning together, from 0.
         """
-        bent = bottleneck.bend(*maps)
-        activations, settling = bottleneck.settle(bent)
+        activations, settling = bottleneck.activations(*maps)
         rounded = self._settings.quantization == "straight-through"
         rebuilt: Tensors = bottleneck.decoder(*(self.grid.snap(z) if rounded else z for z in activations))
-        return rebuilt, self._pull(bent, settling, step)
+        return rebuilt, self._pull(activations, settling, step)
 
     def row(self, clustering: float, settled: float) -> dict[str, float]:
         """What a row of a candidate's history says of the activations."""
         error = clustering * self.grid.step**2
         return {"clustering_loss": clustering, "settled": settled, "quantization_error": error}
 
-    def _pull(self, bent: Tensors, settling: Tensors, step: int) -> Pull:
+    def _pull(self, activations: Tensors, settling: Tensors, step: int) -> Pull:
         joined = torch.cat([tensor.flatten(1) for tensor in settling], 1)
         clustering = clustering_loss(joined, self.grid)
         loss = torch.zeros((), device=joined.device)
@@ -72,5 +71,5 @@ class Regularizer:
             progress = step / max(self._total_steps - 1, 1)
             loss = self.config.tcl * ramp(progress, self._settings.ramp) * clustering
         if self._rate is not None:
-            loss = loss + self.config.rate * self._rate(bent)
+            loss = loss + self.config.rate * self._rate(activations)
         return Pull(loss=loss, clustering=clustering, settled=settled_share(joined, self.grid))

@@ -21,9 +21,10 @@ from evaluators.compute import compute_device
 from evaluators.edge import context
 from evaluators.edge.errors import PayloadError
 from evaluators.models.cut import SplitModel
-from evaluators.models.distilled import distilled_head
+from evaluators.models.distilled import stand_in
 from evaluators.settings import FinetuneSettings
 from evaluators.store import Store, StoreKey
+from evaluators.training import distilled_heads
 from evaluators.training.candidate import (
     Candidate,
     load_candidate,
@@ -173,6 +174,8 @@ class StoredTrainer:
         recipe = {**asdict(self._settings.within(budget)), "version": RECIPE}
         if config.head == "own":
             del recipe["head_steps"]
+        else:
+            recipe["head_version"] = distilled_heads.RECIPE
         own = {"config": config.training_fields, "recipe": recipe, "seed": seed}
         return StoreKey("candidate", {**self._depends_on, **own})
 
@@ -215,9 +218,8 @@ def own_head(split: SplitModel, config: SplitConfig, settings: FinetuneSettings)
 
 def head_of_its_own(split: SplitModel, config: SplitConfig, settings: FinetuneSettings) -> nn.Module | None:
     """A module to load a candidate's head into; None where the uncut model's serves."""
-    if config.head == "own":
-        return own_head(split, config, settings)
-    return distilled_head(config.head, split.tap(config.partition).point, split.image_size)
+    point = split.tap(config.partition).point
+    return stand_in(config, point, split.image_size) or own_head(split, config, settings)
 
 
 @contextlib.contextmanager

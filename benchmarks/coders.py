@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def rows_of(bench: Bench, cut: str, ratio: float, bits: int, coders: Sequence[st
     features = [tensor[:PICTURES] for tensor in feature_cache.features(cut, "validation")]
     rows = []
     for coder in coders:
-        with_coder = SplitConfig(**config.to_dict() | coded(coder))
+        with_coder = replace(config, lossless=coder)
         candidate = trainer.train(with_coder, settings.budget, run.seed)
         form = candidate.wire_format(with_coder)
         with torch.no_grad():
@@ -85,11 +86,6 @@ def rows_of(bench: Bench, cut: str, ratio: float, bits: int, coders: Sequence[st
             row |= {"lzma_bytes_by_layout": layouts(wire.quantize(activations, form.tensors[0], bits), bits)}
         rows.append(row)
     return rows
-
-
-def coded(coder: str) -> dict:
-    """What a coder's name means in a configuration."""
-    return {"lzma": coder == "lzma"} | ({} if coder in ("packed", "lzma") else {"coder": coder})
 
 
 def order_0_bytes(symbols: np.ndarray, bits: int) -> float:

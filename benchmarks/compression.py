@@ -161,11 +161,15 @@ class Bench:
         start = time.perf_counter()
         settings = run.settings()
         feature_cache, trainer = self.feature_cache, self.trainer(settings)
-        config = SplitConfig(partition=run.partition, ae_ratio=run.ae_ratio, bits=run.bits, tcl=run.tcl, lzma=True)
+        config = SplitConfig(
+            partition=run.partition, ae_ratio=run.ae_ratio, bits=run.bits, tcl=run.tcl, lossless="lzma"
+        )
         candidate = trainer.train(config, settings.budget, run.seed)
-        with_context = replace(config, lzma=False, coder="context")
+        with_context = replace(config, lossless="context")
         coded = trainer.train(with_context, settings.budget, run.seed)
-        scores = {lzma: candidate.score(replace(config, lzma=lzma), feature_cache) for lzma in (False, True)}
+        scores = {
+            coder: candidate.score(replace(config, lossless=coder), feature_cache) for coder in ("packed", "lzma")
+        }
         smallest = min(scores.values(), key=lambda score: score.payload_bytes)
         right = self.hits(smallest.answers)
         uncut = self.hits(feature_cache.answers("validation"))
@@ -180,8 +184,8 @@ class Bench:
             "uncut_finetuned": float(finetuned.mean()),
             "drop_pp": drop,
             "drop_interval_pp": interval,
-            "packed_bytes": scores[False].payload_bytes,
-            "lzma_bytes": scores[True].payload_bytes,
+            "packed_bytes": scores["packed"].payload_bytes,
+            "lzma_bytes": scores["lzma"].payload_bytes,
             "context_bytes": coded.score(with_context, feature_cache).payload_bytes,
             "bits_per_element": 8 * smallest.payload_bytes / self.split.tap(run.partition).point.elements,
             **{f"accuracy_{name}": float(each.mean()) for name, each in found.items()},

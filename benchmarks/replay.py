@@ -42,10 +42,10 @@ def fill(loaded: spec.StudySpec, folder: Path) -> None:
     space = loaded.space(list(evaluator.partition_points()))
     opened = storage.start_or_resume(loaded, space, folder, contents=evaluator.identity())
     objective.prepare(opened, space, evaluator, folder, lambda _: None)
-    grid = itertools.product(("stem", "middle"), range(1, 9), (False, True), range(1, 100))
+    grid = itertools.product(("stem", "middle"), range(1, 9), ("packed", "lzma"), range(1, 100))
     trials = []
-    for partition, bits, lzma, percent in itertools.islice(grid, TRIALS):
-        found = evaluator.evaluate(SplitConfig(partition=partition, ae_ratio=percent / 100, bits=bits, lzma=lzma))
+    for partition, bits, coder, percent in itertools.islice(grid, TRIALS):
+        found = evaluator.evaluate(SplitConfig(partition=partition, ae_ratio=percent / 100, bits=bits, lossless=coder))
         values, kept = (found.accuracy, found.latency_ms), {"evaluation": json.dumps(found.to_dict())}
         trials.append(optuna.trial.create_trial(values=values, user_attrs=kept))
     opened.add_trials(trials)

@@ -89,12 +89,12 @@ class Run:
     def config(self) -> SplitConfig:
         """Of a candidate, with the context coder."""
         names = ("partition", "head", "ae_ratio", "bits", "stride", "tcl", "rate")
-        return SplitConfig(**{name: getattr(self, name) for name in names}, coder="context")
+        return SplitConfig(**{name: getattr(self, name) for name in names}, lossless="context")
 
     @property
     def plain(self) -> SplitConfig:
         """The same with packed payloads."""
-        return replace(self.config, coder=None)
+        return replace(self.config, lossless="packed")
 
 
 def _distilled(ae_ratio: float, seed: int, **more: Any) -> Run:
@@ -174,7 +174,7 @@ class Bench:
         trainer = StoredTrainer(inner, store, self.depends_on, self.split, settings, carries_image_size=False)
         candidate = trainer.train(run.config, settings.budget, run.seed)
         scores = {
-            coder: candidate.score(replace(run.config, lzma=coder == "lzma", coder=coder_of(coder)), self.cache)
+            coder: candidate.score(replace(run.config, lossless=coder), self.cache)
             for coder in ("packed", "lzma", "context")
         }
         right = self.right(scores["packed"].answers)
@@ -217,11 +217,6 @@ class Bench:
             found = {"accuracy": tuned, "accuracy_given": self.split.head("output")}
             shares = {name: float(self.right(answers(each, self.cache, images)).mean()) for name, each in found.items()}
             yield {"quality": quality, "bytes": size, **shares}
-
-
-def coder_of(coder: str) -> str | None:
-    """As a configuration spells it."""
-    return coder if coder not in ("packed", "lzma") else None
 
 
 def macs(head: nn.Module, size: int) -> int:

@@ -129,15 +129,13 @@ class StudySpec:
 
     def _space_values(self) -> dict[str, Any]:
         space = SearchSpace.from_dict(self.raw["space"], _PLACEHOLDER)
-        coder = {"coder": space.coders} if space.coders else {"lzma": space.lzma}
         values: dict[str, Any] = {
             "ae_ratio": space.ae_ratios,
             "bits": space.bits,
             "tcl": space.tcl,
             "stride": space.strides,
         }
-        values |= {"head": space.heads, "rate": space.rates}
-        return values | coder
+        return values | {"head": space.heads, "rate": space.rates, "coder": space.lossless}
 
     def choices(self, points: list[PartitionPoint]) -> list[Choice]:
         """Which of a model's partition points this study searches. Raises SpecError for a name that fits none."""
@@ -249,7 +247,7 @@ def _check_space(space: dict[str, Any]) -> None:
     ):
         raise SpecError("space.partition", wanted, "auto, all, a name, a glob, or a list of names and globs is needed")
     try:
-        coders = SearchSpace.from_dict(space, _PLACEHOLDER).coders
+        coders = SearchSpace.from_dict(space, _PLACEHOLDER).lossless
     except SpecError as error:
         raise error.inside("space") from None
     for name in coders:

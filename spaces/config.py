@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,9 +25,8 @@ class SplitConfig:
         ae_ratio: bottleneck channels over feature channels, in (0, 1].
         bits: bit-width of one transmitted value, 1 to 8.
         tcl: strength of the time-dependent clustering loss; 0 is off.
-        lzma: whether LZMA runs over the packed values.
-        coder: another lossless coder in its place, one of ``OTHER_CODERS``; None, and not in :meth:`to_dict`, where
-            LZMA is the only question.
+        lossless: what runs over the packed values, one of ``CODERS``; ``packed`` is nothing. In :meth:`to_dict` it is
+            ``lzma``, true or false, and ``coder`` beside it for one of ``OTHER_CODERS``.
         stride: of the encoder along each spatial axis; in :meth:`to_dict` only where it is not 1.
         head: one of ``HEADS``; in :meth:`to_dict` only where it is not the network's own.
         rate: strength of the penalty on estimated bits, what a bit a value adds to the loss; 0 is off, and then not in
@@ -41,8 +40,7 @@ class SplitConfig:
     ae_ratio: float
     bits: int
     tcl: float = 0.0
-    lzma: bool = False
-    coder: str | None = None
+    lossless: str = "packed"
     stride: int = 1
     head: str = "own"
     rate: float = 0.0
@@ -51,19 +49,10 @@ class SplitConfig:
         check_ae_ratio(self.ae_ratio)
         check_bits(self.bits)
         check_tcl(self.tcl)
-        check_lzma(self.lzma)
+        check_coder(self.lossless)
         check_stride(self.stride)
         check_head(self.head)
         check_rate(self.rate)
-        if self.coder is not None:
-            check_coder(self.coder, OTHER_CODERS)
-            if self.lzma:
-                raise SpecError("coder", self.coder, "one lossless coder at a time: leave out lzma or coder")
-
-    @property
-    def lossless(self) -> str:
-        """Name of the lossless coder; ``packed`` where there is none."""
-        return self.coder or ("lzma" if self.lzma else "packed")
 
     @property
     def training_fields(self) -> dict[str, Any]:
@@ -96,24 +85,38 @@ class SplitConfig:
         parts += [f"{self.bits} bit"]
         parts += [f"TCL {self.tcl:.3g}"] if self.tcl else []
         parts += [f"rate {self.rate:.3g}"] if self.rate else []
-        parts += ["LZMA"] if self.lzma else [self.coder] if self.coder else []
+        parts += ["LZMA" if self.lossless == "lzma" else self.lossless] if self.lossless != "packed" else []
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Keys as in the study file and in ``front --json``."""
-        unused = {"coder": None, "stride": 1, "head": "own", "rate": 0.0}
-        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
+        unused = {"coder": "packed", "stride": 1, "head": "own", "rate": 0.0}
+        values = asdict(self)
+        coder = values.pop("lossless")
+        named = {name: values.pop(name) for name in ("stride", "head", "rate")}
+        named = {"coder": coder if coder in OTHER_CODERS else "packed", **named}
+        used = {name: value for name, value in named.items() if value != unused[name]}
+        return {**values, "lzma": coder == "lzma", **used}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SplitConfig:
-        """The inverse of :meth:`to_dict`."""
-        return cls(**data)
+    def from_dict(cls, data: Mapping[str, Any]) -> SplitConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            SpecError: a value that is not allowed, or two lossless coders.
+        """
+        values = dict(data)
+        lzma, coder = values.pop("lzma", False), values.pop("coder", None)
+        check_lzma(lzma)
+        if lzma and coder is not None:
+            raise SpecError("coder", coder, "one lossless coder at a time: leave out lzma or coder")
+        return cls(**values, lossless=coder if coder is not None else "lzma" if lzma else "packed")
 
 
-def check_coder(value: object, known: Sequence[str]) -> None:
-    """Raise SpecError unless the value is one of the known coders."""
-    if value not in known:
-        raise SpecError("coder", value, nearest(str(value), known))
+def check_coder(value: object) -> None:
+    """Raise SpecError unless the value is one of ``CODERS``."""
+    if value not in CODERS:
+        raise SpecError("coder", value, nearest(str(value), CODERS))
 
 
 def is_number(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spaces.config import (
-    CODERS,
     SplitConfig,
     check_ae_ratio,
     check_bits,
@@ -61,15 +59,15 @@ class SearchSpace:
     such as NSGA-II fall back to random on conditional spaces. Only strides, heads and rates, which a study may leave
     alone, are no parameters where there is one choice.
 
-    ``coders`` are names of lossless coders, in place of ``lzma``: a study asks whether LZMA runs, or which coder does.
+    A space whose ``lossless`` coders are none or LZMA asks a trial whether LZMA runs (``lzma``), any other which
+    ``coder``.
     """
 
     partitions: tuple[str, ...]
     ae_ratios: tuple[float, ...]
     bits: tuple[int, ...]
     tcl: TclRange | tuple[float, ...]
-    lzma: tuple[bool, ...] = (False, True)
-    coders: tuple[str, ...] = ()
+    lossless: tuple[str, ...] = ("packed", "lzma")
     strides: tuple[int, ...] = (1,)
     heads: tuple[str, ...] = ("own",)
     rates: tuple[float, ...] = (0.0,)
@@ -79,12 +77,10 @@ class SearchSpace:
             "ae_ratio": (self.ae_ratios, check_ae_ratio),
             "bits": (self.bits, check_bits),
         }
-        checks |= {"lzma": (self.lzma, check_lzma), "stride": (self.strides, check_stride)}
+        checks |= {"coder": (self.lossless, check_coder), "stride": (self.strides, check_stride)}
         checks |= {"head": (self.heads, check_head), "rate": (self.rates, check_rate)}
         if not isinstance(self.tcl, TclRange):
             checks["tcl"] = (self.tcl, check_tcl)
-        if self.coders:
-            checks["coder"] = (self.coders, functools.partial(check_coder, known=CODERS))
         for key, (values, check) in checks.items():
             if not values:
                 raise SpecError(key, "an empty list", "at least one value is needed")
@@ -105,13 +101,14 @@ class SearchSpace:
             stride=_choose(trial, "stride", self.strides),
             head=_choose(trial, "head", self.heads),
             rate=float(_choose(trial, "rate", self.rates)),
-            **self._suggest_coder(trial),
+            lossless=self._suggest_coder(trial),
         )
 
-    def _suggest_coder(self, trial: Trial) -> dict[str, Any]:
-        if not self.coders:
-            return {"lzma": trial.suggest_categorical("lzma", self.lzma)}
-        return _coded(trial.suggest_categorical("coder", self.coders))
+    def _suggest_coder(self, trial: Trial) -> str:
+        if set(self.lossless) <= {"packed", "lzma"}:
+            runs = trial.suggest_categorical("lzma", tuple(coder == "lzma" for coder in self.lossless))
+            return "lzma" if runs else "packed"
+        return str(trial.suggest_categorical("coder", self.lossless))
 
     def _suggest_tcl(self, trial: Trial) -> float:
         if not isinstance(self.tcl, TclRange):
@@ -125,19 +122,19 @@ class SearchSpace:
         """Number of configurations; None when TCL strength is continuous."""
         if isinstance(self.tcl, TclRange):
             return None
-        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, self.coders or self.lzma, self.strides)
+        axes = (self.partitions, self.ae_ratios, self.bits, self.tcl, self.lossless, self.strides)
         return math.prod(len(values) for values in (*axes, self.heads, self.rates))
 
     def grid(self) -> Iterator[SplitConfig]:
         """Every configuration. Raises ValueError when there are infinitely many."""
         if isinstance(self.tcl, TclRange):
             raise ValueError("a continuous TCL strength has no grid; give tcl as a list")
-        coders = [_coded(coder) for coder in self.coders] or [{"lzma": lzma} for lzma in self.lzma]
-        names = ("partition", "ae_ratio", "bits", "tcl", "stride", "head", "rate")
+        names = ("partition", "ae_ratio", "bits", "tcl", "stride", "head", "rate", "lossless")
         tcl, rates = map(float, self.tcl), map(float, self.rates)
-        values = (self.partitions, self.ae_ratios, self.bits, tcl, self.strides, self.heads, rates)
-        for *chosen, coder in itertools.product(*values, coders):
-            yield SplitConfig(**dict(zip(names, chosen, strict=True)), **coder)
+        values = (self.partitions, self.ae_ratios, self.bits, tcl, self.strides, self.heads, rates, self.lossless)
+        for chosen in itertools.product(*values):
+            named: dict[str, Any] = dict(zip(names, chosen, strict=True))
+            yield SplitConfig(**named)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], partitions: Sequence[str]) -> SearchSpace:
@@ -152,15 +149,12 @@ class SearchSpace:
                 raise SpecError(str(key), data[key], f"no such key; {nearest(str(key), known)}")
         if "coder" in data and "lzma" in data:
             raise SpecError("coder", data["coder"], "give lzma or coder, not both; coder knows lzma too")
-        if data.get("coder", CODERS) == []:
-            raise SpecError("coder", "an empty list", "at least one value is needed")
         return cls(
             partitions=tuple(partitions),
             ae_ratios=_values(data.get("ae_ratio", [0.0625, 0.125, 0.25, 0.5, 1.0])),
             bits=_values(data.get("bits", [1, 2, 3, 4, 8])),
             tcl=_tcl(data.get("tcl", 0.0)),
-            lzma=_values(data.get("lzma", [False, True])),
-            coders=_values(data.get("coder", [])),
+            lossless=_lossless(data),
             strides=_values(data.get("stride", 1)),
             heads=_values(data.get("head", ["own", "distilled"])),
             rates=_values(data.get("rate", 0.0)),
@@ -172,9 +166,13 @@ def _choose(trial: Trial, name: str, values: Sequence[Any]) -> Any:
     return trial.suggest_categorical(name, values) if len(values) > 1 else values[0]
 
 
-def _coded(coder: str) -> dict[str, Any]:
-    """The part of a configuration that a coder's name decides."""
-    return {"lzma": coder == "lzma", "coder": None if coder in ("packed", "lzma") else coder}
+def _lossless(data: dict[str, Any]) -> tuple[str, ...]:
+    if "coder" in data:
+        return _values(data["coder"])
+    runs = _values(data.get("lzma", [False, True]))
+    for value in runs:
+        check_lzma(value)
+    return tuple("lzma" if value else "packed" for value in runs)
 
 
 def _values(value: Any) -> tuple[Any, ...]:

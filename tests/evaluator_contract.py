@@ -39,7 +39,7 @@ class EvaluatorContract:
         assert evaluator.evaluate(config) == evaluator.evaluate(config)
 
     def test_lzma_changes_bytes_and_time_but_not_accuracy(self, evaluator, config):
-        plain, packed = (evaluator.evaluate(replace(config, lzma=lzma)) for lzma in (False, True))
+        plain, packed = (evaluator.evaluate(replace(config, lossless=coder)) for coder in ("packed", "lzma"))
         assert plain.accuracy == packed.accuracy
         assert plain.latency.head_ms == packed.latency.head_ms
         assert plain.latency.tail_ms == packed.latency.tail_ms
@@ -49,14 +49,14 @@ class EvaluatorContract:
 
     @pytest.mark.parametrize("coder", OTHER_CODERS)
     def test_other_coders_change_bytes_and_time_but_not_accuracy(self, evaluator, config, coder):
-        plain, coded = (evaluator.evaluate(replace(config, lzma=False, coder=name)) for name in (None, coder))
+        plain, coded = (evaluator.evaluate(replace(config, lossless=name)) for name in ("packed", coder))
         assert plain.accuracy == coded.accuracy and plain.payload_bytes != coded.payload_bytes
         assert coded.latency.compress_ms > 0 and coded.latency.decompress_ms > 0
         assert plain.latency.pack_ms == coded.latency.pack_ms
 
     def test_bits_and_ratio_set_the_payload(self, evaluator, config):
-        few = evaluator.evaluate(replace(config, bits=1, lzma=False)).payload_bytes
-        many = evaluator.evaluate(replace(config, bits=4, lzma=False)).payload_bytes
+        few = evaluator.evaluate(replace(config, bits=1, lossless="packed")).payload_bytes
+        many = evaluator.evaluate(replace(config, bits=4, lossless="packed")).payload_bytes
         header = (4 * few - many) / 3
         assert 0 < header <= 16
 

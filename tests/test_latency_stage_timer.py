@@ -91,7 +91,7 @@ def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
 def test_only_the_lossless_coder_waits_for_the_very_bytes(split, timer, runner):
     timer.time_ahead(["3"], [0.5], [4], [1], ["own"], lambda _: None)
     runner.asked.clear()
-    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lossless="lzma")
     squeeze, payload = squeezed(split, config)
     stages = timer.split(config, squeeze, payload)
     assert runner.asked == [["compress"], ["decompress"]] and len(stages.timings) == 8
@@ -147,7 +147,7 @@ def test_what_is_no_network_is_never_unmarked_on_a_modelled_board(split, runner,
     table = StageTable(Store(tmp_path / "store"))
     board = machine_for(load_machine("raspberry_pi_4b", "device"), table, runner)
     here = machine_for(MachineProfile(name="local", threads=1), table, runner)
-    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lzma=True)
+    config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, lossless="lzma")
     found = StageTimer(board, here, split, PICTURE, PIXELS).split(config, *squeezed(split, config)).timings
     marked = {stage for stage, timing in found.items() if timing.warning}
     assert marked == {"pack", "compress"}

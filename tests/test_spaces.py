@@ -30,32 +30,34 @@ NOT_A_NUMBER, INFINITE = float("nan"), float("inf")
 def test_config_refuses(key, bad):
     for value in bad:
         with pytest.raises(SpecError, match=key):
-            SplitConfig(**{**GOOD, key: value})
+            SplitConfig.from_dict({**GOOD, key: value})
 
 
 def test_config_round_trip():
-    config = SplitConfig(**GOOD)
+    config = SplitConfig.from_dict(GOOD)
     assert SplitConfig.from_dict(config.to_dict()) == config
 
 
 def test_another_coder_takes_the_place_of_lzma():
-    config = SplitConfig(**{**GOOD, "lzma": False, "coder": "context"})
+    config = SplitConfig.from_dict({**GOOD, "lzma": False, "coder": "context"})
     assert config.lossless == "context" and config.label.endswith("context")
     assert SplitConfig.from_dict(config.to_dict()) == config
-    assert "coder" not in SplitConfig(**GOOD).to_dict() and SplitConfig(**GOOD).lossless == "lzma"
-    assert SplitConfig(**{**GOOD, "lzma": False}).lossless == "packed"
+    assert "coder" not in SplitConfig.from_dict(GOOD).to_dict() and SplitConfig.from_dict(GOOD).lossless == "lzma"
+    assert SplitConfig.from_dict({**GOOD, "lzma": False}).lossless == "packed"
     with pytest.raises(SpecError, match="one lossless coder at a time"):
-        SplitConfig(**{**GOOD, "coder": "zstd"})
+        SplitConfig.from_dict({**GOOD, "coder": "zstd"})
     with pytest.raises(SpecError, match="did you mean 'zstd'"):
-        SplitConfig(**{**GOOD, "lzma": False, "coder": "zst"})
+        SplitConfig.from_dict({**GOOD, "lzma": False, "coder": "zst"})
 
 
 def test_stride_is_named_only_where_there_is_one():
-    config = SplitConfig(**GOOD, stride=2)
+    config = SplitConfig.from_dict({**GOOD, "stride": 2})
     assert SplitConfig.from_dict(config.to_dict()) == config and "stride 2" in config.label
-    assert config.training_key != SplitConfig(**GOOD).training_key and "stride" not in SplitConfig(**GOOD).to_dict()
+    plain = SplitConfig.from_dict(GOOD)
+    assert config.training_key != plain.training_key
+    assert "stride" not in plain.to_dict()
     with pytest.raises(SpecError, match="stride: 0 given; whole numbers from 1 to 8"):
-        SplitConfig(**GOOD, stride=0)
+        SplitConfig.from_dict({**GOOD, "stride": 0})
     space = SearchSpace.from_dict({**SPACE, "stride": [1, 2]}, ["stem"])
     grid = list(space.grid())
     assert space.size == len(set(grid)) == 16 and {each.stride for each in grid} == {1, 2}
@@ -64,15 +66,15 @@ def test_stride_is_named_only_where_there_is_one():
 
 
 def test_heads_and_rates_are_named_only_where_they_are_not_the_usual():
-    config = SplitConfig(**GOOD, head="distilled", rate=0.5)
+    config = SplitConfig.from_dict({**GOOD, "head": "distilled", "rate": 0.5})
     assert SplitConfig.from_dict(config.to_dict()) == config
     assert "distilled head" in config.label
     assert "rate 0.5" in config.label
-    assert not {"head", "rate"} & SplitConfig(**GOOD).to_dict().keys()
+    assert not {"head", "rate"} & SplitConfig.from_dict(GOOD).to_dict().keys()
     with pytest.raises(SpecError, match="head: 'distiled' given; did you mean 'distilled'"):
-        SplitConfig(**GOOD, head="distiled")
+        SplitConfig.from_dict({**GOOD, "head": "distiled"})
     with pytest.raises(SpecError, match="rate: -1 given; numbers from 0"):
-        SplitConfig(**GOOD, rate=-1)
+        SplitConfig.from_dict({**GOOD, "rate": -1})
 
 
 def test_a_space_has_both_heads_and_no_rate_unless_it_says_so():
@@ -86,9 +88,9 @@ def test_a_space_has_both_heads_and_no_rate_unless_it_says_so():
 
 
 def test_training_key_ignores_the_coder_and_nothing_else():
-    config = SplitConfig(**GOOD)
-    assert SplitConfig(**{**GOOD, "lzma": False, "coder": "zstd"}).training_key == config.training_key
-    assert SplitConfig(**{**GOOD, "lzma": False}).training_key == config.training_key
+    config = SplitConfig.from_dict(GOOD)
+    assert SplitConfig.from_dict({**GOOD, "lzma": False, "coder": "zstd"}).training_key == config.training_key
+    assert SplitConfig.from_dict({**GOOD, "lzma": False}).training_key == config.training_key
     for key, other in {
         "partition": "layer1",
         "ae_ratio": 0.5,
@@ -97,7 +99,7 @@ def test_training_key_ignores_the_coder_and_nothing_else():
         "head": "distilled",
         "rate": 0.1,
     }.items():
-        assert SplitConfig(**{**GOOD, key: other}).training_key != config.training_key
+        assert SplitConfig.from_dict({**GOOD, key: other}).training_key != config.training_key
 
 
 def points(**macs_and_elements):

@@ -180,7 +180,7 @@ class StoredTrainer:
         return StoreKey("candidate", {**self._depends_on, **own})
 
     def train(self, config: SplitConfig, budget: Budget, seed: int) -> Candidate:
-        key, plain = self.key(config, budget, seed), replace(config, lzma=False, coder=None)
+        key, plain = self.key(config, budget, seed), replace(config, lossless="packed")
         # Refused before anything is trained.
         _check_coder(config)
         self._bottleneck(config)

@@ -30,7 +30,8 @@ class Section:
         self._key, self._left = key, dict(value)
         self._known: set[str] = set()
 
-    def _path(self, name: object) -> str:
+    def path(self, name: object) -> str:
+        """Dotted path of a key in its file, for messages."""
         return f"{self._key}.{name}" if self._key else str(name)
 
     def take(self, name: str, default: Any = _MISSING) -> Any:
@@ -38,7 +39,7 @@ class Section:
         self._known.add(name)
         value = self._left.pop(name, default)
         if value is _MISSING:
-            raise SpecError(self._path(name), None, "this key is needed")
+            raise SpecError(self.path(name), None, "this key is needed")
         return value
 
     def renamed(self, old: str, new: str) -> None:
@@ -50,29 +51,29 @@ class Section:
         if old not in self._left:
             return
         if new in self._left:
-            raise SpecError(self._path(old), self._left[old], f"it is called '{new}' now, which stands there too")
-        _log.warning("%s is called %s now; the old name will not always be read", self._path(old), self._path(new))
+            raise SpecError(self.path(old), self._left[old], f"it is called '{new}' now, which stands there too")
+        _log.warning("%s is called %s now; the old name will not always be read", self.path(old), self.path(new))
         self._left[new] = self._left.pop(old)
 
     def text(self, name: str, default: Any = _MISSING) -> Any:
         """A string."""
         value = self.take(name, default)
         if value is not default and not (isinstance(value, str) and value):
-            raise SpecError(self._path(name), value, "a text is needed")
+            raise SpecError(self.path(name), value, "a text is needed")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.take(name, default)
         if not isinstance(value, bool):
-            raise SpecError(self._path(name), value, "true or false is needed")
+            raise SpecError(self.path(name), value, "true or false is needed")
         return value
 
     def whole(self, name: str, default: Any = _MISSING, *, minimum: int = 1) -> int:
         """A whole number from ``minimum``."""
         value = self.take(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise SpecError(self._path(name), value, f"a whole number from {minimum} is needed")
+            raise SpecError(self.path(name), value, f"a whole number from {minimum} is needed")
         return value
 
     def number(
@@ -85,19 +86,24 @@ class Section:
         low = is_number(value) and (minimum is None or value >= minimum) and (above is None or value > above)
         if not low:
             bound = f"from {minimum:g}" if minimum is not None else f"above {above:g}"
-            raise SpecError(self._path(name), value, f"a number {bound} is needed")
+            raise SpecError(self.path(name), value, f"a number {bound} is needed")
         return float(value)
 
-    def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
-        """One of a few texts, or the default."""
-        value = self.text(name, default)
+    def choice(self, name: str, default: str | None, allowed: Sequence[str]) -> str:
+        """One of a few texts; without a default, absence is refused too."""
+        value = self.take(name, default)
         if value not in allowed:
-            raise SpecError(self._path(name), value, f"{', '.join(allowed[:-1])} and {allowed[-1]} are allowed")
-        return value
+            words = f"{', '.join(allowed[:-1])} and {allowed[-1]} are" if len(allowed) > 1 else f"{allowed[0]} is"
+            raise SpecError(self.path(name), value, f"{words} allowed")
+        return str(value)
+
+    def has(self, name: str) -> bool:
+        """Whether a key stands there and was not taken yet."""
+        return name in self._left
 
     def section(self, name: str, optional: bool = False) -> Section:
         """A mapping inside this one."""
-        return Section(self._path(name), self.take(name, {} if optional else _MISSING))
+        return Section(self.path(name), self.take(name, {} if optional else _MISSING))
 
     def rest(self) -> dict[str, Any]:
         """All that was not taken, for whoever checks it."""
@@ -106,4 +112,4 @@ class Section:
     def finish(self) -> None:
         """Raise SpecError for a key that nobody took."""
         for name in self._left:
-            raise SpecError(self._path(name), self._left[name], f"no such key; {nearest(str(name), self._known)}")
+            raise SpecError(self.path(name), self._left[name], f"no such key; {nearest(str(name), self._known)}")

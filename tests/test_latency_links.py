@@ -64,7 +64,7 @@ def test_a_profile_is_read_by_its_path(tmp_path):
     [
         ({"source": None}, "link.source: nothing given; words are needed"),
         ({"source": " "}, "link.source: ' ' given"),
-        ({"kind": None}, "link.kind: nothing given; one of these is needed: modelled, recorded"),
+        ({"kind": None}, "link.kind: nothing given; modelled and recorded are allowed"),
         ({"kind": "measured"}, "link.kind: 'measured' given"),
         ({"rate_mb_per_s": None}, "link.rate_mb_per_s: nothing given"),
         ({"rate_mb_per_s": 0}, "link.rate_mb_per_s: 0 given"),

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluators.latency.profile_files import read_profile, refuse_unknown
+from evaluators.latency.profile_files import read_profile
 from evaluators.result import Source
 from spaces.config import is_number
 from spaces.errors import MeasurementError, SpecError
+from spaces.section import Section
 
 PROBE_FORMAT = 1  # of what evaluators/edge/probe.py returns
 _NUMBERS = ("rate_mb_per_s", "rtt_ms", "jitter_ms")
@@ -123,8 +124,8 @@ def load_link(value: Any) -> LinkProfile:
     if isinstance(value, str):
         return _from_file(value)
     if isinstance(value, dict):
-        refuse_unknown(value, {*_NUMBERS, "name"}, "link")
-        return _build(value)
+        section = Section("link", value)
+        return _built(section, name=section.take("name", ""))
     raise SpecError("link", value, "the name of a profile or {rate_mb_per_s: ..., rtt_ms: ...} is needed")
 
 
@@ -145,21 +146,18 @@ def measured_link(probe_result: Mapping[str, Any], name: str) -> LinkProfile:
 
 
 def _from_file(name: str) -> LinkProfile:
-    data = read_profile(name, "links", "link")
-    refuse_unknown(data, {"format", "name", "kind", *_NUMBERS, "source", "note"}, "link")
-    if data.get("kind") not in _KINDS:
-        raise SpecError("link.kind", data.get("kind"), f"one of these is needed: {', '.join(_KINDS)}")
-    source = data.get("source")
+    section = read_profile(name, "links", "link")
+    source = section.take("source", None)
     if not (isinstance(source, str) and source.strip()):
-        raise SpecError("link.source", source, "words are needed: where do the numbers come from?")
-    given = {key: data[key] for key in (*_NUMBERS, "name") if key in data}
-    return _build({"name": Path(name).stem, **given}, source=source.strip(), origin=Source(data["kind"]))
+        raise SpecError(section.path("source"), source, "words are needed: where do the numbers come from?")
+    origin = Source(section.choice("kind", None, _KINDS))
+    return _built(section, name=section.take("name", Path(name).stem), source=source.strip(), origin=origin)
 
 
-def _build(given: dict[str, Any], **more: Any) -> LinkProfile:
-    if "rate_mb_per_s" not in given:
-        raise SpecError("link.rate_mb_per_s", None, "a number above 0 is needed (10^6 bytes a second)")
+def _built(section: Section, **words: Any) -> LinkProfile:
+    rate, rtt_ms, jitter_ms = section.take("rate_mb_per_s"), section.take("rtt_ms", 0.0), section.take("jitter_ms", 0.0)
+    section.finish()
     try:
-        return LinkProfile(**given, **more)
+        return LinkProfile(rate_mb_per_s=rate, rtt_ms=rtt_ms, jitter_ms=jitter_ms, **words)
     except SpecError as error:
         raise error.inside("link") from None

@@ -6,12 +6,12 @@ one that is shipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import hardware_profiles
 from spaces.errors import SpecError, nearest
+from spaces.section import Section
 from spaces.yaml_text import read_yaml
 
 FORMAT = 1
@@ -25,8 +25,8 @@ def profile_names(folder: Kind) -> list[str]:
     return sorted({path.stem for place in (OWN_FOLDER, SHIPPED) for path in (place / folder).glob("*.yaml")})
 
 
-def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
-    """The mapping in a profile.
+def read_profile(name: str, folder: Kind, key: str) -> Section:
+    """What stands in a profile, its format read.
 
     Args:
         name: of a shipped profile, or a path to a ``.yaml`` file.
@@ -46,12 +46,7 @@ def read_profile(name: str, folder: Kind, key: str) -> dict[str, Any]:
     data = read_yaml(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise SpecError(key, str(path), f"a profile with format: {FORMAT} is needed")
-    return data
-
-
-def refuse_unknown(data: dict[str, Any], known: Iterable[str], key: str) -> None:
-    """Raise SpecError for a key that nobody knows, with the nearest that is known."""
-    known = set(known)
-    for name in data:
-        if name not in known:
-            raise SpecError(f"{key}.{name}", data[name], f"no such key; {nearest(str(name), known)}")
+    section = Section(key, data)
+    section.take("format")
+    section.take("note", None)
+    return section

@@ -22,11 +22,12 @@ from typing import Any, Literal, get_args
 
 from evaluators.edge.programs import PROGRAMS
 from evaluators.latency.fit import LatencyFit
-from evaluators.latency.profile_files import profile_names, read_profile, refuse_unknown
+from evaluators.latency.profile_files import profile_names, read_profile
 from evaluators.latency.ssh import SshTarget
 from evaluators.result import Source, Timing
 from spaces.config import is_number
 from spaces.errors import SpecError, nearest
+from spaces.section import Section
 
 Runtime = Literal["onnxruntime", "torch"]
 Provider = Literal["cpu", "cuda"]
@@ -173,66 +174,68 @@ def load_machine(value: Any, key: str) -> MachineProfile:
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
         known = nearest("", [LOCAL, *profile_names("devices")])
         raise SpecError(key, value, f"the name of a profile or ssh://user@host is needed, {known}")
-    name = settings["name"]
+    section, name = Section(key, settings), settings["name"]
+    section.take("name")
     if name == LOCAL:
-        return _here(settings, key)
-    if name.startswith(_SSH):
-        return _remote(settings, key)
-    refuse_unknown(settings, {"name", "threads", "runtime"}, key)
-    threads = _threads(settings, key, _cores())
-    return _from_file(read_profile(name, "devices", key), settings.get("runtime"), threads, key)
-
-
-def _here(settings: dict[str, Any], key: str) -> MachineProfile:
-    refuse_unknown(settings, {"name", "threads", "runtime", "provider"}, key)
-    here = Here(
-        runtime=_one_of(settings, "runtime", "onnxruntime", get_args(Runtime), key),  # type: ignore[arg-type]
-        provider=_one_of(settings, "provider", "cpu", get_args(Provider), key),  # type: ignore[arg-type]
-    )
-    return MachineProfile(name=LOCAL, how=here, threads=_threads(settings, key, _cores()))
-
-
-def _remote(settings: dict[str, Any], key: str) -> MachineProfile:
-    refuse_unknown(settings, {"name", "threads", "key", "known_hosts", "python"}, key)
-    for name in ("key", "known_hosts", "python"):
-        if not isinstance(settings.get(name, ""), str | Path):
-            raise SpecError(f"{key}.{name}", settings[name], "a path is needed")
-
-    def path(name: str) -> Path | None:
-        return Path(settings[name]).expanduser() if name in settings else None
-
-    target = SshTarget.from_url(settings["name"], key)
-    target = replace(target, key=path("key"), known_hosts=path("known_hosts"), python=str(settings.get("python", "")))
-    return MachineProfile(name=target.label, how=target, threads=_threads(settings, key, 0))
-
-
-def _from_file(data: dict[str, Any], runtime: Any, threads: int, key: str) -> MachineProfile:
-    if not (isinstance(data.get("name"), str) and data["name"]):
-        raise SpecError(f"{key}.name", data.get("name"), "the profile needs a name")
-    kind = data.get("kind")
-    if kind == "recorded":
-        how: How = _recording(data, key)
-    elif kind == "modelled" and "fits" in data:
-        return MachineProfile(name=data["name"], how=_fitting(data, runtime, key), threads=threads)
-    elif kind == "modelled":
-        refuse_unknown(data, {"format", "name", "kind", "reference", "interpreter", "note"}, key)
-        how = Scaling(reference=_reference(data.get("reference"), key), interpreter=_interpreter(data, key))
+        profile = _here(section)
+    elif name.startswith(_SSH):
+        profile = _remote(section, name)
     else:
-        raise SpecError(f"{key}.kind", kind, "recorded and modelled are the kinds known here")
+        # Threads are of the study, what else there is of the profile.
+        runtime, threads = section.take("runtime", None), section.whole("threads", _cores())
+        profile = _from_file(read_profile(name, "devices", key), runtime, threads)
+    section.finish()
+    return profile
+
+
+def _here(section: Section) -> MachineProfile:
+    here = Here(
+        runtime=section.choice("runtime", "onnxruntime", get_args(Runtime)),  # type: ignore[arg-type]
+        provider=section.choice("provider", "cpu", get_args(Provider)),  # type: ignore[arg-type]
+    )
+    return MachineProfile(name=LOCAL, how=here, threads=section.whole("threads", _cores()))
+
+
+def _remote(section: Section, url: str) -> MachineProfile:
+    def path(name: str) -> Path | None:
+        value = section.take(name, None)
+        if not isinstance(value, str | Path | None):
+            raise SpecError(section.path(name), value, "a path is needed")
+        return None if value is None else Path(value).expanduser()
+
+    target = SshTarget.from_url(url, section.path("name").removesuffix(".name"))
+    python = section.take("python", "")
+    if not isinstance(python, str | Path):
+        raise SpecError(section.path("python"), python, "a path is needed")
+    target = replace(target, key=path("key"), known_hosts=path("known_hosts"), python=str(python))
+    threads = section.whole("threads") if section.has("threads") else 0
+    return MachineProfile(name=target.label, how=target, threads=threads)
+
+
+def _from_file(section: Section, runtime: str | None, threads: int) -> MachineProfile:
+    name = section.text("name")
+    if section.choice("kind", None, ("recorded", "modelled")) == "recorded":
+        how: How = _recording(section)
+    elif section.has("fits"):
+        how, runtime = _fitting(section, name, runtime), None
+    else:
+        how = Scaling(reference=_reference(section), interpreter=_interpreter(section))
+    section.finish()
     if runtime is not None:
-        raise SpecError(f"{key}.runtime", runtime, f"{data['name']} knows one runtime only; leave the key out")
-    return MachineProfile(name=data["name"], how=how, threads=threads)
+        raise SpecError(section.path("runtime"), runtime, f"{name} knows one runtime only; leave the key out")
+    return MachineProfile(name=name, how=how, threads=threads)
 
 
-def _reference(value: Any, key: str) -> Reference:
-    fields = set(Reference.__dataclass_fields__)
-    if not isinstance(value, dict) or set(value) != fields:
-        raise SpecError(f"{key}.reference", value, f"exactly these keys are needed: {', '.join(sorted(fields))}")
+def _reference(section: Section) -> Reference:
+    value, fields = section.take("reference"), Reference.__dataclass_fields__
+    if not isinstance(value, dict) or set(value) != set(fields):
+        allowed = f"exactly these keys are needed: {', '.join(sorted(fields))}"
+        raise SpecError(section.path("reference"), value, allowed)
     return Reference(**value)
 
 
-def _interpreter(data: dict[str, Any], key: str) -> Interpreter:
-    rows, key = data.get("interpreter", []), f"{key}.interpreter"
+def _interpreter(section: Section) -> Interpreter:
+    rows, key = section.take("interpreter", []), section.path("interpreter")
     if not isinstance(rows, list):
         raise SpecError(key, rows, "a list of {program, board_ms, source} is needed")
     return tuple(_program(row, key) for row in rows)
@@ -251,32 +254,31 @@ def _program(row: Any, key: str) -> ProgramTime:
     return ProgramTime(**row)
 
 
-def _fitting(data: dict[str, Any], runtime: Any, key: str) -> Fitting:
-    refuse_unknown(data, {"format", "name", "kind", "reference", "interpreter", "note", "runtime", "fits"}, key)
-    fits = data["fits"]
-    wanted = data.get("runtime") if runtime is None else runtime
+def _fitting(section: Section, name: str, runtime: str | None) -> Fitting:
+    usual = section.take("runtime", None)
+    wanted, fits, key = usual if runtime is None else runtime, section.take("fits"), section.path("fits")
     if not isinstance(fits, dict) or wanted not in fits:
-        raise SpecError(f"{key}.runtime", wanted, f"{data['name']} has fits for these: {', '.join(sorted(fits))}")
-    fit = LatencyFit.from_dict(fits[wanted], f"{key}.fits.{wanted}")
-    return Fitting(fit=fit, reference=_reference(data.get("reference"), key), interpreter=_interpreter(data, key))
+        known = ", ".join(sorted(map(str, fits))) if isinstance(fits, dict) else "none"
+        raise SpecError(section.path("runtime"), wanted, f"{name} has fits for these: {known}")
+    fit = LatencyFit.from_dict(fits[wanted], f"{key}.{wanted}")
+    return Fitting(fit=fit, reference=_reference(section), interpreter=_interpreter(section))
 
 
-_RECORDING_KEYS = ("model", "image_size", "runtime", "threads", "precision", "date", "source")
+_WORDS = ("model", "runtime", "threads", "precision", "date", "source")
 
 
-def _recording(data: dict[str, Any], key: str) -> Recording:
-    known = {"format", "name", "kind", "note", "timings", "reference", "interpreter", *_RECORDING_KEYS}
-    refuse_unknown(data, known, key)
-    for name in (*_RECORDING_KEYS, "timings"):
-        if name not in data:
-            raise SpecError(f"{key}.{name}", None, "a recorded profile needs this key")
-    if not isinstance(data["timings"], dict) or not set(data["timings"]) & set(_NETWORK_STAGES):
-        raise SpecError(f"{key}.timings", data["timings"], "a mapping with 'head' or 'tail' in it is needed")
-    timings = {stage: _rows(rows, f"{key}.timings.{stage}") for stage, rows in data["timings"].items()}
-    words = {name: str(data[name]) for name in _RECORDING_KEYS if name != "image_size"}
-    reference = _reference(data["reference"], key) if "reference" in data else None
-    interpreter, size = _interpreter(data, key), data["image_size"]
-    return Recording(timings=timings, image_size=size, interpreter=interpreter, reference=reference, **words)
+def _recording(section: Section) -> Recording:
+    words = {name: str(section.take(name)) for name in _WORDS}
+    size, timings = section.whole("image_size"), section.take("timings")
+    if not isinstance(timings, dict) or not set(timings) & set(_NETWORK_STAGES):
+        raise SpecError(section.path("timings"), timings, "a mapping with 'head' or 'tail' in it is needed")
+    return Recording(
+        timings={stage: _rows(rows, f"{section.path('timings')}.{stage}") for stage, rows in timings.items()},
+        image_size=size,
+        interpreter=_interpreter(section),
+        reference=_reference(section) if section.has("reference") else None,
+        **words,
+    )
 
 
 def _rows(rows: Any, key: str) -> dict[str, Timing]:
@@ -298,20 +300,6 @@ def _row(row: Any, key: str) -> Timing:
     except (TypeError, ValueError):
         pass
     raise SpecError(key, row, "milliseconds are needed, or {p50_ms, p90_ms, spread, repeats}")
-
-
-def _one_of(settings: dict[str, Any], name: str, default: str, allowed: tuple[str, ...], key: str) -> str:
-    value = settings.get(name, default)
-    if value not in allowed:
-        raise SpecError(f"{key}.{name}", value, f"{' and '.join(allowed)} are allowed")
-    return str(value)
-
-
-def _threads(settings: dict[str, Any], key: str, default: int) -> int:
-    threads = settings.get("threads", default)
-    if "threads" in settings and not (isinstance(threads, int) and not isinstance(threads, bool) and threads > 0):
-        raise SpecError(f"{key}.threads", threads, "a whole number from 1 is needed")
-    return int(threads)
 
 
 def _cores() -> int:

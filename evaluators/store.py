@@ -143,6 +143,11 @@ class Store:
 
         return json.loads((self.get(key, write, about) / VALUE).read_text())
 
+    def known_value(self, key: StoreKey) -> Any:
+        """A JSON value that is there already, see :meth:`value`; None otherwise."""
+        place = self.find(key)
+        return None if place is None else json.loads((place / VALUE).read_text())
+
     def find(self, key: StoreKey) -> Path | None:
         """The folder of an entry that is there and whole; None otherwise. Makes nothing."""
         place = self.path(key)

@@ -27,14 +27,15 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
 
 class Runner:
-    """Answers at once, and remembers what it was asked."""
+    """Answers at once, and remembers what it was asked. ``script`` has a stage's next answers, 1 ms after them."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.script = [], {}
 
     def measure(self, folder, stages):
         self.asked.append(sorted(stages))
-        return {stage: Timing(p50_ms=1.0, p90_ms=1.0, spread=0.0, repeats=10) for stage in stages}
+        took = {stage: self.script[stage].pop(0) if self.script.get(stage) else 1.0 for stage in stages}
+        return {stage: Timing(p50_ms=ms, p90_ms=ms, spread=0.0, repeats=10) for stage, ms in took.items()}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,55 @@ def test_what_was_timed_ahead_is_looked_up_afterwards(split, timer, runner):
     config = SplitConfig(partition="3", ae_ratio=0.5, bits=4, tcl=10.0)
     stages = timer.split(config, *squeezed(split, config))
     assert set(stages.timings) == {"head", "encode", "pack", "unpack", "decode", "tail"} and not runner.asked
+
+
+AHEAD = (["1", "3", "4"], [0.5], [1], [1], ["own"])
+
+
+def test_a_timing_that_contradicts_its_neighbours_is_taken_again(timer, runner):
+    runner.script = {"head": [5.0, 1.0, 2.0, 0.8]}  # of 1, 3 and 4, then of 1 again
+    told = []
+    timer.time_ahead(*AHEAD, told.append)
+    assert [line for line in told if "again" in line] == ["timing head of 1 again, which contradicts its neighbours"]
+    assert [timer.head(name).timings["head"].p50_ms for name in AHEAD[0]] == [0.8, 1.0, 2.0]
+    assert not any(timer.head(name).timings["head"].warning for name in AHEAD[0])
+    runner.asked.clear()
+    timer.time_ahead(*AHEAD, told.append)
+    assert not runner.asked
+
+
+def test_a_second_time_that_contradicts_the_neighbours_too_is_said(split, timer, runner, tmp_path):
+    runner.script = {"head": [5.0, 1.0, 2.0, 4.0]}
+    timer.time_ahead(*AHEAD, lambda _: None)
+    said = "slower than the head of 3, which does more"
+    assert (timer.head("1").timings["head"].p50_ms, timer.head("1").timings["head"].warning) == (4.0, said)
+    assert not timer.head("4").timings["head"].warning
+    # Another process with the same store measures nothing, and says the same.
+    runner.asked.clear()
+    machine = machine_for(MachineProfile(name="local", threads=1), StageTable(Store(tmp_path / "store")), runner)
+    another = StageTimer(machine, machine, split, PICTURE, PIXELS)
+    another.time_ahead(*AHEAD, lambda _: None)
+    assert not runner.asked
+    assert (another.head("1").timings["head"].p50_ms, another.head("1").timings["head"].warning) == (4.0, said)
+
+
+def test_two_that_contradict_each_other_are_both_taken_again_and_the_faster_timings_count(timer, runner):
+    runner.script = {"pack b1": [3.0, 1.0, 2.0, 0.9]}  # at 1 with half the channels, with all; both again
+    timer.time_ahead(["1"], [0.5, 1.0], [1], [1], ["own"], lambda _: None)
+    packed = [timer.bottleneck(SplitConfig(partition="1", ae_ratio=ratio, bits=1), [1]) for ratio in (0.5, 1.0)]
+    assert [stages.timings["pack b1"].p50_ms for stages in packed] == [2.0, 0.9]
+    assert [stages.timings["pack b1"].warning for stages in packed] == [
+        "slower than the pack of 1/r1/b1, which does more",
+        "faster than the pack of 1/r0.5/b1, which does less",
+    ]
+
+
+def test_bit_widths_are_no_neighbours(timer, runner):
+    """Three bits a value take longer to pack than four."""
+    runner.script = {"pack b3": [3.0], "pack b4": [1.0]}
+    told = []
+    timer.time_ahead(["1"], [0.5], [3, 4], [1], ["own"], told.append)
+    assert not any("again" in line for line in told)
 
 
 def test_only_the_lossless_coder_waits_for_the_very_bytes(split, timer, runner):

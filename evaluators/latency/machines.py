@@ -27,13 +27,16 @@ class Machine(Protocol):
         """What the study names."""
         ...
 
-    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
+    def timings(
+        self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path], *, again: bool = False
+    ) -> Timings:
         """How long stages take.
 
         Args:
             stage_keys: what each depends on.
             folder: makes the folder to measure, see ``evaluators/folders.py``; only called when something has to be
                 measured that never was before.
+            again: measure a second time what is measured at all, and know the better timing from then on.
 
         Returns:
             Stage to timing; a stage that the folder does not have is absent.
@@ -70,9 +73,12 @@ class Measuring:
     place: Mapping[str, Any]
     words: str
 
-    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
+    def timings(
+        self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path], *, again: bool = False
+    ) -> Timings:
         keys = {stage: stage_key.key for stage, stage_key in stage_keys.items()}
-        return self.table.get(self.place, keys, self._measurement(folder))
+        ask = self.table.again if again else self.table.get
+        return ask(self.place, keys, self._measurement(folder))
 
     def _measurement(self, folder: Callable[[], Path]) -> Measure:
         made = functools.cache(folder)  # written once, however often it is measured
@@ -151,10 +157,12 @@ class Scaled:
     rest: Factor
     caveat: str
 
-    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
+    def timings(
+        self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path], *, again: bool = False
+    ) -> Timings:
         if not stage_keys:
             return {}
-        here = self.here.timings(stage_keys, folder)
+        here = self.here.timings(stage_keys, folder, again=again)
         return {stage: self._there(timing, stage_keys[stage]) for stage, timing in here.items()}
 
     def _there(self, timing: Timing, stage_key: StageKey) -> Timing:
@@ -198,7 +206,9 @@ class Recorded:
     recording: Recording
     rest: Scaled | None
 
-    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
+    def timings(
+        self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path], *, again: bool = False
+    ) -> Timings:
         known = {
             stage: self.recording.timings[stage_kind(stage)][stage_key.key]
             for stage, stage_key in stage_keys.items()
@@ -209,7 +219,7 @@ class Recorded:
             own = stage in ("head", "tail") and "/" not in stage_key.key  # not a distilled head, see DistilledHead.key
             if own or not self._models(stage_key):
                 raise self._unknown(stage_kind(stage), stage_key)
-        return known | self.rest.timings(lacking, folder) if self.rest else known
+        return known | self.rest.timings(lacking, folder, again=again) if self.rest else known
 
     def _models(self, stage_key: StageKey) -> bool:
         return self.rest is not None and (stage_key.work is None or self.rest.networks is not None)
@@ -256,7 +266,9 @@ class Fitted:
     fitting: Fitting
     rest: Scaled
 
-    def timings(self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path]) -> Timings:
+    def timings(
+        self, stage_keys: Mapping[str, StageKey], folder: Callable[[], Path], *, again: bool = False
+    ) -> Timings:
         fit = self.fitting.fit
         networks = {
             stage: Timing.single(fit.predict_ms(stage_key.work), Source.MODELLED)
@@ -264,7 +276,7 @@ class Fitted:
             if stage_key.work is not None
         }
         others = {stage: stage_key for stage, stage_key in stage_keys.items() if stage not in networks}
-        return networks | self.rest.timings(others, folder)
+        return networks | self.rest.timings(others, folder, again=again)
 
     def describe(self) -> dict[str, Any]:
         fit = self.fitting.fit

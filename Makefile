@@ -5,6 +5,9 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Test files side by side, one thread each: more threads only wait for each other.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 READY := $(VENV)/.installed
 
 .PHONY: help install quickstart test test-all lint
@@ -27,10 +30,10 @@ test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 test-all: test
-	$(VENV)/bin/python -m pytest -m architectures
+	$(PYTEST) --dist load -m architectures
 
 lint: $(READY)
 	$(VENV)/bin/ruff check --fix .

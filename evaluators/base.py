@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluators.result import Evaluation
+from evaluators.result import Evaluation, Price
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.partition import PartitionPoint
@@ -25,8 +25,8 @@ class Evaluator(ABC):
     - :meth:`partition_points`, :meth:`head_ms`, :meth:`rehearse`, :meth:`identity`, :meth:`describe` and :meth:`notes`
       may be called at any time and any number of times; they train nothing.
     - :meth:`baselines` without training raises NotFinished until the uncut model has its weights.
-    - :meth:`prepare` comes before :meth:`evaluate`, ``baselines(trained=True)`` and :meth:`export`, in every process; a
-      second call costs nothing.
+    - :meth:`prepare` comes before :meth:`price`, :meth:`evaluate`, ``baselines(trained=True)`` and :meth:`export`, in
+      every process; a second call costs nothing.
     - :meth:`evaluate` and :meth:`export` take any configuration, in any order, any number of times.
 
     Evaluating the same configuration twice with the same budget and seed gives the same accuracy and payload, and costs
@@ -56,6 +56,15 @@ class Evaluator(ABC):
             space: what will be evaluated; all that can be measured for it beforehand is measured now, in one go, so
                 that configurations stay comparable on a machine whose speed varies. None measures nothing.
             progress: told what is going on.
+        """
+
+    @abstractmethod
+    def price(self, config: SplitConfig) -> Price:
+        """What a configuration takes, without training it. Costs next to nothing for one of a prepared space.
+
+        Raises:
+            InfeasibleSplit: the configuration cannot run; the message is the reason.
+            MeasurementError: the device did not answer.
         """
 
     @abstractmethod

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator, Progress, Split
 from evaluators.latency.links import LinkProfile
-from evaluators.result import FINE_TUNED, Evaluation, LatencyParts, Source, Sources, StageKey, Timing
+from evaluators.result import FINE_TUNED, Evaluation, LatencyParts, Price, Source, Sources, StageKey, Timing
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
@@ -23,6 +24,7 @@ _POINTS = {"stem": ((64, 16, 16), 10), "middle": ((128, 8, 8), 40), "deep": ((8,
 _TOTAL = 100
 _DISTILLED = 15  # GMACs of a distilled head, wherever it leads
 _PARAMETERS = 10_000  # for each MAC before the cut
+_HEADER_BYTES = 10
 # what is left of the packed symbols
 _CODED = {"packed": 1.0, "lzma": 0.75, "zstd": 0.8, "brotli": 0.75, "context": 0.6}
 
@@ -53,13 +55,7 @@ class FakeEvaluator(Evaluator):
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Split = "validation"
     ) -> Evaluation:
         """The closed form; neither budget nor seed nor split changes anything."""
-        shape, macs = _POINTS[config.partition]
-        on_device = macs if config.head == "own" else _DISTILLED
-        if round(shape[0] * config.ae_ratio) < 1:
-            raise InfeasibleSplit(f"an AE ratio of {config.ae_ratio:g} leaves no channel of {shape[0]}")
-        channels = round(shape[0] * config.ae_ratio)
-        values = channels * shape[1] * shape[2] / config.stride**2
-        payload = 10 + values * config.bits / 8 * _CODED[config.lossless]
+        priced, ratio = self.price(replace(config, lossless="packed")), _CODED[config.lossless]
         lost = (
             0.02 * (config.stride - 1)
             + (0.01 if config.head != "own" else 0.0)
@@ -67,19 +63,36 @@ class FakeEvaluator(Evaluator):
             + 0.05 * (1 - config.ae_ratio)
             - 0.02 * min(config.tcl, 100) / 100
         )
+        payload = _HEADER_BYTES + (priced.payload_bytes - _HEADER_BYTES) * ratio
+        coded = config.lossless != "packed"
+        parts = replace(
+            priced.latency,
+            compress_ms=0.5 if coded else 0.0,
+            link_ms=payload / 1000,
+            decompress_ms=0.1 if coded else 0.0,
+        )
+        accuracy = UNCUT_ACCURACY - max(lost, 0.0)
+        return _evaluation(config.label, accuracy, payload, parts, config, priced.device_model_mb)
+
+    def price(self, config: SplitConfig) -> Price:
+        shape, macs = _POINTS[config.partition]
+        on_device = macs if config.head == "own" else _DISTILLED
+        channels = round(shape[0] * config.ae_ratio)
+        if channels < 1:
+            raise InfeasibleSplit(f"an AE ratio of {config.ae_ratio:g} leaves no channel of {shape[0]}")
+        values = channels * shape[1] * shape[2] / config.stride**2
+        payload = _HEADER_BYTES + values * config.bits / 8
         parts = LatencyParts(
             head_ms=on_device / 10,
             encode_ms=config.ae_ratio,
             pack_ms=0.1,
-            compress_ms=0.0 if config.lossless == "packed" else 0.5,
             link_ms=payload / 1000,
-            decompress_ms=0.0 if config.lossless == "packed" else 0.1,
             unpack_ms=0.1,
             decode_ms=config.ae_ratio / 10,
             tail_ms=(_TOTAL - macs) / 100,
         )
         mb = model_mb(_PARAMETERS * on_device + shape[0] * channels)
-        return _evaluation(config.label, UNCUT_ACCURACY - max(lost, 0.0), payload, parts, config, mb)
+        return Price(latency=parts, payload_bytes=payload, busy_ms=payload / 1000, device_model_mb=mb)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         raw, alone = 3 * 64 * 64, LatencyParts(head_ms=_TOTAL / 10)

@@ -188,6 +188,33 @@ SERVER_PARTS = ("decompress_ms", "unpack_ms", "decode_ms", "tail_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a configuration takes, known before anything is trained: all but what depends on the very bytes.
+
+    Attributes:
+        latency: the parts for a packed payload, the way over the link included; a lossless coder's own parts are 0.
+        payload_bytes: of a packed payload, header included. A lossless coder's are smaller by what it can.
+        busy_ms: how long a packed payload occupies the link; the part of ``latency`` that shrinks with it.
+        device_model_mb: weights on the device.
+    """
+
+    latency: LatencyParts
+    payload_bytes: float
+    busy_ms: float
+    device_model_mb: float
+
+    def latency_ms(self, payload_bytes: float | None = None, coding_ms: float = 0.0) -> float:
+        """For a payload of another size that took so long to code and decode."""
+        share = 1.0 if payload_bytes is None else payload_bytes / self.payload_bytes
+        return self.latency.total_ms + coding_ms - self.busy_ms * (1.0 - share)
+
+    @property
+    def least_ms(self) -> float:
+        """What no lossless coder gets below."""
+        return self.latency_ms(0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One candidate or baseline, scored.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,20 @@ from evaluators.compression.bottleneck import FORMAT as BOTTLENECKS
 from evaluators.compute import compute_device
 from evaluators.edge.circumstances import machine as this_machine
 from evaluators.identity import architecture, arithmetic, state_digest
-from evaluators.latency.compose import latency_fields
+from evaluators.latency.compose import compose, latency_fields
 from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import NotRecorded
 from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
 from evaluators.latency.runners import Runner
-from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer
+from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer, untrained
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.distilled import DistilledHead
 from evaluators.models.load import build
-from evaluators.result import Evaluation
+from evaluators.result import Evaluation, Price, Timing
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
@@ -88,6 +89,16 @@ class SplitSettings:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Untrained:
+    """A bottleneck as far as it is known without training: what its stages take, how many values it sends."""
+
+    timings: Mapping[str, Timing]
+    values: int
+    header_bytes: int
+    device_model_mb: float
 
 
 _SEEN = (
@@ -148,6 +159,8 @@ class SplitEvaluator(Evaluator):
         self._loaded_trained = self._has_weights = loaded.trained
         self._fresh = loaded.fresh
         self._references: dict[Split, TaskMetrics] = {}
+        self._bottlenecks: dict[SplitConfig, _Untrained] = {}
+        self._widths: set[int] = set()
         self._start_digest = state_digest(self._network) if settings.model.weights is not None else ""
 
     # -- the contract ------------------------------------------------------------------------------------------------
@@ -194,6 +207,7 @@ class SplitEvaluator(Evaluator):
         """Train the uncut model if no weights are given (or load it from an earlier training); time what can be."""
         self._give_weights(progress)
         if space is not None:
+            self._widths |= set(space.bits)
             ahead = (space.partitions, space.ae_ratios, space.bits, space.strides, space.heads)
             self._stage_timer.time_ahead(*ahead, progress)
 
@@ -213,6 +227,39 @@ class SplitEvaluator(Evaluator):
         )
         self._has_weights = True
 
+    def price(self, config: SplitConfig) -> Price:
+        self._widths.add(config.bits)
+        squeeze = self._untrained(replace(config, bits=1, tcl=0.0, rate=0.0, lossless="packed"), config.bits)
+        timings = dict(squeeze.timings)
+        for kind in ("pack", "unpack"):
+            timings[kind] = timings.pop(f"{kind} b{config.bits}")
+        timings = {stage: timing for stage, timing in timings.items() if " " not in stage}
+        payload_bytes = squeeze.header_bytes + math.ceil(squeeze.values * config.bits / 8)
+        return Price(
+            latency=compose(timings, self._link, payload_bytes),
+            payload_bytes=payload_bytes,
+            busy_ms=self._link.busy_ms(payload_bytes),
+            device_model_mb=squeeze.device_model_mb,
+        )
+
+    def _untrained(self, squeezed: SplitConfig, bits: int) -> _Untrained:
+        """What does not depend on training, worked out once for each bottleneck at all bit-widths of the space."""
+        known = self._bottlenecks.get(squeezed)
+        if known is None or f"pack b{bits}" not in known.timings:
+            made = untrained(self._split, squeezed)
+            form = replace(made.form, carries_image_size=self._dataset.picture.letterbox)
+            self._bottlenecks[squeezed] = _Untrained(
+                timings=self._stage_timer.bottleneck(squeezed, sorted(self._widths)).timings,
+                values=form.elements,
+                header_bytes=form.header_bytes,
+                device_model_mb=self._device_model_mb(squeezed.partition, made.head, made.encoder),
+            )
+        return self._bottlenecks[squeezed]
+
+    def _device_model_mb(self, partition: str, head: nn.Module | None, encoder: nn.Module) -> float:
+        own = self._split.tap(partition).point.head_params
+        return model_mb((own if head is None else parameters_of(head)) + parameters_of(encoder))
+
     def evaluate(
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Split = "validation"
     ) -> Evaluation:
@@ -226,11 +273,10 @@ class SplitEvaluator(Evaluator):
         squeeze = Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form, head=distilled)
         stages = self._stage_timer.split(config, squeeze, score.sample)
         point = self._split.tap(config.partition).point
-        head_parameters = parameters_of(distilled) if distilled is not None else point.head_params
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.bottleneck_channels),
             "encoder_macs": stages.macs("encode"),
-            "device_model_mb": model_mb(head_parameters + parameters_of(candidate.bottleneck.encoder)),
+            "device_model_mb": self._device_model_mb(config.partition, distilled, candidate.bottleneck.encoder),
             "head_macs": stages.macs("head") if distilled is not None else point.head_macs,
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,

@@ -60,9 +60,20 @@ class EvaluatorContract:
         header = (4 * few - many) / 3
         assert 0 < header <= 16
 
+    def test_a_price_is_what_an_evaluation_finds(self, evaluator, config):
+        price = evaluator.price(config)
+        plain, coded = (evaluator.evaluate(replace(config, lossless=coder)) for coder in ("packed", "lzma"))
+        assert price.latency == plain.latency
+        assert price.payload_bytes == plain.payload_bytes
+        assert price.device_model_mb == plain.details["device_model_mb"]
+        assert price.least_ms == pytest.approx(plain.latency_ms - plain.link_busy_ms)
+        coding_ms = coded.latency.compress_ms + coded.latency.decompress_ms
+        assert price.latency_ms(coded.payload_bytes, coding_ms) == pytest.approx(coded.latency_ms)
+
     def test_the_impossible_is_infeasible(self, evaluator, infeasible):
-        with pytest.raises(InfeasibleSplit, match="leaves no channel"):
-            evaluator.evaluate(infeasible)
+        for ask in (evaluator.price, evaluator.evaluate):
+            with pytest.raises(InfeasibleSplit, match="leaves no channel"):
+                ask(infeasible)
 
     def test_baselines(self, evaluator):
         found = {baseline.name: baseline for baseline in evaluator.baselines(trained=False)}

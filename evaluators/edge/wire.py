@@ -104,6 +104,11 @@ class WireFormat:
         """Bytes of the packed symbols, before compression and without the header."""
         return (self.elements * self.bits + 7) // 8
 
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of a payload before its body."""
+        return HEADER_BYTES + (_SIZE.size if self.carries_image_size else 0)
+
     @functools.cached_property
     def fingerprint(self) -> bytes:
         """Four bytes that differ between configurations whose payloads must not be mixed."""
@@ -242,9 +247,10 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
     Raises:
         PayloadError: too short, another version, coder or configuration, or damaged on the way.
     """
-    least = HEADER_BYTES + (_SIZE.size if wire.carries_image_size else 0)
-    if len(payload) < least:
-        raise PayloadError(f"{len(payload)} bytes are too few for a payload; its header alone takes {least}")
+    if len(payload) < wire.header_bytes:
+        raise PayloadError(
+            f"{len(payload)} bytes are too few for a payload; its header alone takes {wire.header_bytes}"
+        )
     version, coder, fingerprint, checksum = _HEADER.unpack_from(payload)
     rest = payload[HEADER_BYTES:]
     if version != WIRE_VERSION:
@@ -256,7 +262,7 @@ def unframe(payload: bytes, wire: WireFormat) -> bytes:
         raise PayloadError("payload of another configuration; device and server must come from the same bundle")
     if zlib.crc32(rest) != checksum:
         raise PayloadError("payload damaged on the way: its checksum does not match")
-    return payload[least:]
+    return payload[wire.header_bytes :]
 
 
 def picture_size(payload: bytes, wire: WireFormat) -> tuple[int, int]:

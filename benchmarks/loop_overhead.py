@@ -50,7 +50,7 @@ def started(spec: StudySpec, folder: Path) -> tuple[OwnStudy, SearchSpace, FakeE
     """A study that is ready for its first trial."""
     evaluator = FakeEvaluator()
     space = spec.space(list(evaluator.partition_points()))
-    study = start_or_resume(spec, space, folder, contents=evaluator.identity())
+    study = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
     prepare(study, space, evaluator, folder, lambda _: None)
     return study, space, evaluator
 

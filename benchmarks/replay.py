@@ -40,7 +40,7 @@ def fill(loaded: spec.StudySpec, folder: Path) -> None:
     """A finished study of so many trials."""
     evaluator = FakeEvaluator()
     space = loaded.space(list(evaluator.partition_points()))
-    opened = storage.start_or_resume(loaded, space, folder, contents=evaluator.identity())
+    opened = storage.start_or_resume(loaded, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
     objective.prepare(opened, space, evaluator, folder, lambda _: None)
     grid = itertools.product(("stem", "middle"), range(1, 9), ("packed", "lzma"), range(1, 100))
     trials = []

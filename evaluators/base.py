@@ -97,8 +97,12 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
+    def export(
+        self, config: SplitConfig, directory: Path, *, budget: Budget | None = None, seed: int | None = None
+    ) -> dict[str, Any]:
         """Write ``device/`` and ``server/`` for a configuration into an existing directory.
+
+        Budget and seed are those of :meth:`evaluate`.
 
         Returns:
             Evidence for ``bundle.json``: how well the halves agree with the evaluation, on how many images.

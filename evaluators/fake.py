@@ -110,7 +110,9 @@ class FakeEvaluator(Evaluator):
                 found.append(_evaluation(name + FINE_TUNED, accuracy + 0.01, payload, parts, None, mb))
         return found
 
-    def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
+    def export(
+        self, config: SplitConfig, directory: Path, *, budget: Budget | None = None, seed: int | None = None
+    ) -> dict[str, Any]:
         """Two folders with the configuration in them: nothing here can run."""
         self.evaluate(config)
         for side in ("device", "server"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -254,6 +255,15 @@ class Evaluation:
     def latency_ms(self) -> float:
         """Sum of the parts."""
         return self.latency.total_ms
+
+    @property
+    def accuracy_error(self) -> float:
+        """Standard deviation of the accuracy, as that of a share of images; 0 where their number is not known.
+
+        For a detector's metric, which is no share, it is of the right order.
+        """
+        images = self.details.get("scored_images", 0)
+        return math.sqrt(self.accuracy * (1.0 - self.accuracy) / images) if images else 0.0
 
     @property
     def latency_p90_ms(self) -> float:

@@ -293,10 +293,12 @@ class SplitEvaluator(Evaluator):
             for each in found
         ]
 
-    def export(self, config: SplitConfig, directory: Path) -> dict[str, Any]:
+    def export(
+        self, config: SplitConfig, directory: Path, *, budget: Budget | None = None, seed: int | None = None
+    ) -> dict[str, Any]:
         """Write both halves, then run every search-validation image through them as a user would."""
         self._need_weights()
-        candidate, images = self._candidate(config), self._feature_cache.images("validation")
+        candidate, images = self._candidate(config, budget, seed), self._feature_cache.images("validation")
         both = Halves(
             split=self._feature_cache.base,
             dataset=self._dataset,
@@ -494,7 +496,7 @@ class SplitEvaluator(Evaluator):
         metrics = self._task.judge(found, self._feature_cache.images(split))
         drop, interval = self._drop_pp(found, metrics, split)
         watch = self._stage_timer
-        details = dict(details or {})
+        details = {**(details or {}), "scored_images": len(self._feature_cache.images(split))}
         if (divergence := self._task.divergence(self._feature_cache.answers(split), found)) is not None:
             details["divergence"] = divergence
         return Evaluation(

@@ -84,7 +84,7 @@ def run(
     space = loaded.space(list(evaluator.partition_points()))
     if not storages.has_trials(loaded, folder, storage):
         wiring.rehearse(evaluator, loaded)
-    opened = storages.start_or_resume(loaded, space, folder, storage, evaluator.identity())
+    opened = storages.start_or_resume(loaded, space, folder, storage, evaluator.identity(), ask_price=evaluator.price)
     try:
         with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
             objective.prepare(opened, space, evaluator, folder, shown.say)
@@ -162,6 +162,37 @@ def replay(
 
 
 @app.command()
+def confirm(
+    study: StudyArgument,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each point.")] = 3,
+    as_json: JsonOption = False,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Train the front and its near misses anew, with more budget and several seeds, and test them."""
+    from search import confirm as confirms
+    from search import points as all_points
+    from search import report as reports
+    from search import storage as storages
+
+    loaded, opened = _open(study, storage, out)
+    points = confirms.to_confirm(all_points.trial_points(opened))
+    if not points:
+        raise SplitsearchError("the front is empty: no trial kept the constraints; run more trials or loosen them")
+    folder = storages.run_folder(loaded, out)
+    evaluator = wiring.build_evaluator(loaded, folder)
+    storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
+    evaluator.prepare(None, _talk.print)
+    wanted = [loaded.search.seed + number for number in range(seeds)]
+    found = confirms.confirm_points(opened, points, evaluator, loaded.confirm, wanted, _talk.print)
+    reports.write_report(opened, loaded, folder / "report.html")
+    if as_json:
+        _print_json({"format": 1, "study": loaded.name, "confirmed": [each.to_dict() for each in found]})
+        return
+    _stdout().print(confirms.confirmed_table(found))
+
+
+@app.command()
 def report(
     study: StudyArgument,
     output: Annotated[
@@ -210,6 +241,7 @@ def export(
     out: OutOption = None,
 ) -> None:
     """Write a bundle that runs: device half, server half, evidence."""
+    from search import confirm as confirms
     from search import export as exports
     from search import front as fronts
     from search import points as all_points
@@ -219,10 +251,19 @@ def export(
         raise typer.BadParameter(f"'{pick}' given; {', '.join(fronts.PICKS)} are allowed", param_hint="--pick")
     loaded, opened = _open(study, storage, out)
     points = all_points.trial_points(opened)
+    confirmed = {each.trial: each for each in confirms.confirmed_points(opened) if each.validation}
+    known = confirms.as_searched(list(confirmed.values()), points)
     if trial is None:
-        point = fronts.pick_point(fronts.pareto_front(points), pick, max_drop_pp, max_latency_ms)
+        point = fronts.pick_point(fronts.pareto_front(known or points), pick, max_drop_pp, max_latency_ms)
     else:
-        point = fronts.find_trial(points, trial)
+        point = fronts.find_trial(points if trial not in confirmed else known, trial)
+    if point.trial not in confirmed:
+        _talk.print(
+            f"trial {point.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
+            f"'splitsearch confirm {study}' trains the front anew and tests it",
+            highlight=False,
+            soft_wrap=True,
+        )
     for line in fronts.warnings_for(point, fronts.judged(all_points.baseline_points(opened), loaded.constraints)):
         _talk.print(line, highlight=False, soft_wrap=True)
     exports.check_target(output)
@@ -230,7 +271,8 @@ def export(
     evaluator = wiring.build_evaluator(loaded, folder)
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
-    bundle = exports.write_bundle(point, loaded, evaluator, all_points.environment(opened), output)
+    environment, proof = all_points.environment(opened), confirmed.get(point.trial or 0)
+    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof)
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)
     _stdout().print(

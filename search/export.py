@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator
 from evaluators.edge.coders import CODERS
 from evaluators.store import file_digest, whole_folder
+from search.confirm import Confirmed
 from search.front import Point
 from search.spec import StudySpec
 from spaces.errors import SplitsearchError
@@ -23,7 +25,7 @@ A split network made by splitsearch: `{label}`, trial {trial} of study `{study}`
 | | |
 | --- | --- |
 | {metric} | {accuracy:.2%} on {images} search-validation images ({drop:+.2f} pp against the uncut model) |
-| payload | {payload:,.0f} bytes in the mean, header included |
+{confirmed}| payload | {payload:,.0f} bytes in the mean, header included |
 | latency | {latency:.2f} ms: device {device}, server {server}, link {link} |
 | the halves together | same answer as the trial on {agreement:.2%} of those images |
 
@@ -49,9 +51,16 @@ _DRAWING = """
 
 
 def write_bundle(
-    point: Point, spec: StudySpec, evaluator: Evaluator, environment: dict[str, Any], target: Path
+    point: Point,
+    spec: StudySpec,
+    evaluator: Evaluator,
+    environment: dict[str, Any],
+    target: Path,
+    confirmed: Confirmed | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a trial; it appears at ``target`` whole or not at all.
+
+    A confirmed one is exported as it was trained then, with the first of its seeds.
 
     Returns:
         What ``bundle.json`` says.
@@ -63,19 +72,21 @@ def write_bundle(
     config = point.evaluation.config
     assert config is not None
     with whole_folder(target) as folder:
-        evidence = evaluator.export(config, folder)
-        found = point.evaluation
-        (folder / "README.md").write_text(_readme(point, spec, evidence, environment.get("metric", "top-1")))
+        trained = {"budget": confirmed.budget, "seed": confirmed.seeds[0]} if confirmed else {}
+        evidence = evaluator.export(config, folder, **trained)  # type: ignore[arg-type]
+        found, metric = point.evaluation, environment.get("metric", "top-1")
+        (folder / "README.md").write_text(_readme(point, spec, evidence, metric, confirmed))
         bundle = {
             "format": FORMAT,
             "study": spec.name,
             "study_sha256": spec.digest,
             "trial": point.trial,
-            "seed": spec.search.seed,
+            "seed": confirmed.seeds[0] if confirmed else spec.search.seed,
             "config": config.to_dict(),
             "model": spec.raw["model"],
             "data": spec.raw["data"],
             "evidence": {**found.to_dict(), "halves": evidence},
+            "confirmed": confirmed.to_dict() if confirmed else None,
             "environment": environment,
             "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "sha256": {
@@ -96,11 +107,12 @@ def check_target(target: Path) -> None:
         raise SplitsearchError(f"{target} exists already; give -o a folder that does not, or remove it")
 
 
-def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any], metric: str) -> str:
+def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any], metric: str, confirmed: Confirmed | None) -> str:
     found = point.evaluation
     library = CODERS[found.config.lossless].library if found.config else ""
     packages = [f"`{name}`" for name in ("numpy", "pillow", "onnxruntime", library) if name]
     return _README.format(
+        confirmed=_confirmed_row(confirmed) if confirmed else "",
         metric="accuracy (top-1)" if metric == "top-1" else metric,
         drawing="" if metric == "top-1" else _DRAWING,
         packages=", ".join(packages[:-1]) + f" and {packages[-1]}",
@@ -115,4 +127,12 @@ def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any], metric: str
         latency=found.latency_ms,
         agreement=evidence["agreement_with_trial"],
         **{place: str(source) for place, source in found.sources.to_dict().items()},
+    )
+
+
+def _confirmed_row(confirmed: Confirmed) -> str:
+    low, high = confirmed.interval
+    return (
+        f"| confirmed | {statistics.fmean(confirmed.test):.2%} (95 %: {low:.2%} to {high:.2%}) on "
+        f"{confirmed.test_images:,} test images, mean of {len(confirmed.seeds)} seeds; the halves are of the first |\n"
     )

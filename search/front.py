@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.result import Evaluation
+from search.hypervolume import Corner
 from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
@@ -162,6 +163,18 @@ def front_json(study: str, front: Sequence[Point], baselines: Sequence[Point]) -
         "front": [point.to_dict() for point in front],
         "baselines": [point.to_dict() for point in baselines],
     }
+
+
+def corner_of(baselines: Sequence[Point], limits: Constraints) -> Corner:
+    """The corner of a study: its own limits, and otherwise an accuracy of 0 and the slowest baseline's latency."""
+    accuracy = 0.0
+    if limits.max_accuracy_drop_pp is not None:
+        uncut = [point.accuracy + point.evaluation.accuracy_drop_pp / 100 for point in baselines]
+        accuracy = max(0.0, min(uncut) - limits.max_accuracy_drop_pp / 100) if uncut else 0.0
+    latency_ms = limits.max_latency_ms
+    if latency_ms is None:
+        latency_ms = max((point.latency_ms for point in baselines), default=1.0)
+    return Corner(accuracy=accuracy, latency_ms=latency_ms)
 
 
 def judged(points: Sequence[Point], limits: Constraints) -> list[Point]:

@@ -8,8 +8,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evaluators.base import Evaluator, Progress
 from evaluators.result import Evaluation, LatencyParts
-from search.points import BASELINES, ENVIRONMENT, EVALUATION, baseline_points
+from search.front_sampler import FrontSampler
+from search.knowledge import ACCURACY_ERROR, RUNG_ACCURACIES, Knowledge
+from search.points import BASELINES, ENVIRONMENT, EVALUATION, STOPPED, baseline_points
 from search.presence import Presence, alone
-from search.samplers import SplitSampler
-from search.spec import Constraints, StudySpec
+from search.pruning import Pruning
+from search.spec import SearchSettings, StudySpec
+from search.split_sampler import SplitSampler
 from search.storage import OwnStudy, database_of, fail_dead_trials
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, MeasurementError
@@ -29,6 +32,7 @@ from spaces.space import SearchSpace
 
 _FOR_NOW = "infeasible_for_now"
 _RETRY_OF = "retry_of"
+_HOPE = 2.0  # standard deviations that a configuration may exceed the best baseline by
 _MOST_UNANSWERED = 3  # in a row, before a run gives up
 # Where optuna-dashboard 0.21 looks for constraints; Optuna 5's own set_constraint writes one attribute each instead.
 _DASHBOARD_CONSTRAINTS = "constraints"
@@ -64,7 +68,8 @@ def run_trials(
 ) -> None:
     """Run until the study has as many finished trials as the spec asks for, the space is exhausted, or time is over.
 
-    Trials that other processes have under way count as finished. A trial whose device did not answer is infeasible for
+    Or until its front has stopped growing, where the spec says when. Trials that other processes have under way count
+    as finished. A trial whose device did not answer is infeasible for
     now: it teaches the sampler nothing, and is tried again as soon as another one was measured, or when the study is
     run the next time. Its training is kept meanwhile.
 
@@ -80,7 +85,7 @@ def run_trials(
     Raises:
         MeasurementError: the device did not answer several times in a row.
     """
-    worst_ms = 2 * max(point.latency_ms for point in baseline_points(study))
+    loop = _Loop(study, spec, space, evaluator)
     wanted = min(spec.search.trials, space.size or spec.search.trials)
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     unanswered = 0
@@ -90,10 +95,17 @@ def run_trials(
                 begun = _begin(study, space, presence.owner, wanted, again=unanswered == 0)
             if begun is None:
                 return
-            outcome = _finish(study, begun, evaluator, spec.constraints, worst_ms)
+            outcome = _finish(study, begun, loop)
             if outcome.for_now is None:
                 finished()
                 unanswered = 0
+                if loop.has_stopped_growing:
+                    _log.warning(
+                        "over the last %d trials the front's hypervolume has grown by less than %g %%: the search ends",
+                        spec.search.patience,
+                        100 * spec.search.min_growth,
+                    )
+                    return
                 continue
             unanswered += 1
             if unanswered == _MOST_UNANSWERED:
@@ -117,6 +129,56 @@ class _Outcome:
     reason: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     for_now: MeasurementError | None = None
+
+
+class _Loop:
+    """What scoring a trial needs to know of the study."""
+
+    def __init__(self, study: OwnStudy, spec: StudySpec, space: SearchSpace, evaluator: Evaluator) -> None:
+        self._study, self._settings = study, spec.search
+        self.evaluator, self.limits, self.budget = evaluator, spec.constraints, spec.finetune.budget
+        baselines = baseline_points(study)
+        self.worst_ms = 2 * max(point.latency_ms for point in baselines)
+        sampler = study.sampler
+        assert isinstance(sampler, SplitSampler)
+        known = sampler.knowledge if isinstance(sampler, FrontSampler) else None
+        self._knowledge = known or Knowledge(space, evaluator.price, spec.constraints, sampler.of_trial)
+        most = max(point.accuracy + _HOPE * point.evaluation.accuracy_error for point in baselines)
+        self.pruning = Pruning(self._knowledge, most, spec.search.seed) if spec.search.pruning != "none" else None
+
+    def look(self) -> None:
+        """Read what has ended since the last time."""
+        self._knowledge.update(self._study)
+
+    def expected_ms(self, config: SplitConfig) -> float:
+        """A configuration's latency, as far as it is known without training."""
+        return self._knowledge.expected_ms(config) or self.worst_ms
+
+    def constraints(self, **known: float) -> dict[str, float]:
+        """Of a trial, above 0 where violated: always all of them, as samplers expect the same of every trial."""
+        limits = [name for name, limit in vars(self.limits).items() if limit is not None]
+        return {name: known.get(name, 0.0) for name in ("runs", "trained", *limits)}
+
+    @property
+    def has_stopped_growing(self) -> bool:
+        """Whether the spec's patience is over."""
+        if self._settings.patience is None:
+            return False
+        self.look()
+        return stopped_growing(self._knowledge.hypervolumes, self._settings)
+
+
+def stopped_growing(hypervolumes: Sequence[float], settings: SearchSettings) -> bool:
+    """Whether the last trials, as many as the patience says, have added less than is asked for.
+
+    Args:
+        hypervolumes: after each trial.
+        settings: with a patience.
+    """
+    patience = settings.patience
+    if patience is None or len(hypervolumes) <= patience or hypervolumes[-1] <= 0:
+        return False
+    return hypervolumes[-1] - hypervolumes[-1 - patience] < settings.min_growth * hypervolumes[-1]
 
 
 def _begin(study: OwnStudy, space: SearchSpace, owner: dict[str, Any], wanted: int, *, again: bool) -> _Begun | None:
@@ -146,10 +208,10 @@ def _unmeasured(trials: list[FrozenTrial]) -> FrozenTrial | None:
     return None
 
 
-def _finish(study: OwnStudy, begun: _Begun, evaluator: Evaluator, limits: Constraints, worst_ms: float) -> _Outcome:
+def _finish(study: OwnStudy, begun: _Begun, loop: _Loop) -> _Outcome:
     trial = begun.trial
     try:
-        outcome = _score(begun.config, evaluator, limits, worst_ms)
+        outcome = _score(begun.config, loop)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         said = "interrupted by the user" if stopped else f"{type(error).__name__}: {error}"
@@ -162,12 +224,16 @@ def _finish(study: OwnStudy, begun: _Begun, evaluator: Evaluator, limits: Constr
     return outcome
 
 
-def _score(config: SplitConfig, evaluator: Evaluator, limits: Constraints, worst_ms: float) -> _Outcome:
+def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
     """What becomes of a configuration: a result, a reason why it has none, or a reason to try it again later."""
+    rungs: dict[str, float] = {}
     try:
-        evaluation = evaluator.evaluate(config)
+        found = _up_the_rungs(config, loop, rungs)
+        if isinstance(found, str):
+            return _stopped(found, rungs, config, loop)
+        evaluation = found
     except InfeasibleSplit as reason:
-        return _cannot_run(str(reason), worst_ms)
+        return _cannot_run(str(reason), loop)
     except MeasurementError as reason:
         return _Outcome(
             values=(),
@@ -178,22 +244,59 @@ def _score(config: SplitConfig, evaluator: Evaluator, limits: Constraints, worst
         )
     except Exception as error:
         if _is_the_configurations_fault(error):
-            return _cannot_run(f"{type(error).__name__}: {error}", worst_ms)
+            return _cannot_run(f"{type(error).__name__}: {error}", loop)
         raise
     broken = _not_finite(evaluation)
     if broken:
-        return _cannot_run(f"no number: {', '.join(broken)}", worst_ms)
-    excess = limits.excess(evaluation)
+        return _cannot_run(f"no number: {', '.join(broken)}", loop)
+    excess = loop.limits.excess(evaluation)
     return _Outcome(
         values=(evaluation.accuracy, evaluation.latency_ms),
-        constraints={"runs": 0.0, **excess},
+        constraints=loop.constraints(**excess),
         reason="; ".join(f"{name} exceeded by {over:.3g}" for name, over in excess.items() if over > 0),
-        attributes=_attributes(evaluation),
+        attributes=_attributes(evaluation) | ({RUNG_ACCURACIES: rungs} if rungs else {}),
     )
 
 
-def _cannot_run(reason: str, worst_ms: float) -> _Outcome:
-    return _Outcome(values=(0.0, worst_ms), constraints={"runs": 1.0}, reason=reason)
+def _up_the_rungs(config: SplitConfig, loop: _Loop, accuracies: dict[str, float]) -> Evaluation | str:
+    """The result of all the training, or why it was stopped before.
+
+    Args:
+        config: what to score.
+        loop: with the budget and with what may stop a trial.
+        accuracies: gets those of the cheaper rungs, by name.
+    """
+    evaluator, pruning = loop.evaluator, loop.pruning
+    if pruning is None:
+        return evaluator.evaluate(config)
+    loop.look()
+    if pruning.is_trained(config):
+        return evaluator.evaluate(config)
+    if why := pruning.by_price(config):
+        return why
+    for name, budget in loop.budget.rungs.items():
+        if name == "full":
+            break
+        found = evaluator.evaluate(replace(config, lossless="packed"), budget=budget)
+        accuracies[name] = found.accuracy
+        if why := pruning.by_rung(config, accuracies):
+            return why
+    return evaluator.evaluate(config)
+
+
+def _stopped(why: str, rungs: Mapping[str, float], config: SplitConfig, loop: _Loop) -> _Outcome:
+    """Optuna knows no pruning with two objectives, so such a trial is one that breaks a constraint: it teaches every
+    sampler something and is on no front.
+    """
+    return _Outcome(
+        values=(max(rungs.values(), default=0.0), loop.expected_ms(config)),
+        constraints=loop.constraints(trained=1.0),
+        attributes={STOPPED: why, RUNG_ACCURACIES: dict(rungs)},
+    )
+
+
+def _cannot_run(reason: str, loop: _Loop) -> _Outcome:
+    return _Outcome(values=(0.0, loop.worst_ms), constraints=loop.constraints(runs=1.0), reason=reason)
 
 
 def _is_the_configurations_fault(error: Exception) -> bool:
@@ -224,6 +327,7 @@ def _attributes(evaluation: Evaluation) -> dict[str, Any]:
         "configuration": evaluation.name,
         "payload_bytes": round(evaluation.payload_bytes, 1),
         "accuracy_drop_pp": round(evaluation.accuracy_drop_pp, 3),
+        ACCURACY_ERROR: round(evaluation.accuracy_error, 5),
         "frames_per_s": round(evaluation.frames_per_s, 2),
         **{name: round(value, 4) for name, value in evaluation.metrics.items()},
         **{part: round(ms, 4) for part, ms in parts.items()},
@@ -246,4 +350,5 @@ def _write(study: OwnStudy, trial: FrozenTrial, outcome: _Outcome) -> None:
     user = {**outcome.attributes} | ({"infeasible": outcome.reason} if outcome.reason else {})
     state = TrialState.COMPLETE if outcome.values else TrialState.FAIL
     study.sampler.after_trial(study, trial, state, outcome.values or None)
-    database_of(study).finish(trial._trial_id, state, outcome.values, user, system)
+    rungs = outcome.attributes.get(RUNG_ACCURACIES, {})
+    database_of(study).finish(trial._trial_id, state, outcome.values, user, system, list(rungs.values()))

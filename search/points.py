@@ -14,10 +14,11 @@ from spaces.errors import SplitsearchError
 
 BASELINES, ENVIRONMENT = "baselines", "environment"  # attributes of a study
 EVALUATION = "evaluation"  # attribute of a trial
+STOPPED = "stopped_early"  # attribute of a trial: why it was not trained to the end
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that came to an end, infeasible ones among them."""
+    """Trials that came to an end: scored, found infeasible, or stopped early."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 

@@ -12,9 +12,10 @@ import optuna
 import plotly.io
 
 from evaluators.store import write_whole
+from search.confirm import HEADINGS, cells, confirmed_points, promised
 from search.front import Point, baseline_front, judged, pareto_front, warnings_for
 from search.plots import pareto_data, pareto_figure, parts_figure
-from search.points import baseline_points, environment, finished_trials, trial_points
+from search.points import STOPPED, baseline_points, environment, finished_trials, trial_points
 from search.spec import StudySpec
 from search.tables import DOUBTFUL, baseline_label, hardware_line, latency_cell, metric_names
 from search.verdict import verdicts
@@ -47,11 +48,14 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     baselines = judged(baseline_points(study), spec.constraints)
     data = pareto_data(trials, baselines)
     front = pareto_front(trials)
-    done, could_not_run = finished_trials(study), len(finished_trials(study)) - len(trials)
+    done = finished_trials(study)
+    stopped = sum(STOPPED in trial.user_attrs for trial in done)
+    could_not_run = len(done) - len(trials) - stopped
     images = circumstances.get("images", {})
     counts = (
         f"{len(done)} finished trials, {len(front)} on the front, {len(data.infeasible) + could_not_run} over a limit"
     )
+    counts += f", {stopped} stopped early" if stopped else ""
     seen = f", accuracy on {images['search-validation']:,} search-validation images" if images else ""
     knee = data.knee.trial if data.knee else None
     coded = circumstances.get("coded_before", "")
@@ -73,6 +77,7 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
         _table(front, baseline_front(baselines), baselines, knee),
         f"<details><summary>{len(data.left_out)} more baselines, beaten by these or over a limit</summary>"
         f"{_table([], data.left_out, baselines, None)}</details>",
+        *_confirmed(study),
         "<h2>Circumstances</h2>",
         f"<details><summary>machine, versions, hardware</summary><pre>{_json(circumstances)}</pre></details>",
         f"<details><summary>study file</summary><pre>{_json(spec.raw)}</pre></details>",
@@ -84,6 +89,25 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
         f"<title>{html.escape(spec.name)} - splitsearch</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _confirmed(study: optuna.Study) -> list[str]:
+    """What confirmation found, beside what the search had promised; nothing before that."""
+    found = sorted(confirmed_points(study), key=lambda each: each.latency_ms)
+    if not found:
+        return []
+    rows = [["trial", "what", *HEADINGS]]
+    rows += [[str(each.trial), html.escape(each.config.label), *map(html.escape, cells(each))] for each in found]
+    lines = [
+        f"<tr>{''.join(f'<{kind}>{cell}</{kind}>' for cell in row)}</tr>"
+        for row, kind in zip(rows, ["th", *["td"] * len(found)], strict=True)
+    ]
+    return [
+        "<h2>Confirmed</h2>",
+        "<p class='note'>Trained anew with more budget and several seeds. Test images chose nothing; the interval is "
+        f"for other seeds and other images. {promised(found)}</p>",
+        f"<table>{''.join(lines)}</table>",
+    ]
 
 
 def _figure(figure: Any, name: str, first: bool) -> str:

@@ -1,33 +1,44 @@
-"""Samplers by name, and the wrapper that gives them a good start and keeps them from repeating themselves."""
+"""Samplers by name, each as a :class:`SplitSampler`."""
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from spaces.config import SplitConfig
+from search.front_sampler import FrontSampler, parameter_grid
+from search.knowledge import AskPrice
+from search.spec import SAMPLERS, Constraints
+from search.split_sampler import SplitSampler
 from spaces.space import SearchSpace
 
+_LEAST_START = 10
+_START_OF_FRONT = 6
+
 # Multivariate: ratio, bit-width and partition act together, so TPE should look at them together.
-SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+_INNER: dict[str, Callable[[int, int], BaseSampler]] = {
     "tpe": lambda seed, start: _tpe(seed, start),
     "nsga2": lambda seed, start: optuna.samplers.NSGAIISampler(seed=seed),
+    "nsga3": lambda seed, start: _quietly(lambda: optuna.samplers.NSGAIIISampler(seed=seed)),
+    "gp": lambda seed, start: _quietly(lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=start)),
     "random": lambda seed, start: optuna.samplers.RandomSampler(seed=seed),
 }
 
-_LEAST_START = 10
-_TRIES = 20
-_RANDOM_TRIES = 200
 
-
-def make_sampler(name: str, seed: int, space: SearchSpace, shift: int = 0) -> SplitSampler:
+def make_sampler(
+    name: str,
+    seed: int,
+    space: SearchSpace,
+    shift: int = 0,
+    *,
+    ask_price: AskPrice,
+    limits: Constraints,
+) -> SplitSampler:
     """The named sampler behind our start and without repeats. All of them take note of violated constraints.
 
     Args:
@@ -35,138 +46,34 @@ def make_sampler(name: str, seed: int, space: SearchSpace, shift: int = 0) -> Sp
         seed: the study's.
         space: what is searched.
         shift: where other random numbers are needed than a fresh study draws; the order of the first round stays.
+        ask_price: what a configuration takes, for samplers that want to know.
+        limits: the study's constraints.
     """
+    assert name in SAMPLERS, name
+    if name == "front":
+        start = max(_START_OF_FRONT, len(space.partitions))
+        return FrontSampler(space, start, seed, shift, ask_price, limits)
+    if name == "grid":
+        return GridSampler(space, seed)
     start = max(_LEAST_START, len(space.partitions))
-    return SplitSampler(SAMPLERS[name](seed + shift, start), space, start, seed, shift)
+    return SplitSampler(_INNER[name](seed + shift, start), space, start, seed, shift)
 
 
-class SplitSampler(BaseSampler):
-    """Another sampler with two habits of ours.
+class GridSampler(SplitSampler):
+    """One configuration after the other; a continuous TCL strength at a few values."""
 
-    The first trials go round the partition points, each with a gentle squeeze (the upper half of ratios and
-    bit-widths). After a random start a good point may have had one hopeless configuration and is not looked at again:
-    on ResNet-50, 30 trials of TPE alone tried the stem once, at 1 bit, and never came back.
-
-    No configuration is tried twice. Scoring is deterministic, so a repeat teaches nothing; plain TPE spent six of
-    24 trials on repeats. The inner sampler is asked again, and after some tries a random configuration is taken. Two
-    sets of parameters are the same when they make the same :class:`SplitConfig`: the strength of a TCL that is off does
-    not count.
-    """
-
-    def __init__(self, inner: BaseSampler, space: SearchSpace, start: int, seed: int, shift: int = 0) -> None:
-        self._inner, self._fallback, self._space = inner, optuna.samplers.RandomSampler(seed=seed + shift), space
-        self.distributions = _distributions(space)
-        self._start = start
-        self._rng = random.Random(seed)
-        self._configs: dict[int, SplitConfig] = {}
-        self._round = self._rng.sample(space.partitions, len(space.partitions))
-        if shift:
-            self._rng.seed(seed + shift)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space, from the first trial on."""
-        return self.distributions
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        super().__init__(optuna.samplers.RandomSampler(seed=seed), space, 0, seed)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Parameters of a configuration that no trial has had; if there is none left, of any."""
-        past = [self.of_trial(other) for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        tried = [config for config in past if config is not None]
-        known, params = set(tried), dict[str, Any]()
-        for attempt in range(_TRIES + _RANDOM_TRIES):
-            sampler = self._inner if attempt < _TRIES else self._fallback
-            params = self._draw(sampler, study, trial, search_space)
-            if len(tried) < self._start and attempt < _TRIES:
-                params |= self._gentle(tried)
-            if self._config(params) not in known:
-                break
-        return params
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """For parameters outside the space; there are none."""
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Passed on."""
-        self._inner.before_trial(study, trial)
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Passed on."""
-        self._inner.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        """Passed on."""
-        self._inner.reseed_rng()
-        self._fallback.reseed_rng()
-
-    def of_trial(self, trial: FrozenTrial) -> SplitConfig | None:
-        """The configuration that a trial takes from the others.
-
-        None for one that failed, and for one of another process that has not got all its parameters yet.
-        """
-        if trial.number in self._configs:
-            return self._configs[trial.number]
-        if not _counts(trial) or not self.distributions.keys() <= trial.params.keys():
-            return None
-        config = self._config(trial.params)
-        if trial.state.is_finished():
-            self._configs[trial.number] = config
-        return config
-
-    def _config(self, params: dict[str, Any]) -> SplitConfig:
-        return self._space.suggest(optuna.trial.FixedTrial(params))
-
-    def _gentle(self, tried: Sequence[SplitConfig]) -> dict[str, Any]:
-        """The next partition point of the round, with a gentle squeeze: one that no trial has had comes first."""
-        had = {config.partition for config in tried}
-        left = [partition for partition in self._round if partition not in had]
-        ratios, bits = sorted(self._space.ae_ratios), sorted(self._space.bits)
-        return {
-            "partition": left[0] if left else self._round[len(tried) % len(self._round)],
-            "ae_ratio": self._rng.choice(ratios[len(ratios) // 2 :]),
-            "bits": self._rng.choice(bits[len(bits) // 2 :]),
-        }
-
-    @staticmethod
-    def _draw(
-        sampler: BaseSampler, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        own = sampler.infer_relative_search_space(study, trial)
-        params = sampler.sample_relative(study, trial, own) if own else {}
-        for name, distribution in search_space.items():
-            if name not in params:
-                params[name] = sampler.sample_independent(study, trial, name, distribution)
-        return params
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether its configuration is taken: scored, being scored, or waiting for its device to answer again."""
-    kept = (TrialState.COMPLETE, TrialState.RUNNING)
-    return trial.state in kept or "measured" in trial.constraints
-
-
-class _Recorder:
-    """Stands in for a trial and writes down what it is asked for."""
-
-    def __init__(self) -> None:
-        self.distributions: dict[str, BaseDistribution] = {}
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.distributions[name] = optuna.distributions.CategoricalDistribution(choices)
-        return choices[0]
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        self.distributions[name] = optuna.distributions.FloatDistribution(low, high, log=log)
-        return low
-
-
-def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    recorder = _Recorder()
-    space.suggest(recorder)
-    return recorder.distributions
+        """Parameters of the first configuration that no trial has had; if there is none left, of any."""
+        known = set(self.taken(study, trial))
+        for params in parameter_grid(self.distributions):
+            if self.config_of(params) not in known:
+                return params
+        return super().sample_relative(study, trial, search_space)
 
 
 class _Tpe(optuna.samplers.TPESampler):
@@ -179,6 +86,10 @@ class _Tpe(optuna.samplers.TPESampler):
 
 
 def _tpe(seed: int, start: int) -> BaseSampler:
+    return _quietly(lambda: _Tpe(seed=seed, multivariate=True, n_startup_trials=start))
+
+
+def _quietly(make: Callable[[], BaseSampler]) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _Tpe(seed=seed, multivariate=True, n_startup_trials=start)
+        return make()

@@ -28,7 +28,7 @@ from evaluators.settings import (
 from evaluators.store import digest_of
 from evaluators.tasks.archives import ENDINGS
 from search.identity import flat
-from search.samplers import SAMPLERS
+from spaces.budget import Budget
 from spaces.errors import SpecError, nearest
 from spaces.partition import Choice, PartitionPoint, choose, model_mb
 from spaces.section import Section
@@ -38,6 +38,9 @@ from spaces.yaml_text import read_yaml
 FORMAT = 1
 _STUDIES = Path(studies.__file__).parent
 MEASURED_LINK = "measured"
+SAMPLERS = ("front", "tpe", "nsga2", "nsga3", "gp", "random", "grid")
+PRUNING = ("rungs", "none")
+_CONFIRM_IMAGES, _CONFIRM_STEPS = 4, 2  # times what a trial learns from, and times its steps
 _PLACEHOLDER = ("any",)
 _LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number is added
 
@@ -77,11 +80,19 @@ class Constraints:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """How to search. ``trials`` is the number of finished trials a study should come to."""
+    """How to search.
 
-    sampler: str = "tpe"
+    ``trials`` is the number of finished trials a study should come to. ``patience`` ends it earlier: when over so many
+    trials the front's hypervolume has grown by less than ``min_growth`` of itself; None never does. ``pruning`` stops a
+    trial whose training so far says that it will not enter the front.
+    """
+
+    sampler: str = "front"
     trials: int = 60
     seed: int = 0
+    pruning: str = "rungs"
+    patience: int | None = None
+    min_growth: float = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +110,7 @@ class StudySpec:
     finetune: FinetuneSettings
     baseline: BaselineSettings
     search: SearchSettings
+    confirm: Budget
     raw: Mapping[str, Any]
 
     @property
@@ -123,7 +135,7 @@ class StudySpec:
                 "constraints": self.constraints,
                 "finetune": self.finetune,
                 "baseline": self.baseline,
-                "search": {"sampler": self.search.sampler, "seed": self.search.seed},
+                "search": {name: getattr(self.search, name) for name in ("sampler", "seed", "pruning")},
             }
         )
 
@@ -215,6 +227,7 @@ def _read(raw: Any, path: Path) -> StudySpec:
         raise SpecError("name", name, "letters, digits, '.', '_' and '-' are allowed; it names a folder")
     space = top.section("space")
     model, data = _model(top.section("model"), path), _data(top.section("data"), path)
+    finetune = _finetune(top.section("finetune", optional=True))
     spec = StudySpec(
         name=name,
         file=path,
@@ -224,9 +237,10 @@ def _read(raw: Any, path: Path) -> StudySpec:
         server=_machine(top, "server", model, data),
         link=None if (link := top.take("link")) == MEASURED_LINK else load_link(link),
         constraints=_constraints(top.section("constraints", optional=True)),
-        finetune=_finetune(top.section("finetune", optional=True)),
+        finetune=finetune,
         baseline=_baseline(top.section("baseline", optional=True)),
         search=_search(top.section("search", optional=True)),
+        confirm=_confirm(top.section("confirm", optional=True), finetune),
         raw=raw,
     )
     _check_space(space.rest())
@@ -322,6 +336,20 @@ def _finetune(section: Section) -> FinetuneSettings:
     return settings
 
 
+def _confirm(section: Section, finetune: FinetuneSettings) -> Budget:
+    """Of confirmation; several times that of a trial unless given."""
+    budget = Budget(
+        images=section.whole("images", _CONFIRM_IMAGES * finetune.images),
+        epochs=section.whole("epochs", finetune.epochs, minimum=0),
+        reconstruction_steps=section.whole(
+            "reconstruction_steps", _CONFIRM_STEPS * finetune.reconstruction_steps, minimum=0
+        ),
+        head_steps=section.whole("head_steps", _CONFIRM_STEPS * finetune.head_steps),
+    )
+    section.finish()
+    return budget
+
+
 def _share(section: Section, name: str, default: float) -> float:
     value = section.number(name, default, minimum=0) or 0.0
     if value > 1:
@@ -350,6 +378,9 @@ def _search(section: Section) -> SearchSettings:
         sampler=sampler,
         trials=section.whole("trials", default.trials),
         seed=section.whole("seed", default.seed, minimum=0),
+        pruning=section.choice("pruning", default.pruning, PRUNING),
+        patience=section.whole("patience") if section.has("patience") else None,
+        min_growth=section.number("min_growth", default.min_growth, minimum=0.0) or 0.0,
     )
     if settings.seed > _LARGEST_SEED:
         raise SpecError("search.seed", settings.seed, f"a whole number from 0 to {_LARGEST_SEED} is needed")

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.front import OBJECTIVES
 from search.identity import differing_contents, differing_settings, listed
+from search.knowledge import AskPrice
 from search.presence import alone, is_alive, others_at_work
 from search.samplers import make_sampler
 from search.spec import StudySpec
@@ -94,8 +95,11 @@ class StudyDatabase(RDBStorage):
         values: Sequence[float],
         user: Mapping[str, Any],
         system: Mapping[str, Any],
+        on_the_way: Sequence[float] = (),
     ) -> None:
         """End a running trial: values and attributes that it has not had, and its state.
+
+        ``on_the_way`` are its intermediate values, in order.
 
         Raises:
             UpdateFinishedTrialError: it has ended already.
@@ -117,6 +121,11 @@ class StudyDatabase(RDBStorage):
                 stored, value_type = models.TrialValueModel.value_to_stored_repr(value)
                 row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": value_type}
                 session.execute(sqlalchemy.insert(models.TrialValueModel), row)
+            for step, value in enumerate(on_the_way):
+                number, kind_of = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+                passed: dict[str, Any] = {"trial_id": trial_id, "step": step, "intermediate_value": number}
+                passed["intermediate_value_type"] = kind_of
+                session.execute(sqlalchemy.insert(models.TrialIntermediateValueModel), passed)
             trial.state, trial.datetime_complete = state, datetime.datetime.now()
 
     @contextmanager
@@ -198,6 +207,8 @@ def start_or_resume(
     folder: Path,
     storage: str | None = None,
     contents: Mapping[str, str] | None = None,
+    *,
+    ask_price: AskPrice,
 ) -> OwnStudy:
     """The study for running, made if need be. Trials whose process was killed are marked as failed.
 
@@ -207,6 +218,7 @@ def start_or_resume(
         folder: of the results.
         storage: a database's URL or file, in place of the folder's own.
         contents: the evaluator's identity.
+        ask_price: the evaluator's, of configurations.
 
     Raises:
         SpecError: the study exists and was made with other settings or other contents.
@@ -230,7 +242,9 @@ def start_or_resume(
         begun = len(study.get_trials(deepcopy=False))
     # A resumed sampler must not draw the numbers again that it drew at the start, nor what another process draws.
     shift = begun + _STREAM_STRIDE * others_at_work(folder)
-    sampler = make_sampler(spec.search.sampler, spec.search.seed, space, shift)
+    sampler = make_sampler(
+        spec.search.sampler, spec.search.seed, space, shift, ask_price=ask_price, limits=spec.constraints
+    )
     return OwnStudy(study_name=spec.name, storage=study._storage, sampler=sampler)
 
 

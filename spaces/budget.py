@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from spaces.errors import SpecError
+
+RUNGS = {"start": 0.0, "reconstruction": 0.5, "full": 1.0}
+"""How far each is, by name: the closed-form start, a bottleneck trained for its features, all of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,14 @@ class Budget:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SpecError(name, value, f"a whole number from {least} is needed")
+
+    @property
+    def rungs(self) -> dict[str, Budget]:
+        """Cheaper budgets on the way to this one and this one, by name, from the cheapest; none twice."""
+        start = replace(self, reconstruction_steps=0, epochs=0)
+        cheaper = {budget: name for name, budget in (("reconstruction", replace(self, epochs=0)), ("start", start))}
+        found = {name: budget for budget, name in cheaper.items() if budget != self}
+        return {**dict(sorted(found.items(), key=lambda each: RUNGS[each[0]])), "full": self}
 
     def to_dict(self) -> dict[str, int]:
         """By attribute. JSON-ready."""

@@ -24,7 +24,7 @@ STUDY = {
         "lzma": [False, True],
     },
     "constraints": {"max_accuracy_drop_pp": 9.0},
-    "search": {"trials": 20, "seed": 0},
+    "search": {"sampler": "tpe", "pruning": "none", "trials": 20, "seed": 0},
 }
 
 

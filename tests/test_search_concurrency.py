@@ -43,7 +43,7 @@ class Slow(FakeEvaluator):
 
 spec, evaluator = load_spec(file), Slow()
 space = spec.space(list(evaluator.partition_points()))
-study = start_or_resume(spec, space, folder, contents=evaluator.identity())
+study = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
 prepare(study, space, evaluator, folder, lambda _: None)
 run_trials(study, spec, space, evaluator, folder)
 """
@@ -89,7 +89,9 @@ def test_killed_in_mid_trial_the_other_goes_on(forty, tmp_path):
     spec = load_spec(forty)
     # A living process's trial is left alone by whoever comes.
     space = spec.space(list(FakeEvaluator().partition_points()))
-    study = start_or_resume(spec, space, tmp_path / "run", contents=FakeEvaluator().identity())
+    study = start_or_resume(
+        spec, space, tmp_path / "run", contents=FakeEvaluator().identity(), ask_price=FakeEvaluator().price
+    )
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
     other = worker(forty, tmp_path / "run", 0.02)
     assert other.stdout.readline() == "evaluating\n"

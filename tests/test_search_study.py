@@ -21,7 +21,7 @@ from spaces.errors import InfeasibleSplit, MeasurementError, NotFinished, SpecEr
 def start(spec, folder, evaluator=None, **options):
     evaluator = evaluator or FakeEvaluator()
     space = spec.space(list(evaluator.partition_points()))
-    study = start_or_resume(spec, space, folder, contents=evaluator.identity())
+    study = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
     prepare(study, space, evaluator, folder, lambda _: None)
     run_trials(study, spec, space, evaluator, folder, **options)
     return study

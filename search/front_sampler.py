@@ -1,0 +1,165 @@
+"""``FrontSampler``: latency is known before anything is trained, so only accuracy has to be guessed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search.accuracy_model import AccuracyModel
+from search.knowledge import AskPrice, Knowledge
+from search.spec import Constraints
+from search.split_sampler import SplitSampler
+from spaces.config import SplitConfig
+from spaces.space import SearchSpace
+
+_STRENGTHS = 4  # of a continuous TCL, evenly on its scale
+_PLANNED = 50  # a plan is made for one trial in so many, at least one
+_TWIN_COST = 0.2  # of a training, for a configuration that differs from a trained one in its coder alone
+
+
+class FrontSampler(SplitSampler):
+    """Takes the configuration that is expected to add most to the front's hypervolume, for what it costs.
+
+    Every configuration of the space is priced: its latency is known but for what a lossless coder makes of the
+    payloads, which is taken from what was seen. A Gaussian process models accuracy from all trials and their cheaper
+    rungs. With latency certain and accuracy normal, the expected growth of the hypervolume is exact
+    (:meth:`~search.hypervolume.Staircase.expected_growth`). Trials that are running count as if they had come out as
+    expected, so that several workers do not all take the same.
+
+    The first trials go round the partition points as those of any sampler do.
+
+    Args:
+        space: what is searched; a continuous TCL strength on a grid.
+        start: number of trials before the model is asked.
+        seed, shift: see :func:`~search.samplers.make_sampler`.
+        ask_price: what a configuration takes.
+        limits: the study's constraints.
+    """
+
+    def __init__(
+        self, space: SearchSpace, start: int, seed: int, shift: int, ask_price: AskPrice, limits: Constraints
+    ) -> None:
+        super().__init__(RandomSampler(seed=seed + shift), space, start, seed, shift)
+        self.knowledge = Knowledge(space, ask_price, limits, self.of_trial)
+        self._model = AccuracyModel(seed)
+        self._candidates: _Candidates | None = None
+        self._plan: list[int] = []
+        self._planned_at = 0
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Parameters of the configuration that promises most; at random when all have had their trial."""
+        knowledge = self.knowledge
+        knowledge.update(study)
+        taken = self.taken(study, trial)
+        if len(taken) < self._start or len(knowledge.seen) < 2:
+            return super().sample_relative(study, trial, search_space)
+        if self._candidates is None:
+            self._candidates = _Candidates(self._space, self.distributions, self.config_of, knowledge)
+        candidates, known = self._candidates, set(taken)
+        every = max(1, len(taken) // _PLANNED)
+        fresh = [number for number in self._plan if candidates.configs[number] not in known]
+        if not fresh or len(taken) >= self._planned_at + every:
+            fresh = self._best(study, known, every)
+            self._planned_at = len(taken)
+        if not fresh:
+            return super().sample_relative(study, trial, search_space)
+        self._plan = fresh[1:]
+        return candidates.params[fresh[0]]
+
+    def _best(self, study: optuna.Study, known: set[SplitConfig], how_many: int) -> list[int]:
+        """The next configurations, by number, as if each came out as expected before the next is chosen."""
+        knowledge, candidates = self.knowledge, self._candidates
+        assert candidates is not None
+        open_ones = np.array([n for n, config in enumerate(candidates.configs) if config not in known], int)
+        if not len(open_ones):
+            return []
+        latency_ms = candidates.latencies_ms(open_ones, knowledge)
+        running = [self.of_trial(each) for each in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        pending = [config for config in running if config is not None and knowledge.price(config) is not None]
+        wanted = [candidates.features[open_ones], *(knowledge.features_of(config)[None] for config in pending)]  # type: ignore[index]
+        mean, deviation = self._model.predict(knowledge.seen, np.concatenate(wanted), knowledge.floor)
+        assumed = [
+            (float(accuracy), knowledge.expected_ms(config) or 0.0)
+            for accuracy, config in zip(mean[len(open_ones) :], pending, strict=True)
+        ]
+        mean, deviation = mean[: len(open_ones)], deviation[: len(open_ones)]
+        cost = np.ones(len(open_ones))
+        trained = {result.config.training_key: result.accuracy for result in knowledge.results}
+        for place, number in enumerate(open_ones):
+            accuracy = trained.get(candidates.configs[number].training_key)
+            if accuracy is not None:
+                mean[place], deviation[place], cost[place] = accuracy, 0.0, _TWIN_COST
+        chosen: list[int] = []
+        for _ in range(min(how_many, len(open_ones))):
+            worth = knowledge.front(assumed).expected_growth(mean, deviation, latency_ms) / cost
+            best = int(np.argmax(worth))
+            chosen.append(int(open_ones[best]))
+            assumed.append((float(mean[best]), float(latency_ms[best])))
+            deviation[best], mean[best] = 0.0, -1.0  # not twice
+        return chosen
+
+
+class _Candidates:
+    """The configurations of a space that can run and keep the limits that are known before, as arrays."""
+
+    def __init__(
+        self, space: SearchSpace, distributions: dict[str, BaseDistribution], config_of: Any, knowledge: Knowledge
+    ) -> None:
+        self.params: list[dict[str, Any]] = []
+        self.configs: list[SplitConfig] = []
+        features, known = [], set[SplitConfig]()
+        limits = knowledge.limits
+        for params in parameter_grid(distributions):
+            config = config_of(params)
+            price = knowledge.price(config)
+            if config in known or price is None:
+                continue
+            known.add(config)
+            too_large = price.device_model_mb > (limits.max_device_model_mb or np.inf)
+            if too_large or price.least_ms > (limits.max_latency_ms or np.inf):
+                continue
+            self.params.append(params)
+            self.configs.append(config)
+            features.append(knowledge.features.of(config, price.payload_bytes))
+        self.features = np.array(features)
+
+    def latencies_ms(self, numbers: np.ndarray, knowledge: Knowledge) -> np.ndarray:
+        """Expected latencies of some of them; endless where a payload limit would be broken."""
+        most_bytes = knowledge.limits.max_payload_bytes or np.inf
+        coding: dict[tuple[str, int], tuple[float, float]] = {}
+        found = []
+        for number in numbers:
+            config = self.configs[number]
+            kind = (config.lossless, config.bits)
+            if kind not in coding:
+                coding[kind] = knowledge.coding(config)
+            price = knowledge.price(config)
+            assert price is not None
+            share, coding_ms = coding[kind]
+            payload_bytes = share * price.payload_bytes
+            found.append(np.inf if payload_bytes > most_bytes else price.latency_ms(payload_bytes, coding_ms))
+        return np.array(found)
+
+
+def parameter_grid(distributions: dict[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+    """All parameters of a space, a continuous strength at a few values."""
+    values = []
+    for distribution in distributions.values():
+        if isinstance(distribution, CategoricalDistribution):
+            values.append(list(distribution.choices))
+            continue
+        assert isinstance(distribution, optuna.distributions.FloatDistribution)
+        spaced = np.geomspace if distribution.log else np.linspace
+        values.append([float(value) for value in spaced(distribution.low, distribution.high, _STRENGTHS)])
+        values[-1][0], values[-1][-1] = distribution.low, distribution.high  # exactly
+    for chosen in itertools.product(*values):
+        yield dict(zip(distributions, chosen, strict=True))

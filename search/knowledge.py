@@ -1,0 +1,169 @@
+"""What the trials of a study have shown so far, as samplers and pruning use it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial
+
+from evaluators.result import Price
+from search.accuracy_model import Features, Seen
+from search.front import corner_of
+from search.hypervolume import Corner, Staircase
+from search.points import EVALUATION, baseline_points, finished_trials
+from search.spec import Constraints
+from spaces.budget import RUNGS
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+from spaces.space import SearchSpace
+
+RUNG_ACCURACIES = "rungs"  # attribute of a trial: accuracy by name of the rung
+ACCURACY_ERROR = "accuracy_error"  # attribute of a trial: standard deviation of its accuracy
+_USUAL_ERROR = 0.01
+_FLOOR_BELOW_CORNER = 0.05  # in accuracy; how far below what is worth having it matters how bad a result is
+
+AskPrice = Callable[[SplitConfig], Price]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A trial that came to its end."""
+
+    config: SplitConfig
+    accuracy: float
+    latency_ms: float
+    feasible: bool
+    payload_bytes: float
+    coding_ms: float
+
+
+class Knowledge:
+    """Reads each finished trial once.
+
+    Args:
+        space: what is searched.
+        ask_price: what a configuration takes.
+        limits: the study's constraints.
+        config_of: the configuration of a trial.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ask_price: AskPrice,
+        limits: Constraints,
+        config_of: Callable[[FrozenTrial], SplitConfig | None],
+    ) -> None:
+        self.features = Features(space.partitions)
+        self.limits = limits
+        self._ask_price, self._config_of = ask_price, config_of
+        self._prices: dict[SplitConfig, Price | None] = {}
+        self._corner: Corner | None = None
+        self._read: set[int] = set()
+        self.seen: list[Seen] = []
+        self.results: list[Result] = []
+        self.hypervolumes: list[float] = []  # after each trial that ended
+
+    def update(self, study: optuna.Study) -> None:
+        """Read what ended since the last call."""
+        if self._corner is None:
+            self._corner = corner_of(baseline_points(study), self.limits)
+        for trial in finished_trials(study):
+            if trial.number not in self._read:
+                self._read.add(trial.number)
+                found = len(self.results)
+                self._take(trial)
+                grown = len(self.results) > found and self.results[-1].feasible
+                same = self.hypervolumes[-1] if self.hypervolumes else 0.0
+                self.hypervolumes.append(self.front().hypervolume if grown else same)
+
+    def price(self, config: SplitConfig) -> Price | None:
+        """What a configuration takes; None for one that cannot run."""
+        plain = SplitConfig(
+            partition=config.partition,
+            ae_ratio=config.ae_ratio,
+            bits=config.bits,
+            stride=config.stride,
+            head=config.head,
+        )
+        if plain not in self._prices:
+            try:
+                self._prices[plain] = self._ask_price(plain)
+            except InfeasibleSplit:
+                self._prices[plain] = None
+        return self._prices[plain]
+
+    @property
+    def corner(self) -> Corner:
+        """Of the hypervolume."""
+        assert self._corner is not None, "update comes first"
+        return self._corner
+
+    @property
+    def floor(self) -> float:
+        """Accuracies below this are all the same."""
+        return self.corner.accuracy - _FLOOR_BELOW_CORNER
+
+    def front(self, more: Sequence[tuple[float, float]] = ()) -> Staircase:
+        """Of the feasible results; ``more`` are added as if they had been found."""
+        found = [(result.accuracy, result.latency_ms) for result in self.results if result.feasible]
+        return Staircase([*found, *more], self.corner)
+
+    def features_of(self, config: SplitConfig) -> np.ndarray | None:
+        """Of a configuration that can run."""
+        price = self.price(config)
+        return None if price is None else self.features.of(config, price.payload_bytes)
+
+    def coding(self, config: SplitConfig) -> tuple[float, float]:
+        """What a lossless coder makes of a configuration's payloads: share that is left, and ms for both ways.
+
+        The mean of what was seen of this coder at this bit-width, else at any; before that nothing is gained or lost.
+        """
+        if config.lossless == "packed":
+            return 1.0, 0.0
+        same = [result for result in self.results if result.config.lossless == config.lossless]
+        same = [result for result in same if result.config.bits == config.bits] or same
+        shares = [
+            result.payload_bytes / price.payload_bytes
+            for result in same
+            if (price := self.price(result.config)) is not None
+        ]
+        if not shares:
+            return 1.0, 0.0
+        return min(1.0, statistics.fmean(shares)), statistics.fmean(result.coding_ms for result in same)
+
+    def expected_ms(self, config: SplitConfig) -> float | None:
+        """Its latency: certain but for a lossless coder's share. None for one that cannot run."""
+        price = self.price(config)
+        if price is None:
+            return None
+        share, coding_ms = self.coding(config)
+        return price.latency_ms(share * price.payload_bytes, coding_ms)
+
+    def _take(self, trial: FrozenTrial) -> None:
+        config = self._config_of(trial)
+        features = None if config is None else self.features_of(config)
+        if config is None or features is None:
+            return
+        error = trial.user_attrs.get(ACCURACY_ERROR) or _USUAL_ERROR
+        for name, accuracy in trial.user_attrs.get(RUNG_ACCURACIES, {}).items():
+            self.seen.append(Seen(features=features, rung=RUNGS[name], accuracy=accuracy, error=error))
+        if EVALUATION not in trial.user_attrs:
+            return
+        accuracy, latency_ms = trial.values
+        self.seen.append(Seen(features=features, rung=1.0, accuracy=accuracy, error=error))
+        coding_ms = sum(trial.user_attrs.get(part, 0.0) for part in ("compress_ms", "decompress_ms"))
+        self.results.append(
+            Result(
+                config=config,
+                accuracy=accuracy,
+                latency_ms=latency_ms,
+                feasible=all(value <= 0 for value in trial.constraints.values()),
+                payload_bytes=trial.user_attrs["payload_bytes"],
+                coding_ms=coding_ms,
+            )
+        )

@@ -1,0 +1,71 @@
+"""Which trials are not worth more training: those that will not enter the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from search.accuracy_model import AccuracyModel, Seen
+from search.knowledge import Knowledge
+from spaces.budget import RUNGS
+from spaces.config import SplitConfig
+
+_LEAST_RESULTS = 8  # trained in full, before the model may stop a trial
+_DOUBT = 2.0  # standard deviations that an accuracy may come out better than expected
+_RUNG_ERROR = 0.01
+
+
+class Pruning:
+    """Says when to stop a trial.
+
+    Args:
+        knowledge: of the study's trials.
+        most_accuracy: what no configuration is expected to exceed, the uncut model's after fine-tuning.
+        seed: of the model.
+    """
+
+    def __init__(self, knowledge: Knowledge, most_accuracy: float, seed: int) -> None:
+        self._knowledge, self._most_accuracy = knowledge, most_accuracy
+        self._model = AccuracyModel(seed)
+
+    def by_price(self, config: SplitConfig) -> str:
+        """Why a configuration needs no training at all, or nothing: something faster is as good as it can become."""
+        price = self._knowledge.price(config)
+        if price is None:
+            return ""  # it says itself why it cannot run
+        least_ms = price.latency_ms() if config.lossless == "packed" else price.least_ms
+        reached = self._knowledge.front().level(least_ms)
+        if reached < self._most_accuracy:
+            return ""
+        return (
+            f"not trained: it takes {least_ms:.2f} ms at least, and {reached:.1%} was found in less; "
+            f"{self._most_accuracy:.1%} is the most to be hoped for"
+        )
+
+    def is_trained(self, config: SplitConfig) -> bool:
+        """Whether a configuration differs from a trained one in its lossless coder alone."""
+        return any(result.config.training_key == config.training_key for result in self._knowledge.results)
+
+    def by_rung(self, config: SplitConfig, accuracies: Mapping[str, float]) -> str:
+        """Why more training is in vain, or nothing.
+
+        Args:
+            config: of the trial.
+            accuracies: after its rungs so far, by their names.
+        """
+        knowledge = self._knowledge
+        features, latency_ms = knowledge.features_of(config), knowledge.expected_ms(config)
+        if features is None or latency_ms is None or len(knowledge.results) < _LEAST_RESULTS:
+            return ""
+        own = [
+            Seen(features=features, rung=RUNGS[name], accuracy=accuracy, error=_RUNG_ERROR)
+            for name, accuracy in accuracies.items()
+        ]
+        mean, deviation = self._model.predict([*knowledge.seen, *own], features[None], knowledge.floor)
+        hoped_for, reached = float(mean[0] + _DOUBT * deviation[0]), knowledge.front().level(latency_ms)
+        if hoped_for > reached:
+            return ""
+        rung, accuracy = list(accuracies.items())[-1]
+        return (
+            f"stopped after {rung}: {accuracy:.1%} there promises {hoped_for:.1%} at most, and {reached:.1%} was "
+            f"found within {latency_ms:.2f} ms"
+        )

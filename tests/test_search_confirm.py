@@ -1,0 +1,163 @@
+"""Confirmation: front points trained anew, tested once, reported beside what the search promised, exported first."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from evaluators.fake import FakeEvaluator
+from search import wiring
+from search.cli import run_command
+from search.confirm import Confirmed, confirmed_points, mean_interval, promised, to_confirm
+from search.front import pareto_front
+from search.points import trial_points
+from search.spec import load_spec
+from search.storage import open_study
+from spaces.budget import Budget
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+
+
+class Trained(FakeEvaluator):
+    """More budget helps by 2 points, test images cost 3, a seed adds as many tenths; remembers what was asked."""
+
+    def __init__(self):
+        self.asked, self.exported = [], []
+        self.fails = False
+
+    def evaluate(self, config, *, budget=None, seed=None, split="validation"):
+        found = super().evaluate(config)
+        if seed is None:
+            return found
+        self.asked.append((config, budget, seed, split))
+        if self.fails:
+            raise InfeasibleSplit("out of memory")
+        gained = 0.02 + 0.001 * seed - (0.03 if split == "test" else 0.0)
+        details = {**found.details, "scored_images": 400}
+        return dataclasses.replace(found, accuracy=found.accuracy + gained, details=details)
+
+    def export(self, config, directory, *, budget=None, seed=None):
+        self.exported.append((config, budget, seed))
+        return super().export(config, directory)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    evaluator = Trained()
+    monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: evaluator)
+    return evaluator
+
+
+@pytest.fixture
+def study(trained, write_study, study_dict, capsys):
+    """The file of a study that has run."""
+    study_dict["confirm"] = {"images": 123}
+    path = write_study(study_dict)
+    assert run_command(["run", path], debug=False) == 0
+    capsys.readouterr()
+    return path
+
+
+def test_the_front_is_trained_anew_and_tested(study, trained, capsys):
+    assert run_command(["confirm", study, "--json"], debug=False) == 0
+    found = json.loads(capsys.readouterr().out)["confirmed"]
+    opened = open_study(load_spec(study), load_spec(study).file.parent / "runs" / "demo")
+    front = {point.trial: point for point in pareto_front(trial_points(opened))}
+    assert {each["trial"] for each in found} >= set(front)
+    for each in found:
+        assert each["seeds"] == [0, 1, 2]
+        assert each["budget"]["images"] == 123 and each["test_images"] == 400
+        assert each["validation"] == pytest.approx([each["searched"] + 0.02 + 0.001 * seed for seed in range(3)])
+        assert np.mean(each["test"]) == pytest.approx(each["searched"] - 0.009)
+        low, high = each["test_interval"]
+        assert low < np.mean(each["test"]) < high
+    assert {split for *_, split in trained.asked} == {"validation", "test"}
+    assert {each.trial for each in confirmed_points(opened)} == {each["trial"] for each in found}
+
+
+def test_what_was_confirmed_is_not_trained_again_and_more_seeds_are_added(study, trained, capsys):
+    assert run_command(["confirm", study, "--seeds", "2"], debug=False) == 0
+    asked = len(trained.asked)
+    assert run_command(["confirm", study, "--seeds", "2"], debug=False) == 0
+    assert len(trained.asked) == asked
+    assert run_command(["confirm", study], debug=False) == 0
+    assert len(trained.asked) == asked * 3 // 2 and {seed for _, _, seed, _ in trained.asked[asked:]} == {2}
+    shown = capsys.readouterr().out
+    assert "searched" in shown and "test (95 %)" in shown and "above those on test images" in shown
+
+
+def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
+    assert run_command(["export", study, "-o", str(tmp_path / "before")], debug=False) == 0
+    assert "is not confirmed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "before" / "bundle.json").read_text())["confirmed"] is None
+    assert run_command(["confirm", study], debug=False) == 0
+    capsys.readouterr()
+    assert run_command(["export", study, "-o", str(tmp_path / "after")], debug=False) == 0
+    assert "is not confirmed" not in capsys.readouterr().err
+    bundle = json.loads((tmp_path / "after" / "bundle.json").read_text())
+    _, budget, seed = trained.exported[-1]
+    assert (budget.images, seed) == (123, 0) and bundle["seed"] == 0
+    assert bundle["confirmed"]["test"] and bundle["evidence"]["accuracy"] > bundle["confirmed"]["searched"]
+    assert "on 400 test images, mean of 3 seeds" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_the_report_shows_both(study, tmp_path):
+    assert "<h2>Confirmed</h2>" not in (tmp_path / "runs" / "demo" / "report.html").read_text()
+    assert run_command(["confirm", study], debug=False) == 0
+    assert "<h2>Confirmed</h2>" in (tmp_path / "runs" / "demo" / "report.html").read_text()
+
+
+def test_what_cannot_be_trained_says_why_and_the_others_go_on(study, trained, capsys):
+    trained.fails = True
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    assert "out of memory" in capsys.readouterr().out
+    trained.fails = False
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    assert "out of memory" not in capsys.readouterr().out
+
+
+def test_an_empty_front_says_what_to_do(trained, write_study, study_dict, capsys):
+    study_dict["constraints"] = {"max_latency_ms": 0.001}
+    path = write_study(study_dict)
+    assert run_command(["run", path], debug=False) == 0
+    assert run_command(["confirm", path], debug=False) == 1
+    assert "the front is empty" in capsys.readouterr().err
+
+
+def test_near_misses_are_within_the_error(study):
+    opened = open_study(load_spec(study), load_spec(study).file.parent / "runs" / "demo")
+    points = trial_points(opened)
+    front = pareto_front(points)
+    assert to_confirm(points) == front  # nothing is known of errors
+
+    def with_error(point):
+        details = {**point.evaluation.details, "scored_images": 30}
+        return dataclasses.replace(point, evaluation=dataclasses.replace(point.evaluation, details=details))
+
+    chosen = to_confirm([with_error(point) for point in points])
+    assert len(front) < len(chosen) <= len(front) + 3
+    assert [point.latency_ms for point in chosen] == sorted(point.latency_ms for point in chosen)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.05])
+def test_the_interval_covers_what_it_says(spread):
+    """Seeds and images drawn anew, 2,000 times: the true mean lies within 93 to 97.5 % of the intervals."""
+    random, covered, images, mean = np.random.default_rng(0), 0, 500, 0.7
+    for _ in range(2000):
+        of_images = random.normal(0, np.sqrt(mean * (1 - mean) / images))
+        low, high = mean_interval(list(mean + of_images + random.normal(0, spread, 3)), images)
+        covered += low <= mean <= high
+    assert 0.93 <= covered / 2000 <= 0.975
+
+
+def test_one_seed_has_the_interval_of_its_images():
+    low, high = mean_interval([0.5], 100)
+    assert (low, high) == pytest.approx((0.402, 0.598), abs=1e-3)
+
+
+def test_round_trip():
+    config = SplitConfig(partition="stem", ae_ratio=0.5, bits=1, head="distilled")
+    one = Confirmed(trial=3, config=config, budget=Budget(images=1, reconstruction_steps=0, epochs=1), reason="no")
+    assert Confirmed.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    assert not promised([one])

@@ -1,0 +1,262 @@
+"""Searching: hypervolume, the model of accuracy, the sampler that knows latency, trials stopped early, the end."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from evaluators.fake import UNCUT_ACCURACY, FakeEvaluator
+from search.accuracy_model import AccuracyModel, Seen
+from search.hypervolume import Corner, Staircase, growth
+from search.knowledge import RUNG_ACCURACIES
+from search.objective import prepare, run_trials, stopped_growing
+from search.points import STOPPED, finished_trials, trial_points
+from search.pruning import Pruning
+from search.spec import SAMPLERS, SearchSettings, load_spec
+from search.storage import start_or_resume
+from spaces.budget import Budget
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+
+CORNER = Corner(accuracy=0.5, latency_ms=100.0)
+RANDOM = np.random.default_rng(0)
+
+
+def results(count):
+    return list(zip(RANDOM.uniform(0.3, 1.0, count), RANDOM.uniform(1.0, 130.0, count), strict=True))
+
+
+def area(found, corner, steps=400_000):
+    """By a fine sum over latencies."""
+    ms = (np.arange(steps) + 0.5) * corner.latency_ms / steps
+    best = np.full(steps, corner.accuracy)
+    for accuracy, latency_ms in found:
+        best = np.where(ms >= latency_ms, np.maximum(best, accuracy), best)
+    return float((best - corner.accuracy).mean() * corner.latency_ms)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 30])
+def test_hypervolume_is_the_area(count):
+    found = results(count)
+    assert Staircase(found, CORNER).hypervolume == pytest.approx(area(found, CORNER), abs=1e-3)
+
+
+def test_growth_is_the_hypervolume_of_what_came_so_far():
+    found = [*results(10), None, *results(5)]
+    prefixes = [[each for each in found[: end + 1] if each is not None] for end in range(len(found))]
+    assert growth(found, CORNER) == pytest.approx([Staircase(each, CORNER).hypervolume for each in prefixes])
+
+
+def test_expected_growth_is_the_mean_of_what_samples_add():
+    front = Staircase(results(12), CORNER)
+    mean, deviation = np.array([0.4, 0.8, 0.95]), np.array([0.1, 0.05, 0.02])
+    latency_ms = np.array([5.0, 40.0, 99.0])
+    found = front.expected_growth(mean, deviation, latency_ms)
+    steps = list(zip(front._levels, front._starts_ms, strict=True))
+    for number in range(3):
+        samples = RANDOM.normal(mean[number], deviation[number], 400)
+        added = [Staircase([*steps, (s, latency_ms[number])], CORNER).hypervolume - front.hypervolume for s in samples]
+        assert found[number] == pytest.approx(np.mean(added), abs=4 * np.std(added) / 20 + 0.01)
+
+
+def test_what_is_certain_adds_what_it_adds():
+    front = Staircase([(0.6, 20.0), (0.8, 60.0)], CORNER)
+    found = front.expected_growth(np.array([0.7, 0.55, 0.9]), np.zeros(3), np.array([40.0, 30.0, 200.0]))
+    assert found == pytest.approx([0.1 * 20.0, 0.0, 0.0], abs=1e-9)
+
+
+def seen(x, rung, accuracy):
+    return Seen(features=np.array([x]), rung=rung, accuracy=accuracy, error=0.005)
+
+
+def test_the_model_learns_what_cheap_rungs_say_of_all_the_training():
+    def cheap(x):
+        return 0.5 + 0.2 * np.sin(3 * x)
+
+    rows = [seen(x, 0.0, cheap(x)) for x in np.linspace(0, 2, 15)]
+    rows += [seen(x, 1.0, cheap(x) + 0.1) for x in (0.0, 1.0, 2.0)]
+    wanted = np.array([[0.4], [1.6]])
+    mean, deviation = AccuracyModel(0).predict(rows, wanted, floor=0.0)
+    assert mean == pytest.approx(cheap(wanted[:, 0]) + 0.1, abs=0.03)
+    alone, unsure = AccuracyModel(0).predict(rows[-3:], wanted, floor=0.0)
+    assert (deviation < unsure).all()
+    assert np.abs(mean - cheap(wanted[:, 0]) - 0.1).max() < np.abs(alone - cheap(wanted[:, 0]) - 0.1).max()
+
+
+def test_equal_accuracies_and_hopeless_ones_break_no_model():
+    rows = [seen(x, 1.0, accuracy) for x, accuracy in ((0.0, 0.0), (0.5, 0.1), (1.0, 0.0), (1.0, 0.0))]
+    mean, deviation = AccuracyModel(0).predict(rows, np.array([[0.2]]), floor=0.5)
+    assert mean == pytest.approx([0.5]) and np.isfinite(deviation).all()
+
+
+class Counting(FakeEvaluator):
+    """Remembers what was evaluated, and gives less after less training."""
+
+    def __init__(self):
+        self.asked = []
+
+    def evaluate(self, config, *, budget=None, seed=None, split="validation"):
+        self.asked.append((config, budget))
+        found = super().evaluate(config)
+        cheaper = budget is not None and budget.epochs == 0
+        return dataclasses.replace(found, accuracy=found.accuracy - 0.05) if cheaper else found
+
+
+@pytest.fixture
+def search(write_study, study_dict, tmp_path):
+    """Runs a study with the fake evaluator and returns it; ``settings`` are of its search."""
+
+    def run(evaluator=None, space=None, folder="run", constraints=None, **settings):
+        study_dict["search"] = {"trials": 20, "seed": 0} | settings
+        study_dict["space"] |= space or {}
+        study_dict["constraints"] |= constraints or {}
+        spec, evaluator = load_spec(write_study(study_dict)), evaluator or FakeEvaluator()
+        space = spec.space(list(evaluator.partition_points()))
+        study = start_or_resume(
+            spec, space, tmp_path / folder, contents=evaluator.identity(), ask_price=evaluator.price
+        )
+        prepare(study, space, evaluator, tmp_path / folder, lambda _: None)
+        run_trials(study, spec, space, evaluator, tmp_path / folder)
+        return study
+
+    return run
+
+
+def every_result(space_of):
+    """All feasible results there are, (accuracy, latency)."""
+    found, evaluator = [], FakeEvaluator()
+    for config in space_of.grid():
+        try:
+            each = evaluator.evaluate(config)
+        except InfeasibleSplit:
+            continue
+        if each.accuracy_drop_pp <= 9.0:
+            found.append((each.accuracy, each.latency_ms))
+    return found
+
+
+BOTH_HEADS = {"head": ["own", "distilled"]}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_tenth_of_the_space_has_all_of_the_front(search, seed):
+    study = search(seed=seed, space=BOTH_HEADS, pruning="none")
+    space = study.sampler._space
+    assert space.size == 216 and len(finished_trials(study)) == 20
+    knowledge = study.sampler.knowledge
+    knowledge.update(study)
+    everything = Staircase(every_result(space), knowledge.corner).hypervolume
+    assert knowledge.hypervolumes[-1] == pytest.approx(everything, rel=0.001)
+    assert knowledge.hypervolumes == sorted(knowledge.hypervolumes)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_stopped_trials_and_repeats_none(search, sampler):
+    study = search(sampler=sampler, trials=30)
+    configs = [study.sampler.of_trial(trial) for trial in finished_trials(study)]
+    assert len(configs) == len(set(configs)) == 30
+    assert any(STOPPED in trial.user_attrs for trial in finished_trials(study))
+
+
+def test_the_same_seed_takes_the_same_configurations(search):
+    def taken(folder, seed):
+        return [trial.params for trial in search(folder=folder, seed=seed, trials=12).get_trials()]
+
+    assert taken("one", 3) == taken("two", 3) != taken("three", 4)
+
+
+def test_a_continuous_strength_is_searched_on_a_grid(search):
+    study = search(space={"tcl": {"low": 1.0, "high": 1000.0, "log": True, "off": True}}, pruning="none")
+    strengths = {round(study.sampler.of_trial(trial).tcl, 6) for trial in finished_trials(study)[6:]}
+    assert strengths <= {0.0, 1.0, 10.0, 100.0, 1000.0} and len(strengths) > 1
+
+
+def test_what_would_break_a_limit_is_not_proposed(search):
+    fake = FakeEvaluator()
+    study = search(space=BOTH_HEADS, constraints={"max_device_model_mb": 0.7}, pruning="none", trials=25)
+    for trial in finished_trials(study)[6:]:
+        assert fake.price(study.sampler.of_trial(trial)).device_model_mb <= 0.7
+
+
+def test_a_trial_that_will_not_enter_the_front_is_stopped(search):
+    evaluator = Counting()
+    study = search(evaluator, sampler="random", trials=40)
+    stopped = [trial for trial in finished_trials(study) if STOPPED in trial.user_attrs]
+    assert stopped and all(trial.constraints["trained"] > 0 for trial in stopped)
+    early = [trial for trial in stopped if trial.user_attrs[RUNG_ACCURACIES]]
+    for trial in early:
+        assert list(trial.intermediate_values.values()) == list(trial.user_attrs[RUNG_ACCURACIES].values())
+    # The front is what it would have been.
+    kept = {(point.accuracy, point.latency_ms) for point in trial_points(study)}
+    steps = Staircase(
+        [(p.accuracy, p.latency_ms) for p in trial_points(study) if p.feasible], Corner(accuracy=0.0, latency_ms=1e3)
+    )
+    for trial in stopped:
+        try:
+            found = FakeEvaluator().evaluate(study.sampler.of_trial(trial))
+        except InfeasibleSplit:
+            continue
+        assert (found.accuracy, found.latency_ms) not in kept
+        assert found.accuracy <= steps.level(found.latency_ms) or found.accuracy_drop_pp > 9.0
+
+
+def test_without_pruning_every_trial_is_trained_to_the_end_at_once(search):
+    evaluator = Counting()
+    study = search(evaluator, sampler="random", pruning="none")
+    assert not any(STOPPED in trial.user_attrs for trial in finished_trials(study))
+    assert [budget for _, budget in evaluator.asked] == [None] * 20
+
+
+def test_another_coder_for_what_is_trained_costs_no_rungs(search):
+    evaluator = Counting()
+    search(
+        evaluator, space={"partition": "deep", "ae_ratio": 1.0, "bits": [4], "tcl": 0, "lzma": [False, True]}, trials=2
+    )
+    assert [budget is None or budget.epochs > 0 for _, budget in evaluator.asked] == [False, False, True, True]
+    assert evaluator.asked[2][0].training_key == evaluator.asked[3][0].training_key
+
+
+def test_budgets_climb_and_none_stands_there_twice():
+    full = Budget(images=10, reconstruction_steps=5, epochs=2, head_steps=3)
+    assert [(name, each.reconstruction_steps, each.epochs) for name, each in full.rungs.items()] == [
+        ("start", 0, 0),
+        ("reconstruction", 5, 0),
+        ("full", 5, 2),
+    ]
+    assert list(dataclasses.replace(full, reconstruction_steps=0).rungs) == ["start", "full"]
+    assert list(dataclasses.replace(full, epochs=0).rungs) == ["start", "full"]
+    assert list(dataclasses.replace(full, reconstruction_steps=0, epochs=0).rungs) == ["full"]
+
+
+def test_the_search_ends_when_its_front_has_stopped_growing(search):
+    study = search(trials=200, patience=8, min_growth=0.01, pruning="none")
+    done = finished_trials(study)
+    assert 8 < len(done) < 60
+    assert len(search(trials=200, patience=8, min_growth=0.01, pruning="none").get_trials()) <= len(done) + 1
+
+
+@pytest.mark.parametrize(
+    ("volumes", "ends"),
+    [([], False), ([1.0], False), ([1.0, 1.0, 1.0], False), ([1.0, 1.0, 1.0, 1.0], True), ([0.0] * 9, False)],
+)
+def test_patience(volumes, ends):
+    assert stopped_growing(volumes, SearchSettings(patience=3, min_growth=0.01)) == ends
+    assert not stopped_growing(volumes, SearchSettings())
+
+
+def test_what_cannot_become_better_than_something_faster_is_not_trained(search):
+    space = {"partition": ["stem", "deep"], "bits": [8], "ae_ratio": [1.0], "tcl": [60], "lzma": [False, True]}
+    study = search(space=space, trials=4)
+    slow, coded, fast = (
+        SplitConfig(partition=partition, ae_ratio=1.0, bits=8, tcl=60.0, lossless=coder)
+        for partition, coder in (("stem", "packed"), ("stem", "lzma"), ("deep", "packed"))
+    )
+    knowledge = study.sampler.knowledge
+    knowledge.update(study)
+    why = Pruning(knowledge, UNCUT_ACCURACY, 0).by_price(slow)
+    assert (
+        why == "not trained: it takes 19.59 ms at least, and 90.0% was found in less; 90.0% is the most to be hoped for"
+    )
+    assert not Pruning(knowledge, UNCUT_ACCURACY, 0).by_price(coded)  # nobody knows what a coder leaves of it
+    assert Pruning(knowledge, UNCUT_ACCURACY, 0).by_price(fast)  # found already
+    assert not Pruning(knowledge, UNCUT_ACCURACY + 0.01, 0).by_price(slow)

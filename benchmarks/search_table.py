@@ -4,8 +4,9 @@
     python benchmarks/search_table.py resnet50     # 240 configurations; many hours
 
 The spaces are those of the studies with TCL on a grid. A rung is a training that is stopped early: the closed-form
-start, reconstruction alone, all of it. Seconds are those of training and scoring a configuration up to its rung, with
-what is shared (the features of a cut, distilled heads) counted in ``shared``, once for the cut and head.
+start, reconstruction alone, all of it. Seconds are of the processor, of training and scoring a configuration up to its
+rung; what all configurations of a cut and head share (features, a distilled head) is ``shared_s``. Use one thread
+(OMP_NUM_THREADS=1): then other work on the machine changes little.
 
 Rows are appended to benchmarks/results/search_table_NAME.jsonl as they come; a run goes on where the last one stopped.
 Latencies are the study's own, at the study's own link, of this machine where they are measured.
@@ -74,14 +75,14 @@ def rows_of(evaluator: Evaluator, config: SplitConfig, full: Budget, shared_s: f
     for rung, budget in rungs(full).items():
         for coder in ("packed", "lzma") if rung == "full" else ("packed",):
             coded = replace(config, lossless=coder)
-            start = time.perf_counter()
+            start = time.process_time()
             row = {"config": coded.to_dict(), "rung": rung, "shared_s": round(shared_s, 3)}
             try:
                 found = evaluator.evaluate(coded, budget=budget)
             except InfeasibleSplit as reason:
                 yield row | {"infeasible": str(reason)}
                 continue
-            yield row | figures(found) | {"seconds": round(time.perf_counter() - start, 3)}
+            yield row | figures(found) | {"seconds": round(time.process_time() - start, 3)}
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
@@ -101,9 +102,9 @@ def shared_seconds(evaluator: Evaluator, config: SplitConfig, full: Budget) -> f
     """What the first configuration of a cut and head pays for all of them: the distilled head, features, timings."""
     took = []
     for bits in (8, 7):  # of no table, so trained neither before nor after
-        begun = time.perf_counter()
+        begun = time.process_time()
         evaluator.evaluate(replace(config, bits=bits), budget=rungs(full)["start"])
-        took.append(time.perf_counter() - begun)
+        took.append(time.process_time() - begun)
     return max(0.0, took[0] - took[1])
 
 

@@ -1,0 +1,307 @@
+"""Seconds of training and scoring until a search has found the front, on tables where everything is known.
+
+    python benchmarks/search_table.py quickstart
+    python benchmarks/search_efficiency.py quickstart   # 20 seeds of each search; minutes
+
+A search asks for configurations, the table answers, and the clock adds the seconds that the answer took when the table
+was made. What is shared by all configurations of a cut and head is added once. Searches of plain Optuna
+(plain_optuna.py) train every configuration in full, and a repeated one costs them nothing. The front and its
+hypervolume are those of the whole table, within the study's limits. Results go to
+benchmarks/results/search_efficiency.md.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plain_optuna
+from search_table import RESULTS, rungs, study_of
+
+from evaluators.base import Progress
+from evaluators.fake import FakeEvaluator
+from evaluators.result import Evaluation, LatencyParts, Price, Source, Sources
+from search.front import corner_of
+from search.hypervolume import Corner, Staircase
+from search.objective import prepare, run_trials
+from search.points import baseline_points
+from search.spec import StudySpec
+from search.storage import start_or_resume
+from spaces.budget import Budget
+from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
+from spaces.space import SearchSpace
+
+GOALS = (0.95, 0.99)
+SEEDS = 20
+_MEASURED = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
+
+
+class Table(FakeEvaluator):
+    """Answers from a table, and adds up what the answers took.
+
+    Args:
+        path: of benchmarks/search_table.py's rows.
+        spec: the study.
+    """
+
+    def __init__(self, path: Path, spec: StudySpec) -> None:
+        first, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+        self.described, self._spec = first, spec
+        self._rows = {(SplitConfig.from_dict(row["config"]), row["rung"]): row for row in rows}
+        self._rungs = {budget: name for name, budget in rungs(spec.finetune.budget).items()}
+        self.restart()
+
+    def restart(self) -> None:
+        """Set the clock to 0."""
+        self.seconds, self._paid, self._trained = 0.0, set[tuple[str, str]](), set[tuple[str, str]]()
+        self.trainings = 0
+
+    @property
+    def configs(self) -> list[SplitConfig]:
+        """All that are in the table."""
+        return [config for config, rung in self._rows if rung == "full"]
+
+    @property
+    def exhaustive_seconds(self) -> float:
+        """What training and scoring all of them in full took."""
+        shared = {(c.partition, c.head): row["shared_s"] for (c, _), row in self._rows.items()}
+        own = sum(row.get("seconds", 0.0) for (_, rung), row in self._rows.items() if rung == "full")
+        return sum(shared.values()) + own
+
+    def look(self, config: SplitConfig, rung: str = "full") -> Evaluation:
+        """A row, without the clock."""
+        row = self._rows[config, rung]
+        if "infeasible" in row:
+            raise InfeasibleSplit(row["infeasible"])
+        return Evaluation(
+            name=config.label,
+            config=config,
+            accuracy=row["accuracy"],
+            payload_bytes=row["payload_bytes"],
+            latency=LatencyParts(**row["latency"]),
+            sources=_MEASURED,
+            link_busy_ms=row["busy_ms"],
+            accuracy_drop_pp=row["accuracy_drop_pp"],
+            details={"device_model_mb": row["device_model_mb"]},
+        )
+
+    def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
+        pass
+
+    def identity(self) -> dict[str, str]:
+        return {"table": self.described["date"]}
+
+    def price(self, config: SplitConfig) -> Price:
+        matching = dataclasses.replace(config, tcl=self._spec.raw["space"]["tcl"][0], lossless="packed")
+        found = self.look(matching)
+        return Price(
+            latency=found.latency,
+            payload_bytes=found.payload_bytes,
+            busy_ms=found.link_busy_ms,
+            device_model_mb=found.details["device_model_mb"],
+        )
+
+    def evaluate(
+        self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Any = "validation"
+    ) -> Evaluation:
+        rung = "full" if budget is None else self._rungs[budget]
+        row, place = self._rows[config, rung], (config.partition, config.head)
+        if place not in self._paid:
+            self._paid.add(place)
+            self.seconds += row["shared_s"]
+        self.seconds += self._seconds(config, rung)
+        return self.look(config, rung)
+
+    def _seconds(self, config: SplitConfig, rung: str) -> float:
+        """Of a coded configuration, training included where it was not trained before."""
+        self.trainings += rung == "full"
+        own = float(self._rows[config, rung].get("seconds", 0.0))
+        plain = dataclasses.replace(config, lossless="packed")
+        trained = (plain.training_key, rung)
+        if trained in self._trained:
+            return own if config != plain else 0.0
+        self._trained.add(trained)
+        return own + (float(self._rows[plain, rung].get("seconds", 0.0)) if config != plain else 0.0)
+
+    def baselines(self, *, trained: bool) -> list[Evaluation]:
+        return [
+            Evaluation(
+                name=row["name"],
+                config=None,
+                accuracy=row["accuracy"],
+                payload_bytes=0.0,
+                latency=LatencyParts(head_ms=row["latency_ms"]),
+                sources=_MEASURED,
+            )
+            for row in self.described["baselines"]
+        ]
+
+
+@dataclasses.dataclass
+class Run:
+    """When a search reached its goals: seconds and trials, None for never."""
+
+    seconds: dict[float, float | None]
+    trials: dict[float, int | None]
+
+
+class Watch:
+    """Follows a search until it has reached every goal."""
+
+    def __init__(self, table: Table, corner: Corner, whole: float) -> None:
+        self._table, self._corner, self._whole = table, corner, whole
+        self._results: list[tuple[float, float]] = []
+        self._trials = 0
+        self.run = Run(seconds=dict.fromkeys(GOALS), trials=dict.fromkeys(GOALS))
+
+    def take(self, accuracy: float, latency_ms: float, feasible: bool) -> bool:
+        """A trial ended; whether all goals are reached."""
+        self._trials += 1
+        if feasible:
+            self._results.append((accuracy, latency_ms))
+        share = Staircase(self._results, self._corner).hypervolume / self._whole
+        for goal in GOALS:
+            if share >= goal and self.run.seconds[goal] is None:
+                self.run.seconds[goal], self.run.trials[goal] = self._table.seconds, self._trials
+        return share >= max(GOALS)
+
+
+class _Reached(Exception):
+    """Every goal is reached."""
+
+
+def ours(table: Table, spec: StudySpec, space: SearchSpace, watch: Watch, seed: int, **settings: Any) -> None:
+    """splitsearch's own search."""
+    spec = dataclasses.replace(
+        spec, search=dataclasses.replace(spec.search, seed=seed, trials=len(table.configs), **settings)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        study = start_or_resume(spec, space, Path(folder), contents=table.identity(), ask_price=table.price)
+        prepare(study, space, table, Path(folder), lambda _: None)
+
+        def finished() -> None:
+            trial = study.get_trials(deepcopy=False)[-1]
+            if watch.take(*trial.values, all(value <= 0 for value in trial.constraints.values())):
+                raise _Reached
+
+        with contextlib.suppress(_Reached):
+            run_trials(study, spec, space, table, Path(folder), finished=finished)
+
+
+def plain(
+    table: Table, spec: StudySpec, space: SearchSpace, watch: Watch, seed: int, make: Callable[[int], Any]
+) -> None:
+    """A plain Optuna script."""
+
+    def found(config: SplitConfig, accuracy: float, latency_ms: float, feasible: bool) -> bool:
+        return watch.take(accuracy, latency_ms, feasible)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain_optuna.search(table, space, spec.constraints, make(seed), 2 * len(table.configs), found)
+
+
+SAMPLERS: dict[str, Callable[[int], Any]] = {
+    "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "TPE, multivariate": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+    "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+OURS: dict[str, dict[str, Any]] = {
+    "front, rungs (the default)": {"sampler": "front", "pruning": "rungs"},
+    "front, no rungs": {"sampler": "front", "pruning": "none"},
+    "TPE, rungs": {"sampler": "tpe", "pruning": "rungs"},
+    "TPE, no rungs": {"sampler": "tpe", "pruning": "none"},
+}
+
+
+def row_of(name: str, runs: Sequence[Run], exhaustive: float, wall_s: float) -> str:
+    """A line of the table: medians, and how many seeds reached the goal."""
+    cells = []
+    for goal in GOALS:
+        reached = [run.seconds[goal] for run in runs if run.seconds[goal] is not None]
+        trials = [run.trials[goal] for run in runs if run.trials[goal] is not None]
+        if len(reached) <= len(runs) // 2:
+            cells += ["", f"{len(reached)} of {len(runs)}"]
+            continue
+        never = [float("inf")] * (len(runs) - len(reached))
+        median = statistics.median([*reached, *never])
+        cells += [f"{median:,.0f} s ({median / exhaustive:.1%})", f"{statistics.median([*trials, *never]):.0f}"]
+    return f"| {name} | {' | '.join(cells)} | {wall_s:.0f} |"
+
+
+def main() -> None:
+    """Run all searches on a table, print and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="+")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", help="searches with this in their names")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parts = []
+    for name in options.name:
+        spec = study_of(name)
+        table = Table(RESULTS / f"search_table_{name}.jsonl", spec)
+        partitions = list(dict.fromkeys(config.partition for config in table.configs))
+        space = SearchSpace.from_dict(spec.raw["space"], partitions)
+        assert space.size == len(table.configs), (space.size, len(table.configs))
+        feasible, corner = every_result(table, spec)
+        whole = Staircase(feasible, corner).hypervolume
+        searches: dict[str, Callable[..., None]] = {
+            **{f"splitsearch: {each}": lambda *a, s=settings: ours(*a, **s) for each, settings in OURS.items()},
+            **{f"plain Optuna: {each}": lambda *a, m=make: plain(*a, m) for each, make in SAMPLERS.items()},
+        }
+        lines = [
+            "| search | to 95 % of the hypervolume | trials | to 99 % | trials | wall s |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for title, search in searches.items():
+            if options.only and options.only not in title:
+                continue
+            runs, start = [], time.perf_counter()
+            for seed in range(options.seeds):
+                table.restart()
+                watch = Watch(table, corner, whole)
+                search(table, spec, space, watch, seed)
+                runs.append(watch.run)
+            lines.append(row_of(title, runs, table.exhaustive_seconds, time.perf_counter() - start))
+            print(lines[-1], flush=True)
+        about = (
+            f"{len(table.configs)} configurations, {len(feasible)} within the study's limits, a front of hypervolume "
+            f"{whole:.3g}; training and scoring all of them in full took {table.exhaustive_seconds:,.0f} s. Medians of "
+            f"{options.seeds} seeds; rows of {table.described['date']}, torch {table.described['versions']['torch']}."
+        )
+        parts.append(f"## {name}\n\n{about}\n\n" + "\n".join(lines))
+    if not options.only:
+        head = "# Seconds until a search has found the front\n\n`python benchmarks/search_efficiency.py "
+        text = f"{head}{' '.join(options.name)}`; its first lines say what is counted.\n\n" + "\n\n".join(parts) + "\n"
+        (RESULTS / "search_efficiency.md").write_text(text)
+
+
+def every_result(table: Table, spec: StudySpec) -> tuple[list[tuple[float, float]], Corner]:
+    """All feasible results, and the corner of the hypervolume."""
+    found = []
+    for config in table.configs:
+        try:
+            result = table.look(config)
+        except InfeasibleSplit:
+            continue
+        if not spec.constraints.broken(result):
+            found.append((result.accuracy, result.latency_ms))
+    study = optuna.create_study()
+    study.set_user_attr("baselines", [each.to_dict() for each in table.baselines(trained=True)])
+    return found, corner_of(baseline_points(study), spec.constraints)
+
+
+if __name__ == "__main__":
+    main()

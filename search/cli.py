@@ -99,7 +99,7 @@ def run(
     except MeasurementError as error:
         done = len(points.finished_trials(opened))
         raise SplitsearchError(f"{error}. {done} finished trials are kept in {folder}; run again to go on") from error
-    dashboard.save_figures(opened)
+    dashboard.save_figures(opened, loaded.constraints)
     target = folder / "report.html"
     report.write_report(opened, loaded, target)
     _print_front(opened, loaded)
@@ -221,8 +221,8 @@ def dashboard(
     """Open optuna-dashboard on the study's storage."""
     from search import dashboard as dashboards
 
-    _, opened = _open(study, storage, out)
-    dashboards.save_figures(opened)
+    loaded, opened = _open(study, storage, out)
+    dashboards.save_figures(opened, loaded.constraints)
     _talk.print(f"http://127.0.0.1:{port}/dashboard/studies/{opened._study_id} (Ctrl-C ends it)", soft_wrap=True)
     dashboards.serve(opened, port)
 

@@ -6,13 +6,14 @@ import importlib.util
 
 import optuna
 
-from search.plots import pareto_data, pareto_figure, parts_figure
-from search.points import baseline_points, trial_points
+from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
+from search.points import baseline_points, hypervolumes, trial_points
+from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
 
-def save_figures(study: optuna.Study) -> None:
-    """Put the Pareto plot and the latency parts onto the dashboard's study page. Does nothing without the extra."""
+def save_figures(study: optuna.Study, limits: Constraints) -> None:
+    """Put our figures onto the dashboard's study page: front, latency parts, growth. Nothing without the extra."""
     if importlib.util.find_spec("optuna_dashboard") is None:
         return
     from optuna_dashboard import save_plotly_graph_object
@@ -20,6 +21,7 @@ def save_figures(study: optuna.Study) -> None:
     data = pareto_data(trial_points(study), baseline_points(study))
     save_plotly_graph_object(study, pareto_figure(data), graph_object_id="pareto")
     save_plotly_graph_object(study, parts_figure(data.front, data.baselines), graph_object_id="latency-parts")
+    save_plotly_graph_object(study, growth_figure(hypervolumes(study, limits)), graph_object_id="growth")
 
 
 def serve(study: optuna.Study, port: int) -> None:

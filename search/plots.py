@@ -192,6 +192,25 @@ def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figu
     return figure
 
 
+def growth_figure(hypervolumes: Sequence[float]) -> go.Figure:
+    """How the front grew from trial to trial, as shares of what it came to."""
+    most = max(hypervolumes, default=0.0) or 1.0
+    figure = go.Figure(layout=_layout())
+    figure.add_scatter(
+        x=list(range(1, len(hypervolumes) + 1)),
+        y=[volume / most for volume in hypervolumes],
+        mode="lines",
+        line={"color": _FRONT, "width": 2, "shape": "hv"},
+        hovertemplate="after %{x} trials %{y:.1%}<extra></extra>",
+    )
+    figure.update_layout(
+        xaxis={"title": "trials", "gridcolor": _GRID, "zeroline": False},
+        yaxis={"title": "hypervolume", "gridcolor": _GRID, "tickformat": ".0%", "rangemode": "tozero"},
+        height=320,
+    )
+    return figure
+
+
 def _scatter(
     figure: go.Figure,
     name: str,

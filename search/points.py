@@ -9,7 +9,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evaluators.result import Evaluation
-from search.front import Point
+from search.front import Point, corner_of
+from search.hypervolume import growth
+from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
 BASELINES, ENVIRONMENT = "baselines", "environment"  # attributes of a study
@@ -54,6 +56,16 @@ def baseline_points(study: optuna.Study) -> list[Point]:
     """The baselines, measured when the study began."""
     found = study.user_attrs.get(BASELINES, [])
     return [Point(trial=None, evaluation=Evaluation.from_dict(data)) for data in found]
+
+
+def hypervolumes(study: optuna.Study, limits: Constraints) -> list[float]:
+    """Of the front after each trial that came to an end, in accuracy times milliseconds; see ``corner_of``."""
+    feasible = {point.trial: point for point in trial_points(study) if point.feasible}
+    results = [
+        (point.accuracy, point.latency_ms) if (point := feasible.get(trial.number)) else None
+        for trial in finished_trials(study)
+    ]
+    return growth(results, corner_of(baseline_points(study), limits))
 
 
 def environment(study: optuna.Study) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import plotly.io
 from evaluators.store import write_whole
 from search.confirm import HEADINGS, cells, confirmed_points, promised
 from search.front import Point, baseline_front, judged, pareto_front, warnings_for
-from search.plots import pareto_data, pareto_figure, parts_figure
-from search.points import STOPPED, baseline_points, environment, finished_trials, trial_points
+from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
+from search.points import STOPPED, baseline_points, environment, finished_trials, hypervolumes, trial_points
 from search.spec import StudySpec
 from search.tables import DOUBTFUL, baseline_label, hardware_line, latency_cell, metric_names
 from search.verdict import verdicts
@@ -71,6 +71,10 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
         f"<p class='note'>The pictures were coded before: {html.escape(coded)}.</p>" if coded else "",
         "<h2>Where the time goes</h2>",
         _figure(parts_figure(front, baselines), "parts", False),
+        "<h2>How the front grew</h2>",
+        "<p class='note'>Hypervolume: the area between the front and the lowest accuracy and highest latency worth "
+        "having, as a share of what it came to. A search whose curve is still rising has more to find.</p>",
+        _figure(growth_figure(hypervolumes(study, spec.constraints)), "growth", False),
         "<h2>Front and baselines</h2>",
         "<p class='note'>frames/s: when device, link and server work on consecutive images at the same time; the "
         "slowest of the three rules.</p>",

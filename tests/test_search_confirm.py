@@ -11,7 +11,8 @@ from search import wiring
 from search.cli import run_command
 from search.confirm import Confirmed, confirmed_points, mean_interval, promised, to_confirm
 from search.front import pareto_front
-from search.points import trial_points
+from search.plots import growth_figure
+from search.points import hypervolumes, trial_points
 from search.spec import load_spec
 from search.storage import open_study
 from spaces.budget import Budget
@@ -100,6 +101,15 @@ def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
     assert (budget.images, seed) == (123, 0) and bundle["seed"] == 0
     assert bundle["confirmed"]["test"] and bundle["evidence"]["accuracy"] > bundle["confirmed"]["searched"]
     assert "on 400 test images, mean of 3 seeds" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_the_report_has_the_curve(study, tmp_path):
+    opened = open_study(load_spec(study), tmp_path / "runs" / "demo")
+    volumes = hypervolumes(opened, load_spec(study).constraints)
+    assert len(volumes) == 20 and volumes == sorted(volumes) and volumes[-1] > 0
+    (line,) = growth_figure(volumes).data
+    assert list(line.x) == list(range(1, 21)) and line.y[-1] == 1.0
+    assert 'id="growth"' in (tmp_path / "runs" / "demo" / "report.html").read_text()
 
 
 def test_the_report_shows_both(study, tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from spaces.config import SplitConfig
 from spaces.errors import SplitsearchError
@@ -184,6 +187,7 @@ class LatencyParts:
         return tuple(part.name for part in fields(cls))
 
 
+RIGHT = "right_images"  # of an evaluation's details: one bit an image, as base64
 DEVICE_PARTS = ("head_ms", "encode_ms", "pack_ms", "compress_ms")
 SERVER_PARTS = ("decompress_ms", "unpack_ms", "decode_ms", "tail_ms")
 
@@ -264,6 +268,14 @@ class Evaluation:
         """
         images = self.details.get("scored_images", 0)
         return math.sqrt(self.accuracy * (1.0 - self.accuracy) / images) if images else 0.0
+
+    @property
+    def right(self) -> np.ndarray | None:
+        """Whether each image was answered right, (N,) bools in the images' order; None where it is not known."""
+        text, images = self.details.get(RIGHT), self.details.get("scored_images", 0)
+        if not text:
+            return None
+        return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=images).astype(bool)
 
     @property
     def latency_p90_ms(self) -> float:

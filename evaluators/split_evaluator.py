@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import math
 import platform
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 import torchvision
@@ -37,7 +39,7 @@ from evaluators.models.cut import SplitModel
 from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.distilled import DistilledHead
 from evaluators.models.load import build
-from evaluators.result import Evaluation, Price, Timing
+from evaluators.result import RIGHT, Evaluation, Price, Timing
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
@@ -497,6 +499,8 @@ class SplitEvaluator(Evaluator):
         drop, interval = self._drop_pp(found, metrics, split)
         watch = self._stage_timer
         details = {**(details or {}), "scored_images": len(self._feature_cache.images(split))}
+        if metrics.right is not None:
+            details[RIGHT] = base64.b64encode(np.packbits(metrics.right).tobytes()).decode()
         if (divergence := self._task.divergence(self._feature_cache.answers(split), found)) is not None:
             details["divergence"] = divergence
         return Evaluation(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.result import Evaluation
+from evaluators.tasks.intervals import paired_drop_pp
 from search.hypervolume import Corner
 from search.spec import Constraints
 from spaces.errors import SplitsearchError
@@ -175,6 +177,21 @@ def corner_of(baselines: Sequence[Point], limits: Constraints) -> Corner:
     if latency_ms is None:
         latency_ms = max((point.latency_ms for point in baselines), default=1.0)
     return Corner(accuracy=accuracy, latency_ms=latency_ms)
+
+
+def not_told_apart(front: Sequence[Point]) -> set[int | None]:
+    """The trials of a front that its own images do not tell from the next faster point: the 95 % interval of the
+    paired difference holds 0. Unknown, hence not among them, where it is not kept which images were right.
+    """
+    found = set()
+    for faster, point in itertools.pairwise(sorted(front, key=lambda point: point.latency_ms)):
+        one, other = faster.evaluation.right, point.evaluation.right
+        if one is None or other is None or len(one) != len(other):
+            continue
+        low, high = paired_drop_pp(one, other)[1]
+        if low <= 0 <= high:
+            found.add(point.trial)
+    return found
 
 
 def judged(points: Sequence[Point], limits: Constraints) -> list[Point]:

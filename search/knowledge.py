@@ -33,6 +33,7 @@ AskPrice = Callable[[SplitConfig], Price]
 class Result:
     """A trial that came to its end."""
 
+    trial: int
     config: SplitConfig
     accuracy: float
     latency_ms: float
@@ -136,6 +137,11 @@ class Knowledge:
             return 1.0, 0.0
         return min(1.0, statistics.fmean(shares)), statistics.fmean(result.coding_ms for result in same)
 
+    def trained_in(self, config: SplitConfig) -> int | None:
+        """The trial that had the same training with another lossless coder, if one had."""
+        same = (result.trial for result in self.results if result.config.training_key == config.training_key)
+        return next(same, None)
+
     def expected_ms(self, config: SplitConfig) -> float | None:
         """Its latency: certain but for a lossless coder's share. None for one that cannot run."""
         price = self.price(config)
@@ -159,6 +165,7 @@ class Knowledge:
         coding_ms = sum(trial.user_attrs.get(part, 0.0) for part in ("compress_ms", "decompress_ms"))
         self.results.append(
             Result(
+                trial=trial.number,
                 config=config,
                 accuracy=accuracy,
                 latency_ms=latency_ms,

@@ -32,6 +32,7 @@ from spaces.space import SearchSpace
 
 _FOR_NOW = "infeasible_for_now"
 _RETRY_OF = "retry_of"
+_SAME_TRAINING = "same_training_as_trial"  # attribute of one that differs in its lossless coder alone
 _HOPE = 2.0  # standard deviations that a configuration may exceed the best baseline by
 _MOST_UNANSWERED = 3  # in a row, before a run gives up
 # Where optuna-dashboard 0.21 looks for constraints; Optuna 5's own set_constraint writes one attribute each instead.
@@ -154,6 +155,10 @@ class _Loop:
         """A configuration's latency, as far as it is known without training."""
         return self._knowledge.expected_ms(config) or self.worst_ms
 
+    def trained_in(self, config: SplitConfig) -> int | None:
+        """The trial that a configuration shares its training with, if there is one."""
+        return self._knowledge.trained_in(config)
+
     def constraints(self, **known: float) -> dict[str, float]:
         """Of a trial, above 0 where violated: always all of them, as samplers expect the same of every trial."""
         limits = [name for name, limit in vars(self.limits).items() if limit is not None]
@@ -227,6 +232,8 @@ def _finish(study: OwnStudy, begun: _Begun, loop: _Loop) -> _Outcome:
 def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
     """What becomes of a configuration: a result, a reason why it has none, or a reason to try it again later."""
     rungs: dict[str, float] = {}
+    loop.look()
+    twin = loop.trained_in(config)
     try:
         found = _up_the_rungs(config, loop, rungs)
         if isinstance(found, str):
@@ -254,7 +261,9 @@ def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
         values=(evaluation.accuracy, evaluation.latency_ms),
         constraints=loop.constraints(**excess),
         reason="; ".join(f"{name} exceeded by {over:.3g}" for name, over in excess.items() if over > 0),
-        attributes=_attributes(evaluation) | ({RUNG_ACCURACIES: rungs} if rungs else {}),
+        attributes=_attributes(evaluation)
+        | ({RUNG_ACCURACIES: rungs} if rungs else {})
+        | ({_SAME_TRAINING: twin} if twin is not None else {}),
     )
 
 
@@ -267,10 +276,7 @@ def _up_the_rungs(config: SplitConfig, loop: _Loop, accuracies: dict[str, float]
         accuracies: gets those of the cheaper rungs, by name.
     """
     evaluator, pruning = loop.evaluator, loop.pruning
-    if pruning is None:
-        return evaluator.evaluate(config)
-    loop.look()
-    if pruning.is_trained(config):
+    if pruning is None or loop.trained_in(config) is not None:
         return evaluator.evaluate(config)
     if why := pruning.by_price(config):
         return why

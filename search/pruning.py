@@ -41,10 +41,6 @@ class Pruning:
             f"{self._most_accuracy:.1%} is the most to be hoped for"
         )
 
-    def is_trained(self, config: SplitConfig) -> bool:
-        """Whether a configuration differs from a trained one in its lossless coder alone."""
-        return any(result.config.training_key == config.training_key for result in self._knowledge.results)
-
     def by_rung(self, config: SplitConfig, accuracies: Mapping[str, float]) -> str:
         """Why more training is in vain, or nothing.
 

@@ -13,11 +13,11 @@ import plotly.io
 
 from evaluators.store import write_whole
 from search.confirm import HEADINGS, cells, confirmed_points, promised
-from search.front import Point, baseline_front, judged, pareto_front, warnings_for
+from search.front import Point, baseline_front, judged, not_told_apart, pareto_front, warnings_for
 from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
 from search.points import STOPPED, baseline_points, environment, finished_trials, hypervolumes, trial_points
 from search.spec import StudySpec
-from search.tables import DOUBTFUL, baseline_label, hardware_line, latency_cell, metric_names
+from search.tables import DOUBTFUL, NOT_TOLD_APART, baseline_label, hardware_line, latency_cell, metric_names
 from search.verdict import verdicts
 
 _STYLE = """
@@ -136,6 +136,7 @@ def _table(front: Sequence[Point], shown: Sequence[Point], baselines: Sequence[P
         "frames/s",
     )
     rows = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    close = not_told_apart(front)
     for point in [*front, *shown]:
         found = point.evaluation
         marks = " (knee)" if point.trial is not None and point.trial == knee else ""
@@ -145,7 +146,7 @@ def _table(front: Sequence[Point], shown: Sequence[Point], baselines: Sequence[P
         cells = (
             "" if point.trial is None else str(point.trial),
             html.escape(baseline_label(point)) + marks,
-            f"{found.accuracy:.2%}",
+            f"{'~' if point.trial is not None and point.trial in close else ''}{found.accuracy:.2%}",
             *(f"{found.metrics[name]:.2%}" if name in found.metrics else "" for name in metrics),
             f"{found.accuracy_drop_pp:+.2f} ({low:+.2f} to {high:+.2f})",
             f"{found.payload_bytes:,.0f}",
@@ -162,6 +163,7 @@ def _table(front: Sequence[Point], shown: Sequence[Point], baselines: Sequence[P
         if point.evaluation.warnings
     ]
     said = f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(warnings)}</ul>" if warnings else ""
+    said += f"<p class='note'>{html.escape(NOT_TOLD_APART)}</p>" if close else ""
     return f"<table>{''.join(rows)}</table>{said}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from evaluators.result import MOST_OTHERS, MOST_SPREAD, Evaluation, LatencyParts
-from search.front import Point, baseline_front, warnings_for
+from search.front import Point, baseline_front, not_told_apart, warnings_for
 from spaces.partition import Choice
 
 _PLACES = ("device", "server", "link")
@@ -18,6 +18,8 @@ DOUBTFUL = (
     f"* a stage was timed with a spread over {MOST_SPREAD:.0%}, or while the machine was slowed down or had other work "
     f"(over {MOST_OTHERS:.0%}), or is modelled with an unknown error"
 )
+
+NOT_TOLD_APART = "~ these images do not tell its accuracy from that of the next faster point"
 
 
 def front_table(
@@ -41,6 +43,7 @@ def front_table(
     rest = ("drop pp", "bytes", "latency ms", "device", "link", "server", "frames/s")
     for heading in ("accuracy", *metrics, *rest):
         table.add_column(heading, justify="right", no_wrap=True)
+    close = not_told_apart(front)
     for point in front:
         knee = point is chosen
         marks = ["<- knee"] if knee else []
@@ -48,13 +51,14 @@ def front_table(
         table.add_row(
             str(point.trial),
             "  ".join([point.name, *marks]),
-            *_cells(point, metrics),
+            *_cells(point, metrics, "~" if point.trial in close else ""),
             style="bold" if knee else "",
         )
     table.add_section()
     for point in shown:
         table.add_row("", baseline_label(point), *_cells(point, metrics), style="cyan" if point.feasible else "dim")
     notes = [DOUBTFUL] if any(point.evaluation.warnings for point in [*front, *shown]) else []
+    notes += [NOT_TOLD_APART] if close else []
     if left_out := len(baselines) - len(shown):
         notes.append(f"left out: {left_out} baselines that are beaten by one of these, or over a limit")
     table.caption = "\n".join(notes) or None
@@ -77,10 +81,10 @@ def metric_names(points: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(name for point in points for name in point.evaluation.metrics))
 
 
-def _cells(point: Point, metrics: Sequence[str]) -> list[str]:
+def _cells(point: Point, metrics: Sequence[str], mark: str = "") -> list[str]:
     found = point.evaluation
     return [
-        f"{found.accuracy:.1%}",
+        f"{mark}{found.accuracy:.1%}",
         *(f"{found.metrics[name]:.1%}" if name in found.metrics else "" for name in metrics),
         f"{found.accuracy_drop_pp:+.1f}",
         f"{found.payload_bytes:,.0f}",

@@ -1,12 +1,15 @@
 """Searching: hypervolume, the model of accuracy, the sampler that knows latency, trials stopped early, the end."""
 
+import base64
 import dataclasses
 
 import numpy as np
 import pytest
 
 from evaluators.fake import UNCUT_ACCURACY, FakeEvaluator
+from evaluators.result import RIGHT, LatencyParts
 from search.accuracy_model import AccuracyModel, Seen
+from search.front import Point, not_told_apart
 from search.hypervolume import Corner, Staircase, growth
 from search.knowledge import RUNG_ACCURACIES
 from search.objective import prepare, run_trials, stopped_growing
@@ -260,3 +263,31 @@ def test_what_cannot_become_better_than_something_faster_is_not_trained(search):
     assert not Pruning(knowledge, UNCUT_ACCURACY, 0).by_price(coded)  # nobody knows what a coder leaves of it
     assert Pruning(knowledge, UNCUT_ACCURACY, 0).by_price(fast)  # found already
     assert not Pruning(knowledge, UNCUT_ACCURACY + 0.01, 0).by_price(slow)
+
+
+def test_a_trial_that_shares_a_training_says_whose(search):
+    space = {"partition": "deep", "ae_ratio": 1.0, "bits": [4], "tcl": 0, "lzma": [False, True]}
+    first, second = finished_trials(search(space=space, trials=2))
+    assert "same_training_as_trial" not in first.user_attrs
+    assert second.user_attrs["same_training_as_trial"] == first.number
+
+
+def right_point(trial, latency_ms, right):
+    right = np.array(right, bool)
+    bits = base64.b64encode(np.packbits(right).tobytes()).decode()
+    evaluation = dataclasses.replace(
+        FakeEvaluator().baselines(trained=False)[0],
+        accuracy=float(right.mean()),
+        latency=LatencyParts(head_ms=latency_ms),
+        details={"scored_images": len(right), RIGHT: bits},
+    )
+    assert (evaluation.right == right).all()
+    return Point(trial=trial, evaluation=evaluation)
+
+
+def test_points_are_told_apart_by_the_images_that_they_differ_on():
+    nine, ten, many = [1] * 60 + [0] * 41, [1] * 61 + [0] * 40, [1] * 90 + [0] * 11
+    front = [right_point(0, 1.0, nine), right_point(1, 2.0, ten), right_point(2, 3.0, many)]
+    assert not_told_apart(front) == {1}
+    unknown = dataclasses.replace(front[1].evaluation, details={})
+    assert not not_told_apart([front[0], dataclasses.replace(front[1], evaluation=unknown)])

@@ -62,6 +62,11 @@ class Precision:
         self.images = images
 
     @property
+    def right(self) -> None:
+        """Nothing: boxes are more than right or wrong."""
+        return None
+
+    @property
     def accuracy(self) -> float:
         """mAP50-95, in 0..1."""
         return self._means[1]

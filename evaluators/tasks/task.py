@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +28,10 @@ class TaskMetrics(Protocol):
     @property
     def metrics(self) -> Mapping[str, float]:
         """What else people of the field ask for, by name."""
+
+    @property
+    def right(self) -> np.ndarray | None:
+        """Whether each answer was right, (N,) bools; None where an answer is more than right or wrong."""
 
 
 class Criterion(ABC):

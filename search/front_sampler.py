@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from evaluators.result import Price
 from search.accuracy_model import AccuracyModel
 from search.knowledge import AskPrice, Knowledge
 from search.spec import Constraints
@@ -116,7 +117,7 @@ class _Candidates:
     ) -> None:
         self.params: list[dict[str, Any]] = []
         self.configs: list[SplitConfig] = []
-        features, known = [], set[SplitConfig]()
+        features, prices, known = [], list[Price](), set[SplitConfig]()
         limits = knowledge.limits
         for params in parameter_grid(distributions):
             config = config_of(params)
@@ -129,25 +130,24 @@ class _Candidates:
                 continue
             self.params.append(params)
             self.configs.append(config)
+            prices.append(price)
             features.append(knowledge.features.of(config, price.payload_bytes))
         self.features = np.array(features)
+        self._packed_ms = np.array([price.latency_ms() for price in prices])
+        self._busy_ms = np.array([price.busy_ms for price in prices])
+        self._packed_bytes = np.array([price.payload_bytes for price in prices])
+        # Of each kind of payloads that a lossless coder is known for, one configuration stands for all.
+        kinds = {(config.lossless, config.bits): config for config in self.configs}
+        self._kinds, place = list(kinds.values()), {kind: number for number, kind in enumerate(kinds)}
+        self._kind = np.array([place[config.lossless, config.bits] for config in self.configs], int)
 
     def latencies_ms(self, numbers: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         """Expected latencies of some of them; endless where a payload limit would be broken."""
+        coding = np.array([knowledge.coding(config) for config in self._kinds])[self._kind[numbers]]
+        share, coding_ms = coding[:, 0], coding[:, 1]
+        latencies = self._packed_ms[numbers] + coding_ms - (1.0 - share) * self._busy_ms[numbers]
         most_bytes = knowledge.limits.max_payload_bytes or np.inf
-        coding: dict[tuple[str, int], tuple[float, float]] = {}
-        found = []
-        for number in numbers:
-            config = self.configs[number]
-            kind = (config.lossless, config.bits)
-            if kind not in coding:
-                coding[kind] = knowledge.coding(config)
-            price = knowledge.price(config)
-            assert price is not None
-            share, coding_ms = coding[kind]
-            payload_bytes = share * price.payload_bytes
-            found.append(np.inf if payload_bytes > most_bytes else price.latency_ms(payload_bytes, coding_ms))
-        return np.array(found)
+        return np.where(share * self._packed_bytes[numbers] > most_bytes, np.inf, latencies)
 
 
 def parameter_grid(distributions: dict[str, BaseDistribution]) -> Iterator[dict[str, Any]]:

@@ -62,6 +62,7 @@ FULL = FinetuneSettings(
     quantization="straight-through",
 )
 BUDGETS = {"quick": QUICK, "full": FULL}
+_TIMED = ("stem", "layer1.2", "layer2.3", "layer3.5")
 _PAGE = """# Own and distilled heads against picture codecs
 
 `python benchmarks/squeeze.py` on {date}; its first lines say what is what. Accuracies are of the 1,250
@@ -302,6 +303,9 @@ def crossings_table(rows: list[dict[str, Any]], budget: str) -> str:
     machines = {"Raspberry Pi 4 B, ncnn (modelled)": "raspberry_pi_4b", "this machine (measured)": "local"}
     for name, machine in machines.items():
         result = ReplayResult(split, machine_for(load_machine(machine, "device"), table), server)
+        # All points of the plan, so that a timing has neighbours to be compared with.
+        ratios = sorted({row["ae_ratio"] for row in found})
+        result.watch.time_ahead(_TIMED, ratios, [1], [1], ["own", "distilled"], print)
         for most in (1.0, 2.0, 3.0, 5.0):
             cuts = [
                 result.cut(Run(**{key: row[key] for key in asdict(Run()) if key != "seed"}).plain, row["accuracy"])

@@ -43,6 +43,7 @@ class Features:
     """
 
     def __init__(self, partitions: Sequence[str]) -> None:
+        self.partitions = tuple(partitions)
         self._places = {name: number for number, name in enumerate(partitions)}
 
     def of(self, config: SplitConfig, packed_bytes: float) -> np.ndarray:

@@ -75,7 +75,7 @@ def run(
     out: OutOption = None,
 ) -> None:
     """Run the study, or go on with it where it stopped; ends with the front."""
-    from search import dashboard, objective, points, progress, report, spec
+    from search import dashboard, front_sampler, objective, points, progress, report, spec, warm_start
     from search import storage as storages
 
     loaded = spec.with_trials(spec.load_spec(study), trials)
@@ -84,10 +84,14 @@ def run(
     space = loaded.space(list(evaluator.partition_points()))
     if not storages.has_trials(loaded, folder, storage):
         wiring.rehearse(evaluator, loaded)
-    opened = storages.start_or_resume(loaded, space, folder, storage, evaluator.identity(), ask_price=evaluator.price)
+    contents = evaluator.identity()
+    earlier = warm_start.earlier_points(loaded, contents)
+    opened = storages.start_or_resume(loaded, space, folder, storage, contents, ask_price=evaluator.price)
     try:
         with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
             objective.prepare(opened, space, evaluator, folder, shown.say)
+            if earlier and isinstance(opened.sampler, front_sampler.FrontSampler):
+                opened.sampler.learn_from(earlier)
             shown.start_trials()
             objective.run_trials(opened, loaded, space, evaluator, folder, timeout_s=timeout, finished=shown.advance)
     except KeyboardInterrupt:

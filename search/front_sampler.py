@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evaluators.result import Price
 from search.accuracy_model import AccuracyModel
+from search.front import Point
 from search.knowledge import AskPrice, Knowledge
 from search.spec import Constraints
 from search.split_sampler import SplitSampler
@@ -53,6 +54,12 @@ class FrontSampler(SplitSampler):
         self._candidates: _Candidates | None = None
         self._plan: list[int] = []
         self._planned_at = 0
+        self._is_warm = False
+
+    def learn_from(self, points: Sequence[Point]) -> None:
+        """Begin with the accuracies of another study's points in place of a round of the partition points."""
+        self.knowledge.learn_from(points)
+        self._is_warm = len(self.knowledge.seen) >= self._start
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -61,7 +68,7 @@ class FrontSampler(SplitSampler):
         knowledge = self.knowledge
         knowledge.update(study)
         taken = self.taken(study, trial)
-        if len(taken) < self._start or len(knowledge.seen) < 2:
+        if (len(taken) < self._start and not self._is_warm) or len(knowledge.seen) < 2:
             return super().sample_relative(study, trial, search_space)
         if self._candidates is None:
             self._candidates = _Candidates(self._space, self.distributions, self.config_of, knowledge)

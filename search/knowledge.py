@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from evaluators.result import Price
 from search.accuracy_model import Features, Seen
-from search.front import corner_of
+from search.front import Point, corner_of
 from search.hypervolume import Corner, Staircase
 from search.points import EVALUATION, baseline_points, finished_trials
 from search.spec import Constraints
@@ -24,6 +25,7 @@ from spaces.space import SearchSpace
 RUNG_ACCURACIES = "rungs"  # attribute of a trial: accuracy by name of the rung
 ACCURACY_ERROR = "accuracy_error"  # attribute of a trial: standard deviation of its accuracy
 _USUAL_ERROR = 0.01
+_DOUBT_OF_OTHERS = 0.02  # in accuracy, of another study's results
 _FLOOR_BELOW_CORNER = 0.05  # in accuracy; how far below what is worth having it matters how bad a result is
 
 AskPrice = Callable[[SplitConfig], Price]
@@ -81,6 +83,16 @@ class Knowledge:
                 grown = len(self.results) > found and self.results[-1].feasible
                 same = self.hypervolumes[-1] if self.hypervolumes else 0.0
                 self.hypervolumes.append(self.front().hypervolume if grown else same)
+
+    def learn_from(self, points: Sequence[Point]) -> None:
+        """Take the accuracies of another study's points, with a doubt, as they may be of another budget."""
+        known = set(self.features.partitions)
+        for point in points:
+            config = point.evaluation.config
+            if config is None or config.partition not in known or (features := self.features_of(config)) is None:
+                continue
+            error = math.hypot(point.evaluation.accuracy_error or _USUAL_ERROR, _DOUBT_OF_OTHERS)
+            self.seen.append(Seen(features=features, rung=1.0, accuracy=point.accuracy, error=error))
 
     def price(self, config: SplitConfig) -> Price | None:
         """What a configuration takes; None for one that cannot run."""

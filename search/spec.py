@@ -84,7 +84,8 @@ class SearchSettings:
 
     ``trials`` is the number of finished trials a study should come to. ``patience`` ends it earlier: when over so many
     trials the front's hypervolume has grown by less than ``min_growth`` of itself; None never does. ``pruning`` stops a
-    trial whose training so far says that it will not enter the front.
+    trial whose training so far says that it will not enter the front. ``warm_start`` names another study of the same
+    model whose accuracies count, with a doubt.
     """
 
     sampler: str = "front"
@@ -93,6 +94,7 @@ class SearchSettings:
     pruning: str = "rungs"
     patience: int | None = None
     min_growth: float = 0.01
+    warm_start: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ class StudySpec:
                 "constraints": self.constraints,
                 "finetune": self.finetune,
                 "baseline": self.baseline,
-                "search": {name: getattr(self.search, name) for name in ("sampler", "seed", "pruning")},
+                "search": {name: getattr(self.search, name) for name in ("sampler", "seed", "pruning", "warm_start")},
             }
         )
 
@@ -380,10 +382,14 @@ def _search(section: Section) -> SearchSettings:
         seed=section.whole("seed", default.seed, minimum=0),
         pruning=section.choice("pruning", default.pruning, PRUNING),
         patience=section.whole("patience") if section.has("patience") else None,
+        warm_start=section.text("warm_start", None),
         min_growth=section.number("min_growth", default.min_growth, minimum=0.0) or 0.0,
     )
     if settings.seed > _LARGEST_SEED:
         raise SpecError("search.seed", settings.seed, f"a whole number from 0 to {_LARGEST_SEED} is needed")
+    if settings.warm_start is not None and settings.sampler != "front":
+        allowed = f"only the sampler front can use another study; this one has {settings.sampler}"
+        raise SpecError("search.warm_start", settings.warm_start, allowed)
     section.finish()
     return settings
 

@@ -258,6 +258,11 @@ def check_contents(
     )
 
 
+def contents_of(study: optuna.Study) -> dict[str, str]:
+    """The identity of the evaluator that a study was made with."""
+    return dict(study.user_attrs.get(_CONTENTS, {}))
+
+
 def fail_dead_trials(study: optuna.Study) -> None:
     """Mark running trials as failed whose process is no more. Those of living processes are not touched."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):

@@ -9,14 +9,15 @@ import pytest
 from evaluators.fake import UNCUT_ACCURACY, FakeEvaluator
 from evaluators.result import RIGHT, LatencyParts
 from search.accuracy_model import AccuracyModel, Seen
+from search.cli import run_command
 from search.front import Point, not_told_apart
 from search.hypervolume import Corner, Staircase, growth
 from search.knowledge import RUNG_ACCURACIES
 from search.objective import prepare, run_trials, stopped_growing
-from search.points import STOPPED, finished_trials, trial_points
+from search.points import STOPPED, finished_trials, hypervolumes, trial_points
 from search.pruning import Pruning
 from search.spec import SAMPLERS, SearchSettings, load_spec
-from search.storage import start_or_resume
+from search.storage import open_study, start_or_resume
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
@@ -291,3 +292,33 @@ def test_points_are_told_apart_by_the_images_that_they_differ_on():
     assert not_told_apart(front) == {1}
     unknown = dataclasses.replace(front[1].evaluation, details={})
     assert not not_told_apart([front[0], dataclasses.replace(front[1], evaluation=unknown)])
+
+
+def test_another_study_of_the_model_spares_the_first_round(write_study, study_dict, tmp_path, capsys, fake):
+    study_dict["search"] = {"trials": 30, "seed": 0, "pruning": "none"}
+    assert run_command(["run", write_study(study_dict, "demo.yaml")], debug=False) == 0
+    study_dict |= {"name": "second", "link": {"rate_mb_per_s": 0.2}}
+    study_dict["search"] = {"trials": 8, "seed": 1, "pruning": "none", "warm_start": "demo.yaml"}
+    assert run_command(["run", write_study(study_dict, "second.yaml")], debug=False) == 0
+    spec = load_spec("second.yaml")
+    study = open_study(spec, tmp_path / "runs" / "second")
+    warm = hypervolumes(study, spec.constraints)
+    study_dict["name"] = "cold"
+    del study_dict["search"]["warm_start"]
+    assert run_command(["run", write_study(study_dict, "cold.yaml")], debug=False) == 0
+    cold = hypervolumes(open_study(load_spec("cold.yaml"), tmp_path / "runs" / "cold"), spec.constraints)
+    assert warm[2] > cold[2] and warm[-1] >= cold[-1]
+
+
+def test_a_study_of_another_model_is_no_warm_start(write_study, study_dict, capsys, fake, monkeypatch):
+    study_dict["search"] = {"trials": 3, "seed": 0}
+    assert run_command(["run", write_study(study_dict, "demo.yaml")], debug=False) == 0
+    study_dict |= {"name": "second"}
+    study_dict["search"] |= {"warm_start": "demo.yaml"}
+    path = write_study(study_dict, "second.yaml")
+    monkeypatch.setattr(fake, "identity", lambda: {"fake": "1", "weights": "others"})
+    assert run_command(["run", path], debug=False) == 2
+    assert "search.warm_start: 'demo.yaml' given; its weights are not those of this study" in capsys.readouterr().err
+    study_dict["search"] |= {"sampler": "tpe"}
+    assert run_command(["run", write_study(study_dict, "second.yaml")], debug=False) == 2
+    assert "only the sampler front can use another study" in capsys.readouterr().err

@@ -54,9 +54,13 @@ class Table(FakeEvaluator):
     """
 
     def __init__(self, path: Path, spec: StudySpec) -> None:
-        first, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-        self.described, self._spec = first, spec
-        self._rows = {(SplitConfig.from_dict(row["config"]), row["rung"]): row for row in rows}
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        self.described, self._spec = next(row for row in rows if "study" in row), spec
+        self._rows = {(SplitConfig.from_dict(row["config"]), row["rung"]): row for row in rows if "config" in row}
+        self._shared: dict[tuple[str, str], float] = {}
+        for (config, _), row in self._rows.items():
+            place = (config.partition, config.head)  # what another process had shared already costs a part less
+            self._shared[place] = max(row["shared_s"], self._shared.get(place, 0.0))
         self._rungs = {budget: name for name, budget in rungs(spec.finetune.budget).items()}
         self.restart()
 
@@ -73,9 +77,8 @@ class Table(FakeEvaluator):
     @property
     def exhaustive_seconds(self) -> float:
         """What training and scoring all of them in full took."""
-        shared = {(c.partition, c.head): row["shared_s"] for (c, _), row in self._rows.items()}
         own = sum(row.get("seconds", 0.0) for (_, rung), row in self._rows.items() if rung == "full")
-        return sum(shared.values()) + own
+        return sum(self._shared.values()) + own
 
     def look(self, config: SplitConfig, rung: str = "full") -> Evaluation:
         """A row, without the clock."""
@@ -114,10 +117,10 @@ class Table(FakeEvaluator):
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Any = "validation"
     ) -> Evaluation:
         rung = "full" if budget is None else self._rungs[budget]
-        row, place = self._rows[config, rung], (config.partition, config.head)
+        place = (config.partition, config.head)
         if place not in self._paid:
             self._paid.add(place)
-            self.seconds += row["shared_s"]
+            self.seconds += self._shared[place]
         self.seconds += self._seconds(config, rung)
         return self.look(config, rung)
 

@@ -112,7 +112,9 @@ def main() -> None:
     """Go on with a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=list(SPACES))
-    name = parser.parse_args().name
+    parser.add_argument("--part", default="1/1", help="of the configurations, 1/2 and 2/2 side by side")
+    options = parser.parse_args()
+    name, (part, parts) = options.name, map(int, options.part.split("/"))
     spec, results = study_of(name), RESULTS / f"search_table_{name}.jsonl"
     evaluator = build_evaluator(spec, CACHE / name)
     space = spec.space(list(evaluator.partition_points()))
@@ -125,7 +127,7 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
 
-        if not there:
+        if not there and part == 1:
             write(
                 {
                     "study": name,
@@ -141,7 +143,7 @@ def main() -> None:
             )
         shared: dict[tuple[str, str], float] = {}
         configs = [config for config in space.grid() if config.lossless == "packed"]
-        for number, config in enumerate(configs, 1):
+        for number, config in list(enumerate(configs, 1))[part - 1 :: parts]:
             if json.dumps(replace(config, lossless="lzma").to_dict()) in done:
                 continue
             place = (config.partition, config.head)

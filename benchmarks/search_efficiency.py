@@ -24,7 +24,7 @@ from typing import Any
 
 import optuna
 import plain_optuna
-from search_table import RESULTS, rungs, study_of
+from search_table import RESULTS, study_of
 
 from evaluators.base import Progress
 from evaluators.fake import FakeEvaluator
@@ -61,7 +61,6 @@ class Table(FakeEvaluator):
         for (config, _), row in self._rows.items():
             place = (config.partition, config.head)  # what another process had shared already costs a part less
             self._shared[place] = max(row["shared_s"], self._shared.get(place, 0.0))
-        self._rungs = {budget: name for name, budget in rungs(spec.finetune.budget).items()}
         self.restart()
 
     def restart(self) -> None:
@@ -116,7 +115,7 @@ class Table(FakeEvaluator):
     def evaluate(
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Any = "validation"
     ) -> Evaluation:
-        rung = "full" if budget is None else self._rungs[budget]
+        rung = "full" if budget is None else budget.until
         place = (config.partition, config.head)
         if place not in self._paid:
             self._paid.add(place)

@@ -61,18 +61,9 @@ def study_of(name: str) -> StudySpec:
         return replace(load_spec(str(path)), file=path)
 
 
-def rungs(full: Budget) -> dict[str, Budget]:
-    """Budgets by name, from the cheapest."""
-    return {
-        "start": replace(full, reconstruction_steps=0, epochs=0),
-        "reconstruction": replace(full, epochs=0),
-        "full": full,
-    }
-
-
 def rows_of(evaluator: Evaluator, config: SplitConfig, full: Budget, shared_s: float) -> Iterator[dict[str, Any]]:
     """One row for each rung of a configuration, and one more for LZMA after all of the training."""
-    for rung, budget in rungs(full).items():
+    for rung, budget in full.rungs.items():
         for coder in ("packed", "lzma") if rung == "full" else ("packed",):
             coded = replace(config, lossless=coder)
             start = time.process_time()
@@ -103,7 +94,7 @@ def shared_seconds(evaluator: Evaluator, config: SplitConfig, full: Budget) -> f
     took = []
     for bits in (8, 7):  # of no table, so trained neither before nor after
         begun = time.process_time()
-        evaluator.evaluate(replace(config, bits=bits), budget=rungs(full)["start"])
+        evaluator.evaluate(replace(config, bits=bits), budget=full.rungs["start"])
         took.append(time.process_time() - begun)
     return max(0.0, took[0] - took[1])
 

@@ -89,7 +89,8 @@ class FinetuneSettings:
 
     def within(self, budget: Budget) -> FinetuneSettings:
         """The same recipe with another budget."""
-        return replace(self, **vars(budget))
+        amounts = {name: value for name, value in vars(budget).items() if name != "until"}
+        return replace(self, **amounts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from spaces.errors import SpecError
+from spaces.errors import SpecError, nearest
 
 RUNGS = {"start": 0.0, "reconstruction": 0.5, "full": 1.0}
 """How far each is, by name: the closed-form start, a bottleneck trained for its features, all of the training."""
@@ -21,6 +22,7 @@ class Budget:
         epochs: of fine-tuning afterwards; 0 leaves that out.
         head_steps: steps in which a distilled head learns the features of its point before all that; the network's own
             head needs none.
+        until: where training stops, a name of ``RUNGS``. Up to there it is what it is on the way to ``full``.
 
     Raises:
         SpecError: a value outside these bounds.
@@ -30,21 +32,23 @@ class Budget:
     reconstruction_steps: int
     epochs: int
     head_steps: int = 0
+    until: str = "full"
 
     def __post_init__(self) -> None:
         for name, least in (("images", 1), ("reconstruction_steps", 0), ("epochs", 0), ("head_steps", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SpecError(name, value, f"a whole number from {least} is needed")
+        if self.until not in RUNGS:
+            raise SpecError("until", self.until, nearest(str(self.until), RUNGS))
 
     @property
     def rungs(self) -> dict[str, Budget]:
-        """Cheaper budgets on the way to this one and this one, by name, from the cheapest; none twice."""
-        start = replace(self, reconstruction_steps=0, epochs=0)
-        cheaper = {budget: name for name, budget in (("reconstruction", replace(self, epochs=0)), ("start", start))}
-        found = {name: budget for budget, name in cheaper.items() if budget != self}
-        return {**dict(sorted(found.items(), key=lambda each: RUNGS[each[0]])), "full": self}
+        """The ways to stop early and this budget itself, by name, from the cheapest; no two do the same."""
+        names = ["start"] if self.reconstruction_steps or self.epochs else []
+        names += ["reconstruction"] if self.reconstruction_steps and self.epochs else []
+        return {**{name: replace(self, until=name) for name in names}, "full": self}
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """By attribute. JSON-ready."""
         return asdict(self)

@@ -20,7 +20,7 @@ from search.spec import SAMPLERS, SearchSettings, load_spec
 from search.storage import open_study, start_or_resume
 from spaces.budget import Budget
 from spaces.config import SplitConfig
-from spaces.errors import InfeasibleSplit
+from spaces.errors import InfeasibleSplit, SpecError
 
 CORNER = Corner(accuracy=0.5, latency_ms=100.0)
 RANDOM = np.random.default_rng(0)
@@ -102,7 +102,7 @@ class Counting(FakeEvaluator):
     def evaluate(self, config, *, budget=None, seed=None, split="validation"):
         self.asked.append((config, budget))
         found = super().evaluate(config)
-        cheaper = budget is not None and budget.epochs == 0
+        cheaper = budget is not None and budget.until != "full"
         return dataclasses.replace(found, accuracy=found.accuracy - 0.05) if cheaper else found
 
 
@@ -216,20 +216,23 @@ def test_another_coder_for_what_is_trained_costs_no_rungs(search):
     search(
         evaluator, space={"partition": "deep", "ae_ratio": 1.0, "bits": [4], "tcl": 0, "lzma": [False, True]}, trials=2
     )
-    assert [budget is None or budget.epochs > 0 for _, budget in evaluator.asked] == [False, False, True, True]
+    assert [budget is None or budget.until == "full" for _, budget in evaluator.asked] == [False, False, True, True]
     assert evaluator.asked[2][0].training_key == evaluator.asked[3][0].training_key
 
 
 def test_budgets_climb_and_none_stands_there_twice():
     full = Budget(images=10, reconstruction_steps=5, epochs=2, head_steps=3)
-    assert [(name, each.reconstruction_steps, each.epochs) for name, each in full.rungs.items()] == [
-        ("start", 0, 0),
-        ("reconstruction", 5, 0),
-        ("full", 5, 2),
+    assert [(name, each.until) for name, each in full.rungs.items()] == [
+        ("start", "start"),
+        ("reconstruction", "reconstruction"),
+        ("full", "full"),
     ]
+    assert all(dataclasses.replace(each, until="full") == full for each in full.rungs.values())
     assert list(dataclasses.replace(full, reconstruction_steps=0).rungs) == ["start", "full"]
     assert list(dataclasses.replace(full, epochs=0).rungs) == ["start", "full"]
     assert list(dataclasses.replace(full, reconstruction_steps=0, epochs=0).rungs) == ["full"]
+    with pytest.raises(SpecError, match="until: 'begin' given"):
+        dataclasses.replace(full, until="begin")
 
 
 def test_the_search_ends_when_its_front_has_stopped_growing(search):

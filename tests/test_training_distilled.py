@@ -1,6 +1,7 @@
 """Distilled heads: which points they fit, what they learn, and that candidates with one are like any other."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -186,6 +187,33 @@ def test_a_candidate_is_found_again_as_it_was_trained(split, feature_cache, part
     assert scores[0].payload_bytes == scores[1].payload_bytes == 10 + 8 * (8 // stride) ** 2 / 8
     assert isinstance(kept[1].head, DistilledHead)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), split.tail("input").state_dict().values()))
+
+
+@pytest.mark.parametrize("head", ["own", "distilled"])
+@pytest.mark.parametrize("scope", ["tail", "bottleneck", "all"])
+def test_stopping_on_the_way_changes_nothing(tmp_path, split, feature_cache, partition, head, scope, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, scope=scope, reconstruction_steps=20, epochs=1)
+    config = config_at(partition, head=head, tcl=3.0)
+    rungs = settings.budget.rungs
+
+    def trainer_in(folder):
+        inner = FinetuneTrainer(split, feature_cache, settings)
+        return StoredTrainer(inner, Store(tmp_path / folder), {}, split, settings, carries_image_size=False)
+
+    at_once = trainer_in("at once").train(config, settings.budget, 0)
+    climbing = trainer_in("climbing")
+    scores = [climbing.train(config, budget, 0).score(config, feature_cache) for budget in rungs.values()]
+    found = [climbing.train(config, budget, 0).score(config, feature_cache) for budget in rungs.values()]
+    assert all(torch.equal(one.answers, other.answers) for one, other in zip(scores, found, strict=True))
+    assert torch.equal(scores[-1].answers, at_once.score(config, feature_cache).answers)
+    assert climbing.train(config, settings.budget, 0).history == at_once.history
+    assert not torch.equal(scores[0].answers, scores[1].answers)
+    assert not torch.equal(scores[1].answers, scores[2].answers)
+    # What was reconstructed is not reconstructed again.
+    again = trainer_in("again")
+    again.train(config, rungs["reconstruction"], 0)
+    monkeypatch.setattr("evaluators.training.finetune.reconstruct", lambda *_, **__: pytest.fail("trained again"))
+    again.train(config, settings.budget, 0)
 
 
 def test_own_heads_do_not_depend_on_steps_that_only_distilled_ones_take(partition, trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ def finetune(
     head: nn.Module | None = None,
     config: SplitConfig | None = None,
     seed: int = 0,
+    until: str = "full",
+    begun: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Start a bottleneck, then fine-tune it and, if the scope says so, the tail behind it, in place.
 
@@ -58,6 +61,8 @@ def finetune(
             ``finetune_data.features`` stand for it.
         config: bit-width and strengths of a bottleneck's regularizers; needed with one.
         seed: of the batches' order.
+        until: where to stop, see :class:`~spaces.budget.Budget`.
+        begun: the rows of the phases before fine-tuning where bottleneck and head have them behind them.
 
     Returns:
         One row for each epoch: mean task loss, mean clustering loss, mean squared quantization error of the
@@ -80,7 +85,11 @@ def finetune(
     if bottleneck is not None and config is not None:
         done = settings.reconstruction_steps
         regularizer = Regularizer(config, settings, done + total)
-        history += _start(tail, head, bottleneck, finetune_data, settings, regularizer, seed)
+        if begun is None:
+            begun = _start(tail, head, bottleneck, finetune_data, settings, regularizer, seed, until)
+        history += begun
+    if until != "full":
+        return history
     groups = _parameter_groups(head, tail, bottleneck, settings)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -123,6 +132,7 @@ def _start(
     settings: FinetuneSettings,
     regularizer: Regularizer,
     seed: int,
+    until: str,
 ) -> list[dict[str, Any]]:
     """The closed-form start and, if there are steps for it, reconstruction."""
     weights = _importance(tail, bottleneck, data)
@@ -133,7 +143,7 @@ def _start(
         with torch.no_grad():
             maps = [tensor.cpu() for tensor in _features(head, data, torch.arange(len(first[0])), compute_device())]
     bottleneck.start_from(first, weights, seed, maps)
-    if not settings.reconstruction_steps:
+    if until == "start" or not settings.reconstruction_steps:
         return []
     learns = head if isinstance(head, DistilledHead) else None
     row = reconstruct(bottleneck, data, weights, settings, regularizer, head=learns, seed=seed)

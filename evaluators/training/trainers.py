@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,21 +84,28 @@ class FinetuneTrainer:
         self._split, self._feature_cache, self._settings = split, feature_cache, settings
         self._heads = heads or DistilledHeads(split, feature_cache)
 
-    def train(self, config: SplitConfig, budget: Budget, seed: int) -> Candidate:
+    def train(self, config: SplitConfig, budget: Budget, seed: int, begun: Candidate | None = None) -> Candidate:
+        """As :class:`CandidateTrainer` says; ``begun`` is the same after reconstruction, gone on with."""
         settings, cache = self._settings.within(budget), self._feature_cache
         with infeasible_if_it_breaks(), machine_lock.training():
-            bottleneck = self._bottleneck(config)
-            tail = cache.tail(config.partition)
+            bottleneck, tail = self._bottleneck(config), self.tail(config.partition)
             head: nn.Module | None = own_head(cache.base, config, settings)
-            if config.head != "own":
+            if begun is not None:
+                bottleneck, head = begun.bottleneck, begun.head
+            elif config.head != "own":
                 head = self._heads.get(config, budget, seed)
             data = cache.finetune_data(config.partition, self._sample(config, budget, seed))
-            trained = self._finetuned(config, settings, data, bottleneck, tail, head, seed)
+            rows = None if begun is None else begun.history
+            trained = self._finetuned(config, settings, data, bottleneck, tail, head, seed, budget.until, rows)
             maps = self._maps(trained, config, budget, seed)
             trained = replace(trained, levels=choose_levels(trained, config, maps, data, settings))
             if config.lossless == "context":
                 trained = replace(trained, tables=count_tables(trained, config, maps))
         return replace(trained, carries_image_size=cache.dataset.picture.letterbox)
+
+    def tail(self, partition: str) -> nn.Module:
+        """A tail as candidates have it before they learn."""
+        return self._feature_cache.tail(partition)
 
     def tables(self, config: SplitConfig, candidate: Candidate, budget: Budget, seed: int) -> Candidate:
         """The candidate with context tables, counted on the images that its levels were chosen on."""
@@ -129,6 +136,8 @@ class FinetuneTrainer:
         tail: nn.Module,
         head: nn.Module | None,
         seed: int,
+        until: str,
+        begun: Sequence[dict[str, Any]] | None,
     ) -> Candidate:
         device = compute_device()
         history = finetune(
@@ -139,6 +148,8 @@ class FinetuneTrainer:
             head=head and head.to(device),
             config=config,
             seed=seed,
+            until=until,
+            begun=begun,
         )
         return Candidate(
             bottleneck=bottleneck.cpu(), tail=tail.cpu(), levels=(), history=history, head=head and head.cpu()
@@ -176,6 +187,8 @@ class StoredTrainer:
             del recipe["head_steps"]
         else:
             recipe["head_version"] = distilled_heads.RECIPE
+        if budget.until != "full":
+            recipe["until"] = budget.until
         own = {"config": config.training_fields, "recipe": recipe, "seed": seed}
         return StoreKey("candidate", {**self._depends_on, **own})
 
@@ -186,16 +199,28 @@ class StoredTrainer:
         self._bottleneck(config)
 
         def make(folder: Path) -> None:
-            made = self._inner.train(plain, budget, seed)
-            save_candidate(made, folder, tail_learned=self._settings.scope != "bottleneck")
+            made = self._inner.train(plain, budget, seed, self._begun(plain, budget, seed))
+            learned = self._settings.scope != "bottleneck" and budget.until == "full"
+            save_candidate(made, folder, tail_learned=learned)
 
-        candidate = self._load(self._store.get(key, make, plain.label), config)
+        candidate = self._load(self._store.get(key, make, plain.label), config, budget)
         if config.lossless != "context":
             return candidate
         return replace(candidate, tables=self._tables(key, config, candidate, budget, seed))
 
-    def _load(self, folder: Path, config: SplitConfig) -> Candidate:
-        tail = copy.deepcopy(self._split.tail(config.partition))
+    def _begun(self, config: SplitConfig, budget: Budget, seed: int) -> Candidate | None:
+        """The same after reconstruction, if somebody has stopped there; a rate penalty's own state is not kept."""
+        if "reconstruction" not in budget.rungs or budget.until != "full" or config.rate > 0:
+            return None
+        sooner = replace(budget, until="reconstruction")
+        folder = self._store.find(self.key(config, sooner, seed))
+        return None if folder is None else self._load(folder, config, sooner)
+
+    def _load(self, folder: Path, config: SplitConfig, budget: Budget) -> Candidate:
+        if budget.until == "full":
+            tail = copy.deepcopy(self._split.tail(config.partition))
+        else:
+            tail = self._inner.tail(config.partition)
         head = head_of_its_own(self._split, config, self._settings)
         found = load_candidate(folder, self._bottleneck(config), tail, head)
         return replace(found, carries_image_size=self._carries_image_size)

@@ -42,6 +42,7 @@ from spaces.space import SearchSpace
 
 GOALS = (0.95, 0.99)
 SEEDS = 20
+_RUNGS = ("", "start", "reconstruction", "full", "scoring")
 _MEASURED = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
 
 
@@ -60,13 +61,12 @@ class Table(FakeEvaluator):
         self._shared: dict[tuple[str, str], float] = {}
         for (config, _), row in self._rows.items():
             place = (config.partition, config.head)  # what another process had shared already costs a part less
-            self._shared[place] = max(row["shared_s"], self._shared.get(place, 0.0))
+            self._shared[place] = max(row.get("shared_s", 0.0), self._shared.get(place, 0.0))
         self.restart()
 
     def restart(self) -> None:
         """Set the clock to 0."""
-        self.seconds, self._paid, self._trained = 0.0, set[tuple[str, str]](), set[tuple[str, str]]()
-        self.trainings = 0
+        self.seconds, self._paid, self._trained = 0.0, set[tuple[str, str]](), dict[str, str]()
 
     @property
     def configs(self) -> list[SplitConfig]:
@@ -76,8 +76,11 @@ class Table(FakeEvaluator):
     @property
     def exhaustive_seconds(self) -> float:
         """What training and scoring all of them in full took."""
-        own = sum(row.get("seconds", 0.0) for (_, rung), row in self._rows.items() if rung == "full")
-        return sum(self._shared.values()) + own
+        self.restart()
+        for config in self.configs:
+            with contextlib.suppress(InfeasibleSplit):
+                self.evaluate(config)
+        return self.seconds
 
     def look(self, config: SplitConfig, rung: str = "full") -> Evaluation:
         """A row, without the clock."""
@@ -125,14 +128,17 @@ class Table(FakeEvaluator):
 
     def _seconds(self, config: SplitConfig, rung: str) -> float:
         """Of a coded configuration, training included where it was not trained before."""
-        self.trainings += rung == "full"
-        own = float(self._rows[config, rung].get("seconds", 0.0))
         plain = dataclasses.replace(config, lossless="packed")
-        trained = (plain.training_key, rung)
-        if trained in self._trained:
-            return own if config != plain else 0.0
-        self._trained.add(trained)
-        return own + (float(self._rows[plain, rung].get("seconds", 0.0)) if config != plain else 0.0)
+        taken = {name: float(row.get("seconds", 0.0)) for name in _RUNGS if (row := self._rows.get((plain, name)))}
+        scoring = taken.get("scoring", 0.0)
+        coding = float(self._rows[config, rung].get("seconds", 0.0)) if config != plain else 0.0
+        done = self._trained.get(plain.training_key, "")
+        self._trained[plain.training_key] = max(rung, done, key=_RUNGS.index)
+        if done == rung:
+            return coding or scoring
+        if rung == "full" and done != "reconstruction":
+            return taken["reconstruction"] + taken["full"] - scoring + coding
+        return taken[rung] + coding
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         return [

@@ -4,15 +4,17 @@
     python benchmarks/search_table.py resnet50     # 240 configurations; many hours
 
 The spaces are those of the studies with TCL on a grid. A rung is a training that is stopped early: the closed-form
-start, reconstruction alone, all of it. Seconds are of the processor, of training and scoring a configuration up to its
-rung; what all configurations of a cut and head share (features, a distilled head) is ``shared_s``. Use one thread
-(OMP_NUM_THREADS=1): then other work on the machine changes little.
+start, reconstruction alone, all of it. Seconds are of the processor: of training and scoring, where ``full`` goes on
+from ``reconstruction``; ``scoring`` is to score once more what is trained. What all configurations of a cut and head
+share (features, a distilled head) is ``shared_s``. With one thread (OMP_NUM_THREADS=1) other work on the machine
+changes little.
 
 Rows are appended to benchmarks/results/search_table_NAME.jsonl as they come; a run goes on where the last one stopped.
 Latencies are the study's own, at the study's own link, of this machine where they are measured.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import platform
@@ -74,6 +76,10 @@ def rows_of(evaluator: Evaluator, config: SplitConfig, full: Budget, shared_s: f
                 yield row | {"infeasible": str(reason)}
                 continue
             yield row | figures(found) | {"seconds": round(time.process_time() - start, 3)}
+    with contextlib.suppress(InfeasibleSplit):
+        start = time.process_time()
+        evaluator.evaluate(config)
+        yield {"config": config.to_dict(), "rung": "scoring", "seconds": round(time.process_time() - start, 3)}
 
 
 def figures(found: Evaluation) -> dict[str, Any]:

@@ -70,9 +70,8 @@ def run_trials(
     """Run until the study has as many finished trials as the spec asks for, the space is exhausted, or time is over.
 
     Or until its front has stopped growing, where the spec says when. Trials that other processes have under way count
-    as finished. A trial whose device did not answer is infeasible for
-    now: it teaches the sampler nothing, and is tried again as soon as another one was measured, or when the study is
-    run the next time. Its training is kept meanwhile.
+    as finished. A trial whose device did not answer is infeasible for now: it teaches the sampler nothing, and is tried
+    again as soon as another one was measured, or when the study is run the next time. Its training is kept meanwhile.
 
     Args:
         study: from :func:`start_or_resume`.

@@ -42,7 +42,7 @@ STUDY = {
     },
 }
 BLOCKS = (100, 200, 300, 600, 1000)
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("front", "tpe", "random")
 MANY = 10_000
 
 
@@ -104,7 +104,7 @@ def drawn(space: SearchSpace, count: int) -> list[dict]:
 
 
 def main() -> None:
-    """Run both samplers and the reading, print, keep."""
+    """Run the samplers and the reading, print, keep."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for sampler in SAMPLERS:

@@ -1,4 +1,4 @@
-"""A model of accuracy over the configurations of a space: what trials and their cheaper rungs say of those to come."""
+"""A model of accuracy over the configurations of a space: what trials say of those to come."""
 
 from __future__ import annotations
 
@@ -25,12 +25,10 @@ class Seen:
 
     Attributes:
         features: of its configuration, see :class:`Features`.
-        rung: how much of the training went before, 0 (none) to 1 (all of it).
         error: standard deviation of the accuracy.
     """
 
     features: np.ndarray
-    rung: float
     accuracy: float
     error: float
 
@@ -65,7 +63,7 @@ class Features:
 
 
 class AccuracyModel:
-    """A Gaussian process over configurations and rungs. Hopeless accuracies count as no worse than ``floor``, so that
+    """A Gaussian process over configurations. Hopeless accuracies count as no worse than ``floor``, so that
     the model spends itself on what matters.
     """
 
@@ -86,7 +84,7 @@ class AccuracyModel:
             Two arrays (N,).
         """
         rows = list(seen)[-_MOST_ROWS:]
-        inputs = np.array([[*row.features, row.rung] for row in rows])
+        inputs = np.array([row.features for row in rows])
         targets = np.array([max(row.accuracy, floor) for row in rows])
         middle, scale = targets.mean(), max(targets.std(), 1e-3)
         noise = np.array([max(row.error, 1e-3) / scale for row in rows]) ** 2
@@ -94,7 +92,7 @@ class AccuracyModel:
         if self._kernel is None or len(seen) >= _REFIT * self._fitted_rows:
             self._kernel, self._fitted_rows = self._fitted(inputs, targets, noise), len(seen)
         process = GaussianProcessRegressor(kernel=self._kernel, alpha=noise, optimizer=None).fit(inputs, targets)
-        mean, deviation = process.predict(np.column_stack([wanted, np.ones(len(wanted))]), return_std=True)
+        mean, deviation = process.predict(wanted, return_std=True)
         # What a result would scatter by is no doubt about the accuracy.
         deviation = np.sqrt(np.maximum(deviation**2 - self._kernel.k2.noise_level, 0.0))
         return mean * scale + middle, deviation * scale

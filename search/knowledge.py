@@ -17,7 +17,6 @@ from search.front import Point, corner_of
 from search.hypervolume import Corner, Staircase
 from search.points import EVALUATION, baseline_points, finished_trials
 from search.spec import Constraints
-from spaces.budget import RUNGS
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.space import SearchSpace
@@ -25,6 +24,8 @@ from spaces.space import SearchSpace
 RUNG_ACCURACIES = "rungs"  # attribute of a trial: accuracy by name of the rung
 ACCURACY_ERROR = "accuracy_error"  # attribute of a trial: standard deviation of its accuracy
 _USUAL_ERROR = 0.01
+_LEAST_GAINS = 6  # trials, before a rung's accuracies promise anything
+_MOST_SCATTER = 0.03  # in accuracy, of what is gained after a rung; beyond that it says little
 _DOUBT_OF_OTHERS = 0.02  # in accuracy, of another study's results
 _FLOOR_BELOW_CORNER = 0.05  # in accuracy; how far below what is worth having it matters how bad a result is
 
@@ -70,6 +71,7 @@ class Knowledge:
         self.seen: list[Seen] = []
         self.results: list[Result] = []
         self.hypervolumes: list[float] = []  # after each trial that ended
+        self._gains: dict[str, list[float]] = {}  # by rung: in accuracy, until the end of training
 
     def update(self, study: optuna.Study) -> None:
         """Read what ended since the last call."""
@@ -92,7 +94,22 @@ class Knowledge:
             if config is None or config.partition not in known or (features := self.features_of(config)) is None:
                 continue
             error = math.hypot(point.evaluation.accuracy_error or _USUAL_ERROR, _DOUBT_OF_OTHERS)
-            self.seen.append(Seen(features=features, rung=1.0, accuracy=point.accuracy, error=error))
+            self.seen.append(Seen(features=features, accuracy=point.accuracy, error=error))
+
+    def promise(self, rung: str, accuracy: float) -> tuple[float, float] | None:
+        """What an accuracy at a rung lets hope for after all of the training: mean and standard deviation.
+
+        By what earlier trials gained from there on; None before there are enough of them.
+        """
+        gains = self._gains.get(rung, [])
+        if len(gains) < _LEAST_GAINS:
+            return None
+        return accuracy + statistics.fmean(gains), statistics.stdev(gains)
+
+    def tells(self, rung: str) -> bool:
+        """Whether a rung is worth scoring: it is not known yet to say little of what comes out in the end."""
+        hope = self.promise(rung, 0.0)
+        return hope is None or hope[1] <= _MOST_SCATTER
 
     def price(self, config: SplitConfig) -> Price | None:
         """What a configuration takes; None for one that cannot run."""
@@ -167,13 +184,17 @@ class Knowledge:
         features = None if config is None else self.features_of(config)
         if config is None or features is None:
             return
-        error = trial.user_attrs.get(ACCURACY_ERROR) or _USUAL_ERROR
-        for name, accuracy in trial.user_attrs.get(RUNG_ACCURACIES, {}).items():
-            self.seen.append(Seen(features=features, rung=RUNGS[name], accuracy=accuracy, error=error))
+        rungs = trial.user_attrs.get(RUNG_ACCURACIES, {})
         if EVALUATION not in trial.user_attrs:
+            for name, accuracy in list(rungs.items())[-1:]:
+                if (hope := self.promise(name, accuracy)) is not None:
+                    self.seen.append(Seen(features=features, accuracy=hope[0], error=max(hope[1], _USUAL_ERROR)))
             return
         accuracy, latency_ms = trial.values
-        self.seen.append(Seen(features=features, rung=1.0, accuracy=accuracy, error=error))
+        error = trial.user_attrs.get(ACCURACY_ERROR) or _USUAL_ERROR
+        self.seen.append(Seen(features=features, accuracy=accuracy, error=error))
+        for name, before in rungs.items():
+            self._gains.setdefault(name, []).append(accuracy - before)
         coding_ms = sum(trial.user_attrs.get(part, 0.0) for part in ("compress_ms", "decompress_ms"))
         self.results.append(
             Result(

@@ -144,7 +144,7 @@ class _Loop:
         known = sampler.knowledge if isinstance(sampler, FrontSampler) else None
         self._knowledge = known or Knowledge(space, evaluator.price, spec.constraints, sampler.of_trial)
         most = max(point.accuracy + _HOPE * point.evaluation.accuracy_error for point in baselines)
-        self.pruning = Pruning(self._knowledge, most, spec.search.seed) if spec.search.pruning != "none" else None
+        self.pruning = Pruning(self._knowledge, most) if spec.search.pruning != "none" else None
 
     def look(self) -> None:
         """Read what has ended since the last time."""
@@ -280,8 +280,8 @@ def _up_the_rungs(config: SplitConfig, loop: _Loop, accuracies: dict[str, float]
     if why := pruning.by_price(config):
         return why
     for name, budget in loop.budget.rungs.items():
-        if name == "full":
-            break
+        if name == "full" or not pruning.tells(name):
+            continue
         found = evaluator.evaluate(replace(config, lossless="packed"), budget=budget)
         accuracies[name] = found.accuracy
         if why := pruning.by_rung(config, accuracies):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search.accuracy_model import AccuracyModel, Seen
 from search.knowledge import Knowledge
-from spaces.budget import RUNGS
 from spaces.config import SplitConfig
 
-_LEAST_RESULTS = 8  # trained in full, before the model may stop a trial
 _DOUBT = 2.0  # standard deviations that an accuracy may come out better than expected
-_RUNG_ERROR = 0.01
 
 
 class Pruning:
@@ -20,12 +16,10 @@ class Pruning:
     Args:
         knowledge: of the study's trials.
         most_accuracy: what no configuration is expected to exceed, the uncut model's after fine-tuning.
-        seed: of the model.
     """
 
-    def __init__(self, knowledge: Knowledge, most_accuracy: float, seed: int) -> None:
+    def __init__(self, knowledge: Knowledge, most_accuracy: float) -> None:
         self._knowledge, self._most_accuracy = knowledge, most_accuracy
-        self._model = AccuracyModel(seed)
 
     def by_price(self, config: SplitConfig) -> str:
         """Why a configuration needs no training at all, or nothing: something faster is as good as it can become."""
@@ -48,20 +42,18 @@ class Pruning:
             config: of the trial.
             accuracies: after its rungs so far, by their names.
         """
-        knowledge = self._knowledge
-        features, latency_ms = knowledge.features_of(config), knowledge.expected_ms(config)
-        if features is None or latency_ms is None or len(knowledge.results) < _LEAST_RESULTS:
+        knowledge, (rung, accuracy) = self._knowledge, list(accuracies.items())[-1]
+        latency_ms, promise = knowledge.expected_ms(config), knowledge.promise(rung, accuracy)
+        if latency_ms is None or promise is None:
             return ""
-        own = [
-            Seen(features=features, rung=RUNGS[name], accuracy=accuracy, error=_RUNG_ERROR)
-            for name, accuracy in accuracies.items()
-        ]
-        mean, deviation = self._model.predict([*knowledge.seen, *own], features[None], knowledge.floor)
-        hoped_for, reached = float(mean[0] + _DOUBT * deviation[0]), knowledge.front().level(latency_ms)
+        hoped_for, reached = promise[0] + _DOUBT * promise[1], knowledge.front().level(latency_ms)
         if hoped_for > reached:
             return ""
-        rung, accuracy = list(accuracies.items())[-1]
         return (
             f"stopped after {rung}: {accuracy:.1%} there promises {hoped_for:.1%} at most, and {reached:.1%} was "
             f"found within {latency_ms:.2f} ms"
         )
+
+    def tells(self, rung: str) -> bool:
+        """Whether a rung is worth scoring."""
+        return self._knowledge.tells(rung)

@@ -30,8 +30,8 @@ class FrontSampler(SplitSampler):
     """Takes the configuration that is expected to add most to the front's hypervolume, for what it costs.
 
     Every configuration of the space is priced: its latency is known but for what a lossless coder makes of the
-    payloads, which is taken from what was seen. A Gaussian process models accuracy from all trials. With latency certain
-    and accuracy normal, the expected growth of the hypervolume is exact
+    payloads, which is taken from what was seen. A Gaussian process models accuracy from all trials. With latency
+    certain and accuracy normal, the expected growth of the hypervolume is exact
     (:meth:`~search.hypervolume.Staircase.expected_growth`). Trials that are running count as if they had come out as
     expected, so that several workers do not all take the same.
 

@@ -42,6 +42,11 @@ from spaces.space import SearchSpace
 
 GOALS = (0.95, 0.99)
 SEEDS = 20
+KEPT = RESULTS / "search_efficiency.json"
+_PAGE = """# Seconds until a search has found the front
+
+`python benchmarks/search_efficiency.py`; its first lines say what is counted. "Wall" is what all seeds together took
+with the table in place of training: the search's own arithmetic."""
 _RUNGS = ("", "start", "reconstruction", "full", "scoring")
 _MEASURED = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
 
@@ -226,10 +231,9 @@ SAMPLERS: dict[str, Callable[[int], Any]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 OURS: dict[str, dict[str, Any]] = {
-    "front, rungs (the default)": {"sampler": "front", "pruning": "rungs"},
-    "front, no rungs": {"sampler": "front", "pruning": "none"},
-    "TPE, rungs": {"sampler": "tpe", "pruning": "rungs"},
-    "TPE, no rungs": {"sampler": "tpe", "pruning": "none"},
+    "front (the default)": {"sampler": "front", "pruning": "none"},
+    "front, rungs": {"sampler": "front", "pruning": "rungs"},
+    "TPE": {"sampler": "tpe", "pruning": "none"},
 }
 
 
@@ -245,7 +249,7 @@ def row_of(name: str, runs: Sequence[Run], exhaustive: float, wall_s: float) -> 
         never = [float("inf")] * (len(runs) - len(reached))
         median = statistics.median([*reached, *never])
         cells += [f"{median:,.0f} s ({median / exhaustive:.1%})", f"{statistics.median([*trials, *never]):.0f}"]
-    return f"| {name} | {' | '.join(cells)} | {wall_s:.0f} |"
+    return f"| {name} | {' | '.join(cells)} | {len(runs)} | {wall_s:.0f} |"
 
 
 def main() -> None:
@@ -256,7 +260,7 @@ def main() -> None:
     parser.add_argument("--only", help="searches with this in their names")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parts = []
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for name in options.name:
         spec = study_of(name)
         table = Table(RESULTS / f"search_table_{name}.jsonl", spec)
@@ -269,10 +273,13 @@ def main() -> None:
             **{f"splitsearch: {each}": lambda *a, s=settings: ours(*a, **s) for each, settings in OURS.items()},
             **{f"plain Optuna: {each}": lambda *a, m=make: plain(*a, m) for each, make in SAMPLERS.items()},
         }
-        lines = [
-            "| search | to 95 % of the hypervolume | trials | to 99 % | trials | wall s |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
+        exhaustive = table.exhaustive_seconds
+        found = kept.setdefault(name, {"rows": {}})
+        found["about"] = (
+            f"{len(table.configs)} configurations, {len(feasible)} within the study's limits, a front of hypervolume "
+            f"{whole:.3g}; training and scoring all of them in full took {exhaustive:,.0f} s. Medians over seeds; rows "
+            f"of {table.described['date']}, torch {table.described['versions']['torch']}."
+        )
         for title, search in searches.items():
             if options.only and options.only not in title:
                 continue
@@ -282,18 +289,24 @@ def main() -> None:
                 watch = Watch(table, corner, whole)
                 search(table, spec, space, watch, seed)
                 runs.append(watch.run)
-            lines.append(row_of(title, runs, table.exhaustive_seconds, time.perf_counter() - start))
-            print(lines[-1], flush=True)
-        about = (
-            f"{len(table.configs)} configurations, {len(feasible)} within the study's limits, a front of hypervolume "
-            f"{whole:.3g}; training and scoring all of them in full took {table.exhaustive_seconds:,.0f} s. Medians of "
-            f"{options.seeds} seeds; rows of {table.described['date']}, torch {table.described['versions']['torch']}."
-        )
-        parts.append(f"## {name}\n\n{about}\n\n" + "\n".join(lines))
-    if not options.only:
-        head = "# Seconds until a search has found the front\n\n`python benchmarks/search_efficiency.py "
-        text = f"{head}{' '.join(options.name)}`; its first lines say what is counted.\n\n" + "\n\n".join(parts) + "\n"
-        (RESULTS / "search_efficiency.md").write_text(text)
+            found["rows"][title] = row_of(title, runs, exhaustive, time.perf_counter() - start)
+            print(found["rows"][title], flush=True)
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        found["rows"] = {title: found["rows"][title] for title in searches if title in found["rows"]}
+    write_page(kept)
+
+
+def write_page(kept: dict[str, Any]) -> None:
+    """All that was run so far."""
+    parts = [_PAGE]
+    for name, found in kept.items():
+        lines = [
+            "| search | to 95 % of the hypervolume | trials | to 99 % | trials | seeds | wall s |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *found["rows"].values(),
+        ]
+        parts.append(f"## {name}\n\n{found['about']}\n\n" + "\n".join(lines))
+    (RESULTS / "search_efficiency.md").write_text("\n\n".join(parts) + "\n")
 
 
 def every_result(table: Table, spec: StudySpec) -> tuple[list[tuple[float, float]], Corner]:

@@ -39,7 +39,7 @@ FORMAT = 1
 _STUDIES = Path(studies.__file__).parent
 MEASURED_LINK = "measured"
 SAMPLERS = ("front", "tpe", "nsga2", "nsga3", "gp", "random", "grid")
-PRUNING = ("rungs", "none")
+PRUNING = ("none", "rungs")
 _CONFIRM_IMAGES, _CONFIRM_STEPS = 4, 2  # times what a trial learns from, and times its steps
 _PLACEHOLDER = ("any",)
 _LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number is added
@@ -83,15 +83,15 @@ class SearchSettings:
     """How to search.
 
     ``trials`` is the number of finished trials a study should come to. ``patience`` ends it earlier: when over so many
-    trials the front's hypervolume has grown by less than ``min_growth`` of itself; None never does. ``pruning`` stops a
-    trial whose training so far says that it will not enter the front. ``warm_start`` names another study of the same
-    model whose accuracies count, with a doubt.
+    trials the front's hypervolume has grown by less than ``min_growth`` of itself; None never does. ``pruning`` may
+    stop a trial whose training so far says that it will not enter the front. ``warm_start`` names another study of the
+    same model whose accuracies count, with a doubt.
     """
 
     sampler: str = "front"
     trials: int = 60
     seed: int = 0
-    pruning: str = "rungs"
+    pruning: str = "none"
     patience: int | None = None
     min_growth: float = 0.01
     warm_start: str | None = None

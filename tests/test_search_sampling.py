@@ -108,7 +108,7 @@ def search(write_study, study_dict, tmp_path):
     """Runs a study with the fake evaluator and returns it; ``settings`` are of its search."""
 
     def run(evaluator=None, space=None, folder="run", constraints=None, **settings):
-        study_dict["search"] = {"trials": 20, "seed": 0} | settings
+        study_dict["search"] = {"trials": 20, "seed": 0, "pruning": "rungs"} | settings
         study_dict["space"] |= space or {}
         study_dict["constraints"] |= constraints or {}
         spec, evaluator = load_spec(write_study(study_dict)), evaluator or FakeEvaluator()

@@ -20,7 +20,6 @@ from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 CONFIRMED = "confirmed:"  # begins attributes of a study, one for each trial
-SEEDS = 3
 _MOST_NEAR_MISSES = 3
 _SURE = 0.95
 _ENDLESS = 1e9  # degrees of freedom; with as many, Student's t is normal

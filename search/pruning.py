@@ -50,8 +50,8 @@ class Pruning:
         if hoped_for > reached:
             return ""
         return (
-            f"stopped after {rung}: {accuracy:.1%} there promises {hoped_for:.1%} at most, and {reached:.1%} was "
-            f"found within {latency_ms:.2f} ms"
+            f"stopped after {rung}: {accuracy:.1%} there promises {hoped_for:.1%} at most, and at {latency_ms:.2f} ms "
+            f"only more than {reached:.1%} helps"
         )
 
     def tells(self, rung: str) -> bool:

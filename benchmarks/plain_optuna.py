@@ -13,6 +13,8 @@ from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.space import SearchSpace
 
+WORST_MS = 1e6  # of what cannot run; Optuna prunes no trials with two objectives
+
 
 def search(
     evaluator: Evaluator,
@@ -31,7 +33,7 @@ def search(
             try:
                 result = evaluator.evaluate(config)
             except InfeasibleSplit:
-                raise optuna.TrialPruned from None
+                return 0.0, WORST_MS
             excess = list(limits.excess(result).values())
             scored[config] = (result.accuracy, result.latency_ms, excess)
         accuracy, latency_ms, excess = scored[config]

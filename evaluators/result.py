@@ -192,6 +192,11 @@ DEVICE_PARTS = ("head_ms", "encode_ms", "pack_ms", "compress_ms")
 SERVER_PARTS = ("decompress_ms", "unpack_ms", "decode_ms", "tail_ms")
 
 
+def right_text(right: np.ndarray) -> str:
+    """Which images were answered right, (N,) bools, as :attr:`Evaluation.right` reads it."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Price:
     """What a configuration takes, known before anything is trained: all but what depends on the very bytes.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import math
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 import torchvision
@@ -26,20 +23,21 @@ from evaluators.compression.bottleneck import FORMAT as BOTTLENECKS
 from evaluators.compute import compute_device
 from evaluators.edge.circumstances import machine as this_machine
 from evaluators.identity import architecture, arithmetic, state_digest
-from evaluators.latency.compose import compose, latency_fields
+from evaluators.latency.compose import latency_fields
 from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import NotRecorded
 from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
 from evaluators.latency.runners import Runner
-from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer, untrained
+from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.distilled import DistilledHead
 from evaluators.models.load import build
-from evaluators.result import RIGHT, Evaluation, Price, Timing
+from evaluators.pricing import Pricing, device_model_mb
+from evaluators.result import RIGHT, Evaluation, Price, right_text
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
@@ -66,7 +64,7 @@ from evaluators.training.uncut_detector import train_detector
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import NotFinished, SpecError
-from spaces.partition import INPUT, PartitionPoint, model_mb
+from spaces.partition import INPUT, PartitionPoint
 from spaces.space import SearchSpace
 
 _CARVED = (
@@ -93,16 +91,6 @@ class SplitSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Untrained:
-    """A bottleneck as far as it is known without training: what its stages take, how many values it sends."""
-
-    timings: Mapping[str, Timing]
-    values: int
-    header_bytes: int
-    device_model_mb: float
-
-
 _SEEN = (
     "These weights come from ImageNet, and so do TinyImageNet's held-out images: they may have been seen, and "
     "accuracies may be too high."
@@ -113,11 +101,6 @@ def _made(record: dict[str, Any]) -> str:
     epochs = record["epochs"]
     took = duration(sum(epoch["seconds"] for epoch in epochs))
     return f"splitsearch trained the uncut model itself: {len(epochs)} epochs in {took} on {record['compute']}."
-
-
-def parameters_of(module: nn.Module) -> int:
-    """The number of values that it learns."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _task_name(model: ModelSettings) -> str:
@@ -161,8 +144,6 @@ class SplitEvaluator(Evaluator):
         self._loaded_trained = self._has_weights = loaded.trained
         self._fresh = loaded.fresh
         self._references: dict[Split, TaskMetrics] = {}
-        self._bottlenecks: dict[SplitConfig, _Untrained] = {}
-        self._widths: set[int] = set()
         self._start_digest = state_digest(self._network) if settings.model.weights is not None else ""
 
     # -- the contract ------------------------------------------------------------------------------------------------
@@ -209,7 +190,7 @@ class SplitEvaluator(Evaluator):
         """Train the uncut model if no weights are given (or load it from an earlier training); time what can be."""
         self._give_weights(progress)
         if space is not None:
-            self._widths |= set(space.bits)
+            self._pricing.expect(space.bits)
             ahead = (space.partitions, space.ae_ratios, space.bits, space.strides, space.heads)
             self._stage_timer.time_ahead(*ahead, progress)
 
@@ -230,37 +211,7 @@ class SplitEvaluator(Evaluator):
         self._has_weights = True
 
     def price(self, config: SplitConfig) -> Price:
-        self._widths.add(config.bits)
-        squeeze = self._untrained(replace(config, bits=1, tcl=0.0, rate=0.0, lossless="packed"), config.bits)
-        timings = dict(squeeze.timings)
-        for kind in ("pack", "unpack"):
-            timings[kind] = timings.pop(f"{kind} b{config.bits}")
-        timings = {stage: timing for stage, timing in timings.items() if " " not in stage}
-        payload_bytes = squeeze.header_bytes + math.ceil(squeeze.values * config.bits / 8)
-        return Price(
-            latency=compose(timings, self._link, payload_bytes),
-            payload_bytes=payload_bytes,
-            busy_ms=self._link.busy_ms(payload_bytes),
-            device_model_mb=squeeze.device_model_mb,
-        )
-
-    def _untrained(self, squeezed: SplitConfig, bits: int) -> _Untrained:
-        """What does not depend on training, worked out once for each bottleneck at all bit-widths of the space."""
-        known = self._bottlenecks.get(squeezed)
-        if known is None or f"pack b{bits}" not in known.timings:
-            made = untrained(self._split, squeezed)
-            form = replace(made.form, carries_image_size=self._dataset.picture.letterbox)
-            self._bottlenecks[squeezed] = _Untrained(
-                timings=self._stage_timer.bottleneck(squeezed, sorted(self._widths)).timings,
-                values=form.elements,
-                header_bytes=form.header_bytes,
-                device_model_mb=self._device_model_mb(squeezed.partition, made.head, made.encoder),
-            )
-        return self._bottlenecks[squeezed]
-
-    def _device_model_mb(self, partition: str, head: nn.Module | None, encoder: nn.Module) -> float:
-        own = self._split.tap(partition).point.head_params
-        return model_mb((own if head is None else parameters_of(head)) + parameters_of(encoder))
+        return self._pricing.of(config)
 
     def evaluate(
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Split = "validation"
@@ -278,7 +229,7 @@ class SplitEvaluator(Evaluator):
         details = {
             "bottleneck_channels": sum(candidate.bottleneck.bottleneck_channels),
             "encoder_macs": stages.macs("encode"),
-            "device_model_mb": self._device_model_mb(config.partition, distilled, candidate.bottleneck.encoder),
+            "device_model_mb": device_model_mb(point, distilled, candidate.bottleneck.encoder),
             "head_macs": stages.macs("head") if distilled is not None else point.head_macs,
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
@@ -386,6 +337,11 @@ class SplitEvaluator(Evaluator):
             StoreKey("link", ends), lambda: measure_link(self._settings.device, self._settings.server).to_dict()
         )
         return LinkProfile.from_dict(found)
+
+    @functools.cached_property
+    def _pricing(self) -> Pricing:
+        boxes = self._dataset.picture.letterbox
+        return Pricing(self._split, lambda: self._stage_timer, lambda: self._link, carries_image_size=boxes)
 
     @functools.cached_property
     def _stage_timer(self) -> StageTimer:
@@ -500,7 +456,7 @@ class SplitEvaluator(Evaluator):
         watch = self._stage_timer
         details = {**(details or {}), "scored_images": len(self._feature_cache.images(split))}
         if metrics.right is not None:
-            details[RIGHT] = base64.b64encode(np.packbits(metrics.right).tobytes()).decode()
+            details[RIGHT] = right_text(metrics.right)
         if (divergence := self._task.divergence(self._feature_cache.answers(split), found)) is not None:
             details["divergence"] = divergence
         return Evaluation(

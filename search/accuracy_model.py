@@ -45,7 +45,7 @@ class Features:
         self._places = {name: number for number, name in enumerate(partitions)}
 
     def of(self, config: SplitConfig, packed_bytes: float) -> np.ndarray:
-        """All between about 0 and 1: place of the cut, and whether it is this one; squeeze; regularizers; head."""
+        """Place of the cut, and whether it is this one; squeeze; regularizers; head. A unit is a large step of each."""
         place = self._places[config.partition]
         one_hot = np.zeros(len(self._places))
         one_hot[place] = 1.0

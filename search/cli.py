@@ -256,9 +256,15 @@ def export(
     loaded, opened = _open(study, storage, out)
     points = all_points.trial_points(opened)
     confirmed = {each.trial: each for each in confirms.confirmed_points(opened) if each.validation}
-    known = confirms.as_searched(list(confirmed.values()), points)
+    known = fronts.judged(confirms.as_searched(list(confirmed.values()), points), loaded.constraints)
     if trial is None:
-        point = fronts.pick_point(fronts.pareto_front(known or points), pick, max_drop_pp, max_latency_ms)
+        front = fronts.pareto_front(known or points)
+        if known and not front:
+            raise SplitsearchError(
+                f"none of the {len(known)} confirmed points keeps the study's limits; take one even so with --trial, "
+                "or run more trials and confirm again"
+            )
+        point = fronts.pick_point(front, pick, max_drop_pp, max_latency_ms)
     else:
         point = fronts.find_trial(points if trial not in confirmed else known, trial)
     if point.trial not in confirmed:
@@ -275,7 +281,7 @@ def export(
     evaluator = wiring.build_evaluator(loaded, folder)
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
-    environment, proof = all_points.environment(opened), confirmed.get(point.trial or 0)
+    environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
     bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof)
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)

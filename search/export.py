@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,10 @@ def write_bundle(
     config = point.evaluation.config
     assert config is not None
     with whole_folder(target) as folder:
-        trained = {"budget": confirmed.budget, "seed": confirmed.seeds[0]} if confirmed else {}
-        evidence = evaluator.export(config, folder, **trained)  # type: ignore[arg-type]
+        budget, seed = (confirmed.budget, confirmed.seeds[0]) if confirmed else (None, None)
+        if confirmed:  # what is said of the halves is of these very ones, not of the search's
+            point = replace(point, evaluation=evaluator.evaluate(config, budget=budget, seed=seed))
+        evidence = evaluator.export(config, folder, budget=budget, seed=seed)
         found, metric = point.evaluation, environment.get("metric", "top-1")
         (folder / "README.md").write_text(_readme(point, spec, evidence, metric, confirmed))
         bundle = {

@@ -68,15 +68,27 @@ class Staircase:
         return np.sum(widths * improvement, axis=1)
 
 
-def growth(results: Iterable[tuple[float, float] | None], corner: Corner) -> list[float]:
-    """Hypervolume after each trial; None is a trial that adds nothing."""
-    found: list[float] = []
-    front: list[tuple[float, float]] = []
-    for result in results:
-        if result is None:
-            found.append(found[-1] if found else 0.0)
-            continue
-        front = [other for other in front if not (result[0] >= other[0] and result[1] <= other[1])]
-        front.append(result)
-        found.append(Staircase(front, corner).hypervolume)
-    return found
+class GrowingFront:
+    """A front that results come to one by one.
+
+    Attributes:
+        results: those that no other one beats, (accuracy, latency in ms).
+        hypervolumes: after each result.
+    """
+
+    def __init__(self, corner: Corner) -> None:
+        self.corner = corner
+        self.results: list[tuple[float, float]] = []
+        self.hypervolumes: list[float] = []
+
+    def add(self, result: tuple[float, float] | None) -> None:
+        """Take one more; None adds nothing."""
+        now = self.hypervolumes[-1] if self.hypervolumes else 0.0
+        if result is not None and not any(_covers(other, result) for other in self.results):
+            self.results = [other for other in self.results if not _covers(result, other)] + [result]
+            now = Staircase(self.results, self.corner).hypervolume
+        self.hypervolumes.append(now)
+
+
+def _covers(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] >= other[0] and one[1] <= other[1]

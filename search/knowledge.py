@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from evaluators.result import Price
 from search.accuracy_model import Features, Seen
 from search.front import Point, corner_of
-from search.hypervolume import Corner, Staircase
+from search.hypervolume import Corner, GrowingFront, Staircase
 from search.points import EVALUATION, baseline_points, finished_trials
 from search.spec import Constraints
 from spaces.config import SplitConfig
@@ -66,25 +66,21 @@ class Knowledge:
         self.limits = limits
         self._ask_price, self._config_of = ask_price, config_of
         self._prices: dict[SplitConfig, Price | None] = {}
-        self._corner: Corner | None = None
+        self._front: GrowingFront | None = None
         self._read: set[int] = set()
         self.seen: list[Seen] = []
         self.results: list[Result] = []
-        self.hypervolumes: list[float] = []  # after each trial that ended
         self._gains: dict[str, list[float]] = {}  # by rung: in accuracy, until the end of training
 
     def update(self, study: optuna.Study) -> None:
         """Read what ended since the last call."""
-        if self._corner is None:
-            self._corner = corner_of(baseline_points(study), self.limits)
+        if self._front is None:
+            self._front = GrowingFront(corner_of(baseline_points(study), self.limits))
         for trial in finished_trials(study):
             if trial.number not in self._read:
                 self._read.add(trial.number)
-                found = len(self.results)
-                self._take(trial)
-                grown = len(self.results) > found and self.results[-1].feasible
-                same = self.hypervolumes[-1] if self.hypervolumes else 0.0
-                self.hypervolumes.append(self.front().hypervolume if grown else same)
+                result = self._take(trial)
+                self._front.add((result.accuracy, result.latency_ms) if result and result.feasible else None)
 
     def learn_from(self, points: Sequence[Point]) -> None:
         """Take the accuracies of another study's points, with a doubt, as they may be of another budget."""
@@ -130,8 +126,17 @@ class Knowledge:
     @property
     def corner(self) -> Corner:
         """Of the hypervolume."""
-        assert self._corner is not None, "update comes first"
-        return self._corner
+        return self._grown.corner
+
+    @property
+    def hypervolumes(self) -> list[float]:
+        """Of the front, after each trial that ended."""
+        return self._grown.hypervolumes
+
+    @property
+    def _grown(self) -> GrowingFront:
+        assert self._front is not None, "update comes first"
+        return self._front
 
     @property
     def floor(self) -> float:
@@ -140,8 +145,7 @@ class Knowledge:
 
     def front(self, more: Sequence[tuple[float, float]] = ()) -> Staircase:
         """Of the feasible results; ``more`` are added as if they had been found."""
-        found = [(result.accuracy, result.latency_ms) for result in self.results if result.feasible]
-        return Staircase([*found, *more], self.corner)
+        return Staircase([*self._grown.results, *more], self.corner)
 
     def features_of(self, config: SplitConfig) -> np.ndarray | None:
         """Of a configuration that can run."""
@@ -179,31 +183,31 @@ class Knowledge:
         share, coding_ms = self.coding(config)
         return price.latency_ms(share * price.payload_bytes, coding_ms)
 
-    def _take(self, trial: FrozenTrial) -> None:
+    def _take(self, trial: FrozenTrial) -> Result | None:
         config = self._config_of(trial)
         features = None if config is None else self.features_of(config)
         if config is None or features is None:
-            return
+            return None
         rungs = trial.user_attrs.get(RUNG_ACCURACIES, {})
         if EVALUATION not in trial.user_attrs:
             for name, accuracy in list(rungs.items())[-1:]:
                 if (hope := self.promise(name, accuracy)) is not None:
                     self.seen.append(Seen(features=features, accuracy=hope[0], error=max(hope[1], _USUAL_ERROR)))
-            return
+            return None
         accuracy, latency_ms = trial.values
         error = trial.user_attrs.get(ACCURACY_ERROR) or _USUAL_ERROR
         self.seen.append(Seen(features=features, accuracy=accuracy, error=error))
         for name, before in rungs.items():
             self._gains.setdefault(name, []).append(accuracy - before)
         coding_ms = sum(trial.user_attrs.get(part, 0.0) for part in ("compress_ms", "decompress_ms"))
-        self.results.append(
-            Result(
-                trial=trial.number,
-                config=config,
-                accuracy=accuracy,
-                latency_ms=latency_ms,
-                feasible=all(value <= 0 for value in trial.constraints.values()),
-                payload_bytes=trial.user_attrs["payload_bytes"],
-                coding_ms=coding_ms,
-            )
+        result = Result(
+            trial=trial.number,
+            config=config,
+            accuracy=accuracy,
+            latency_ms=latency_ms,
+            feasible=all(value <= 0 for value in trial.constraints.values()),
+            payload_bytes=trial.user_attrs["payload_bytes"],
+            coding_ms=coding_ms,
         )
+        self.results.append(result)
+        return result

@@ -92,7 +92,7 @@ def run_trials(
     with Presence(folder) as presence:
         while time.monotonic() < deadline:
             with alone(folder, "study"):
-                begun = _begin(study, space, presence.owner, wanted, again=unanswered == 0)
+                begun = _begin(study, space, loop, presence.owner, wanted, again=unanswered == 0)
             if begun is None:
                 return
             outcome = _finish(study, begun, loop)
@@ -185,21 +185,38 @@ def stopped_growing(hypervolumes: Sequence[float], settings: SearchSettings) -> 
     return hypervolumes[-1] - hypervolumes[-1 - patience] < settings.min_growth * hypervolumes[-1]
 
 
-def _begin(study: OwnStudy, space: SearchSpace, owner: dict[str, Any], wanted: int, *, again: bool) -> _Begun | None:
+def _begin(
+    study: OwnStudy, space: SearchSpace, loop: _Loop, owner: dict[str, Any], wanted: int, *, again: bool
+) -> _Begun | None:
     """The next trial, or None when there are enough. Called by one process of a study at a time.
 
     Not ``study.ask``: that makes a trial which nobody owns and which has no parameters at first.
     """
-    fail_dead_trials(study)
+    with study.one_look() as trials:
+        if not fail_dead_trials(study):
+            return _drawn(study, space, loop, trials, owner, wanted, again=again)
+    return _begin(study, space, loop, owner, wanted, again=again)  # what was seen is no longer so
+
+
+def _drawn(
+    study: OwnStudy,
+    space: SearchSpace,
+    loop: _Loop,
+    trials: list[FrozenTrial],
+    owner: dict[str, Any],
+    wanted: int,
+    *,
+    again: bool,
+) -> _Begun | None:
+    if sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING) for trial in trials) >= wanted:
+        return None
     database, sampler = database_of(study), study.sampler
     assert isinstance(sampler, SplitSampler)
-    with study.one_look() as trials:
-        if sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING) for trial in trials) >= wanted:
-            return None
-        lost = _unmeasured(trials) if again else None
-        trial = database.begin(study._study_id, owner, {_RETRY_OF: lost.number} if lost else {})
-        params = lost.params if lost else sampler.sample_relative(study, trial, sampler.distributions)
-        database.write_params(trial._trial_id, params, sampler.distributions)
+    loop.look()
+    lost = _unmeasured(trials) if again else None
+    trial = database.begin(study._study_id, owner, {_RETRY_OF: lost.number} if lost else {})
+    params = lost.params if lost else sampler.sample_relative(study, trial, sampler.distributions)
+    database.write_params(trial._trial_id, params, sampler.distributions)
     return _Begun(trial=trial, config=space.suggest(optuna.trial.FixedTrial(params)))
 
 
@@ -231,7 +248,6 @@ def _finish(study: OwnStudy, begun: _Begun, loop: _Loop) -> _Outcome:
 def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
     """What becomes of a configuration: a result, a reason why it has none, or a reason to try it again later."""
     rungs: dict[str, float] = {}
-    loop.look()
     twin = loop.trained_in(config)
     try:
         found = _up_the_rungs(config, loop, rungs)

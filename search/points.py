@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evaluators.result import Evaluation
 from search.front import Point, corner_of
-from search.hypervolume import growth
+from search.hypervolume import GrowingFront
 from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
@@ -61,11 +61,11 @@ def baseline_points(study: optuna.Study) -> list[Point]:
 def hypervolumes(study: optuna.Study, limits: Constraints) -> list[float]:
     """Of the front after each trial that came to an end, in accuracy times milliseconds; see ``corner_of``."""
     feasible = {point.trial: point for point in trial_points(study) if point.feasible}
-    results = [
-        (point.accuracy, point.latency_ms) if (point := feasible.get(trial.number)) else None
-        for trial in finished_trials(study)
-    ]
-    return growth(results, corner_of(baseline_points(study), limits))
+    front = GrowingFront(corner_of(baseline_points(study), limits))
+    for trial in finished_trials(study):
+        point = feasible.get(trial.number)
+        front.add((point.accuracy, point.latency_ms) if point else None)
+    return front.hypervolumes
 
 
 def environment(study: optuna.Study) -> dict[str, Any]:

@@ -263,12 +263,19 @@ def contents_of(study: optuna.Study) -> dict[str, str]:
     return dict(study.user_attrs.get(_CONTENTS, {}))
 
 
-def fail_dead_trials(study: optuna.Study) -> None:
-    """Mark running trials as failed whose process is no more. Those of living processes are not touched."""
+def fail_dead_trials(study: optuna.Study) -> int:
+    """Mark running trials as failed whose process is no more. Those of living processes are not touched.
+
+    Returns:
+        How many there were.
+    """
+    dead = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not is_alive(trial.user_attrs.get(OWNER), trial.datetime_start):
+            dead += 1
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another process did it
                 study.tell(trial.number, state=TrialState.FAIL)
+    return dead
 
 
 def _describe(study: optuna.Study, spec: StudySpec, contents: Mapping[str, Any]) -> None:

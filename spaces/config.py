@@ -83,7 +83,7 @@ class SplitConfig:
         parts += [f"AE {self.ae_ratio:g}"]
         parts += [f"stride {self.stride}"] if self.stride > 1 else []
         parts += [f"{self.bits} bit"]
-        parts += [f"TCL {self.tcl:.3g}"] if self.tcl else []
+        parts += [f"TCL {float(f'{self.tcl:.3g}'):g}"] if self.tcl else []
         parts += [f"rate {self.rate:.3g}"] if self.rate else []
         parts += ["LZMA" if self.lossless == "lzma" else self.lossless] if self.lossless != "packed" else []
         return ", ".join(parts)

@@ -265,9 +265,9 @@ class Slow(FakeEvaluator):
         self.wait()
         return super().baselines(trained=trained)
 
-    def export(self, config, directory):
+    def export(self, config, directory, **training):
         self.wait()
-        return super().export(config, directory)
+        return super().export(config, directory, **training)
 
     def wait(self):
         print("here", file=sys.stderr, flush=True)
@@ -404,7 +404,7 @@ class Broken(FakeEvaluator):
     def rehearse(self):
         raise SpecError("model.name", "torchvision/resnet18", "it answers with a dict")
 
-    def export(self, config, directory):
+    def export(self, config, directory, **training):
         (directory / "device").mkdir()
         raise SplitsearchError("the halves agree with the trial on 12.00% of the images only")
 

@@ -25,7 +25,7 @@ class Trained(FakeEvaluator):
 
     def __init__(self):
         self.asked, self.exported = [], []
-        self.fails = False
+        self.fails = self.falls = False
 
     def evaluate(self, config, *, budget=None, seed=None, split="validation"):
         found = super().evaluate(config)
@@ -36,7 +36,8 @@ class Trained(FakeEvaluator):
             raise InfeasibleSplit("out of memory")
         gained = 0.02 + 0.001 * seed - (0.03 if split == "test" else 0.0)
         details = {**found.details, "scored_images": 400}
-        return dataclasses.replace(found, accuracy=found.accuracy + gained, details=details)
+        drop = 50.0 if self.falls else found.accuracy_drop_pp - 100 * gained
+        return dataclasses.replace(found, accuracy=found.accuracy + gained, accuracy_drop_pp=drop, details=details)
 
     def export(self, config, directory, *, budget=None, seed=None):
         self.exported.append((config, budget, seed))
@@ -99,8 +100,17 @@ def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
     bundle = json.loads((tmp_path / "after" / "bundle.json").read_text())
     _, budget, seed = trained.exported[-1]
     assert (budget.images, seed) == (123, 0) and bundle["seed"] == 0
-    assert bundle["confirmed"]["test"] and bundle["evidence"]["accuracy"] > bundle["confirmed"]["searched"]
+    assert bundle["evidence"]["accuracy"] == bundle["confirmed"]["validation"][0]
+    assert bundle["evidence"]["details"]["scored_images"] == 400
     assert "on 400 test images, mean of 3 seeds" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_what_breaks_a_limit_when_it_is_confirmed_is_not_exported(study, trained, tmp_path, capsys):
+    trained.falls = True
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    assert run_command(["export", study, "-o", str(tmp_path / "bundle")], debug=False) == 1
+    assert "confirmed points keeps the study's limits" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_report_has_the_curve(study, tmp_path):

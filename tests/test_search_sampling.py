@@ -1,6 +1,5 @@
 """Searching: hypervolume, the model of accuracy, the sampler that knows latency, trials stopped early, the end."""
 
-import base64
 import dataclasses
 import zlib
 
@@ -8,11 +7,11 @@ import numpy as np
 import pytest
 
 from evaluators.fake import UNCUT_ACCURACY, FakeEvaluator
-from evaluators.result import RIGHT, LatencyParts
+from evaluators.result import RIGHT, LatencyParts, right_text
 from search.accuracy_model import AccuracyModel, Seen
 from search.cli import run_command
 from search.front import Point, not_told_apart
-from search.hypervolume import Corner, Staircase, growth
+from search.hypervolume import Corner, GrowingFront, Staircase
 from search.knowledge import RUNG_ACCURACIES, Knowledge
 from search.objective import prepare, run_trials, stopped_growing
 from search.points import STOPPED, finished_trials, hypervolumes, trial_points
@@ -49,7 +48,11 @@ def test_hypervolume_is_the_area(count):
 def test_growth_is_the_hypervolume_of_what_came_so_far():
     found = [*results(10), None, *results(5)]
     prefixes = [[each for each in found[: end + 1] if each is not None] for end in range(len(found))]
-    assert growth(found, CORNER) == pytest.approx([Staircase(each, CORNER).hypervolume for each in prefixes])
+    front = GrowingFront(CORNER)
+    for result in found:
+        front.add(result)
+    assert front.hypervolumes == pytest.approx([Staircase(each, CORNER).hypervolume for each in prefixes])
+    assert len(front.results) < 8
 
 
 def test_expected_growth_is_the_mean_of_what_samples_add():
@@ -300,12 +303,11 @@ def test_a_trial_that_shares_a_training_says_whose(search):
 
 def right_point(trial, latency_ms, right):
     right = np.array(right, bool)
-    bits = base64.b64encode(np.packbits(right).tobytes()).decode()
     evaluation = dataclasses.replace(
         FakeEvaluator().baselines(trained=False)[0],
         accuracy=float(right.mean()),
         latency=LatencyParts(head_ms=latency_ms),
-        details={"scored_images": len(right), RIGHT: bits},
+        details={"scored_images": len(right), RIGHT: right_text(right)},
     )
     assert (evaluation.right == right).all()
     return Point(trial=trial, evaluation=evaluation)

@@ -318,3 +318,8 @@ def test_yaml_that_makes_no_sense_is_refused(tmp_path, text):
     file.write_text(text)
     with pytest.raises(SpecError, match="not YAML"):
         read_yaml(file)
+
+
+def test_a_label_has_no_exponent():
+    config = SplitConfig(partition="stem", ae_ratio=0.5, bits=1, tcl=999.96)
+    assert config.label == "stem, AE 0.5, 1 bit, TCL 1000"

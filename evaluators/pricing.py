@@ -1,0 +1,95 @@
+"""``Pricing``: what configurations take, known before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from evaluators.latency.compose import compose
+from evaluators.latency.links import LinkProfile
+from evaluators.latency.stage_timer import StageTimer, untrained
+from evaluators.models.cut import SplitModel
+from evaluators.result import Price, Timing
+from spaces.config import SplitConfig
+from spaces.partition import PartitionPoint, model_mb
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Untrained:
+    """A bottleneck as far as it is known without training: what its stages take, how many values it sends."""
+
+    timings: Mapping[str, Timing]
+    values: int
+    header_bytes: int
+    device_model_mb: float
+
+
+class Pricing:
+    """Works each bottleneck out once, for all bit-widths, strengths and lossless coders.
+
+    Args:
+        split: the uncut network.
+        stage_timer: knows, or measures, what stages take.
+        link: gives the link; asked when a price is.
+        carries_image_size: whether payloads say how large their images were.
+    """
+
+    def __init__(
+        self,
+        split: SplitModel,
+        stage_timer: Callable[[], StageTimer],
+        link: Callable[[], LinkProfile],
+        *,
+        carries_image_size: bool,
+    ) -> None:
+        self._split, self._stage_timer, self._link = split, stage_timer, link
+        self._carries_image_size = carries_image_size
+        self._known: dict[SplitConfig, _Untrained] = {}
+        self._bits: set[int] = set()
+
+    def expect(self, bits: Iterable[int]) -> None:
+        """Say which bit-widths will be asked for, so that each bottleneck is asked for all of them in one go."""
+        self._bits |= set(bits)
+
+    def of(self, config: SplitConfig) -> Price:
+        """The price of a configuration. Raises what :meth:`evaluators.base.Evaluator.price` does."""
+        bottleneck, link = self._untrained(config), self._link()
+        stages = {"pack": f"pack b{config.bits}", "unpack": f"unpack b{config.bits}"}
+        stages |= {stage: stage for stage in bottleneck.timings if " " not in stage}
+        timings = {stage: bottleneck.timings[name] for stage, name in stages.items()}
+        payload_bytes = bottleneck.header_bytes + math.ceil(bottleneck.values * config.bits / 8)
+        return Price(
+            latency=compose(timings, link, payload_bytes),
+            payload_bytes=payload_bytes,
+            busy_ms=link.busy_ms(payload_bytes),
+            device_model_mb=bottleneck.device_model_mb,
+        )
+
+    def _untrained(self, config: SplitConfig) -> _Untrained:
+        squeezed = replace(config, bits=1, tcl=0.0, rate=0.0, lossless="packed")
+        known = self._known.get(squeezed)
+        if known is None or f"pack b{config.bits}" not in known.timings:
+            self._bits.add(config.bits)
+            made = untrained(self._split, squeezed)
+            form = replace(made.form, carries_image_size=self._carries_image_size)
+            point = self._split.tap(config.partition).point
+            known = self._known[squeezed] = _Untrained(
+                timings=self._stage_timer().bottleneck(squeezed, sorted(self._bits)).timings,
+                values=form.elements,
+                header_bytes=form.header_bytes,
+                device_model_mb=device_model_mb(point, made.head, made.encoder),
+            )
+        return known
+
+
+def device_model_mb(point: PartitionPoint, head: nn.Module | None, encoder: nn.Module) -> float:
+    """Weights on the device in 10^6 bytes; a head of None is the network's own up to the point."""
+    return model_mb((point.head_params if head is None else parameters_of(head)) + parameters_of(encoder))
+
+
+def parameters_of(module: nn.Module) -> int:
+    """The number of values that it learns."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,6 +1,7 @@
 """Every configuration of a space, trained and scored at every rung: what searches are compared on, without training.
 
     python benchmarks/search_table.py quickstart   # 360 configurations; an hour on two cores
+    python benchmarks/search_table.py quickstart-once   # the same, where one training answers for a cut; 20 minutes
     python benchmarks/search_table.py resnet50     # 240 configurations; many hours
 
 The spaces are those of the studies with TCL on a grid. A rung is a training that is stopped early: the closed-form
@@ -36,8 +37,10 @@ from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
-SPACES = {
-    "quickstart": ("quickstart", {"ae_ratio": [0.03125, 0.125, 0.25], "bits": [1, 2, 4], "tcl": [0.0, 30.0]}),
+_QUICKSTART = {"ae_ratio": [0.03125, 0.125, 0.25], "bits": [1, 2, 4], "tcl": [0.0, 30.0]}
+SPACES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "quickstart": ("quickstart", _QUICKSTART, {}),
+    "quickstart-once": ("quickstart", _QUICKSTART, {"once_per_cut": True}),
     "resnet50": (
         "resnet50_tinyimagenet50",
         {
@@ -46,6 +49,7 @@ SPACES = {
             "bits": [1, 2, 4],
             "tcl": [0.0, 30.0],
         },
+        {},
     ),
 }
 RESULTS = Path(__file__).parent / "results"
@@ -54,9 +58,10 @@ CACHE = Path("runs") / "benchmarks" / "search_table"
 
 def study_of(name: str) -> StudySpec:
     """The study with its space on a grid."""
-    study, changes = SPACES[name]
+    study, changes, training = SPACES[name]
     whole = yaml.safe_load(load_spec(study).file.read_text())
     whole["space"] |= changes
+    whole["finetune"] = {**whole["finetune"], "once_per_cut": False, **training}
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / f"{study}.yaml"
         path.write_text(yaml.safe_dump(whole))
@@ -96,11 +101,14 @@ def figures(found: Evaluation) -> dict[str, Any]:
 
 
 def shared_seconds(evaluator: Evaluator, config: SplitConfig, full: Budget) -> float:
-    """What the first configuration of a cut and head pays for all of them: the distilled head, features, timings."""
+    """What the first configuration of a cut and head pays for all of them: the distilled head, features, timings; and
+    the training, where one answers for all.
+    """
     took = []
-    for bits in (8, 7):  # of no table, so trained neither before nor after
+    least = dict(full.rungs).get("start", full)
+    for bits in (2, 4) if full.shared else (8, 7):  # the latter are of no table, so trained neither before nor after
         begun = time.process_time()
-        evaluator.evaluate(replace(config, bits=bits), budget=full.rungs["start"])
+        evaluator.evaluate(replace(config, bits=bits), budget=least)
         took.append(time.process_time() - begun)
     return max(0.0, took[0] - took[1])
 
@@ -138,12 +146,12 @@ def main() -> None:
                     ],
                 }
             )
-        shared: dict[tuple[str, str], float] = {}
+        shared: dict[tuple[str, str, float], float] = {}
         configs = [config for config in space.grid() if config.lossless == "packed"]
         for number, config in list(enumerate(configs, 1))[part - 1 :: parts]:
             if json.dumps(replace(config, lossless="lzma").to_dict()) in done:
                 continue
-            place = (config.partition, config.head)
+            place = (config.partition, config.head, config.tcl if spec.finetune.shared else 0.0)
             try:
                 if place not in shared:
                     shared[place] = shared_seconds(evaluator, config, spec.finetune.budget)

@@ -62,7 +62,8 @@ class FinetuneSettings:
     for every picture of every epoch); a distilled head always is. ``quantization`` comes after training, or takes part
     in it (straight-through). ``ramp`` is how TCL rises over training. ``distillation`` is the share of the task loss
     that is distillation from the uncut model; the rest is cross-entropy with the labels. At 1 no label is needed:
-    images that the uncut model was trained on teach little else.
+    images that the uncut model was trained on teach little else. ``shared`` are the AE ratios and bit-widths that one
+    training of a cut answers for; with none, each configuration is trained by itself.
     """
 
     images: int = 4000
@@ -76,6 +77,7 @@ class FinetuneSettings:
     scope: Scope = "tail"
     quantization: Quantization = "post-training"
     ramp: Ramp = "cosine"
+    shared: tuple[tuple[float, int], ...] = ()
 
     @property
     def budget(self) -> Budget:
@@ -85,6 +87,7 @@ class FinetuneSettings:
             reconstruction_steps=self.reconstruction_steps,
             epochs=self.epochs,
             head_steps=self.head_steps,
+            shared=self.shared,
         )
 
     def within(self, budget: Budget) -> FinetuneSettings:

@@ -24,6 +24,7 @@ from spaces.space import SearchSpace
 _STRENGTHS = 4  # of a continuous TCL, evenly on its scale
 _PLANNED = 50  # a plan is made for one trial in so many, at least one
 _TWIN_COST = 0.2  # of a training, for a configuration that differs from a trained one in its coder alone
+_MEMBER_COST = 0.05  # of a training for a whole cut, for one more configuration that it answers for
 
 
 class FrontSampler(SplitSampler):
@@ -43,10 +44,19 @@ class FrontSampler(SplitSampler):
         seed, shift: see :func:`~search.samplers.make_sampler`.
         ask_price: what a configuration takes.
         limits: the study's constraints.
+        once_per_cut: whether one training answers for all AE ratios and bit-widths of a cut, so that the next
+            configuration of a cut costs little. The first trials then take the fastest cuts.
     """
 
     def __init__(
-        self, space: SearchSpace, start: int, seed: int, shift: int, ask_price: AskPrice, limits: Constraints
+        self,
+        space: SearchSpace,
+        start: int,
+        seed: int,
+        shift: int,
+        ask_price: AskPrice,
+        limits: Constraints,
+        once_per_cut: bool = False,
     ) -> None:
         super().__init__(RandomSampler(seed=seed + shift), space, start, seed, shift)
         self.knowledge = Knowledge(space, ask_price, limits, self.of_trial)
@@ -54,7 +64,7 @@ class FrontSampler(SplitSampler):
         self._candidates: _Candidates | None = None
         self._plan: list[int] = []
         self._planned_at = 0
-        self._is_warm = False
+        self._is_warm, self._once_per_cut = False, once_per_cut
 
     def learn_from(self, points: Sequence[Point]) -> None:
         """Begin with the accuracies of another study's points in place of a round of the partition points."""
@@ -68,11 +78,16 @@ class FrontSampler(SplitSampler):
         knowledge = self.knowledge
         knowledge.update(study)
         taken = self.taken(study, trial)
-        if (len(taken) < self._start and not self._is_warm) or len(knowledge.seen) < 2:
+        begins = (len(taken) < self._start and not self._is_warm) or len(knowledge.seen) < 2
+        if begins and not self._once_per_cut:
             return super().sample_relative(study, trial, search_space)
         if self._candidates is None:
             self._candidates = _Candidates(self._space, self.distributions, self.config_of, knowledge)
         candidates, known = self._candidates, set(taken)
+        if begins and (first := self._of_fastest_cut(taken)) is not None:
+            return candidates.params[first]
+        if len(knowledge.seen) < 2:
+            return super().sample_relative(study, trial, search_space)
         every = max(1, len(taken) // _PLANNED)
         fresh = [number for number in self._plan if candidates.configs[number] not in known]
         if not fresh or len(taken) >= self._planned_at + every:
@@ -82,6 +97,19 @@ class FrontSampler(SplitSampler):
             return super().sample_relative(study, trial, search_space)
         self._plan = fresh[1:]
         return candidates.params[fresh[0]]
+
+    def _of_fastest_cut(self, taken: Sequence[SplitConfig]) -> int | None:
+        """A configuration of middling latency, by number, of the fastest cut that no trial has had."""
+        candidates, had = self._candidates, {(config.partition, config.head) for config in taken}
+        assert candidates is not None
+        latency_ms = candidates.latencies_ms(np.arange(len(candidates.configs)), self.knowledge)
+        cuts: dict[object, list[int]] = {}
+        for number in np.argsort(latency_ms, kind="stable"):
+            config = candidates.configs[number]
+            if (config.partition, config.head) not in had:
+                cuts.setdefault(_cut_of(config), []).append(int(number))
+        middles = [numbers[len(numbers) // 2] for numbers in cuts.values()]
+        return min(middles, key=lambda number: float(latency_ms[number]), default=None)
 
     def _best(self, study: optuna.Study, known: set[SplitConfig], how_many: int) -> list[int]:
         """The next configurations, by number, as if each came out as expected before the next is chosen."""
@@ -102,10 +130,13 @@ class FrontSampler(SplitSampler):
         mean, deviation = mean[: len(open_ones)], deviation[: len(open_ones)]
         cost = np.ones(len(open_ones))
         trained = {result.config.training_key: result.accuracy for result in knowledge.results}
+        cuts = {_cut_of(result.config) for result in knowledge.results} if self._once_per_cut else set()
         for place, number in enumerate(open_ones):
             accuracy = trained.get(candidates.configs[number].training_key)
+            if _cut_of(candidates.configs[number]) in cuts:
+                cost[place] = _MEMBER_COST
             if accuracy is not None:
-                mean[place], deviation[place], cost[place] = accuracy, 0.0, _TWIN_COST
+                mean[place], deviation[place], cost[place] = accuracy, 0.0, min(cost[place], _TWIN_COST)
         chosen: list[int] = []
         for _ in range(min(how_many, len(open_ones))):
             worth = knowledge.front(assumed).expected_growth(mean, deviation, latency_ms) / cost
@@ -114,6 +145,11 @@ class FrontSampler(SplitSampler):
             assumed.append((float(mean[best]), float(latency_ms[best])))
             deviation[best], mean[best] = 0.0, -1.0  # not twice
         return chosen
+
+
+def _cut_of(config: SplitConfig) -> tuple[object, ...]:
+    """What the configurations share that one training answers for."""
+    return (config.partition, config.head, config.stride, config.tcl, config.rate)
 
 
 class _Candidates:

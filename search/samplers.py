@@ -19,6 +19,7 @@ from spaces.space import SearchSpace
 
 _LEAST_START = 10
 _START_OF_FRONT = 6
+_START_OF_CUTS = 2  # where each of them tells of many configurations
 
 # Multivariate: ratio, bit-width and partition act together, so TPE should look at them together.
 _INNER: dict[str, Callable[[int, int], BaseSampler]] = {
@@ -38,6 +39,7 @@ def make_sampler(
     *,
     ask_price: AskPrice,
     limits: Constraints,
+    once_per_cut: bool = False,
 ) -> SplitSampler:
     """The named sampler behind our start and without repeats. All of them take note of violated constraints.
 
@@ -48,11 +50,12 @@ def make_sampler(
         shift: where other random numbers are needed than a fresh study draws; the order of the first round stays.
         ask_price: what a configuration takes, for samplers that want to know.
         limits: the study's constraints.
+        once_per_cut: whether one training answers for all AE ratios and bit-widths of a cut.
     """
     assert name in SAMPLERS, name
     if name == "front":
-        start = max(_START_OF_FRONT, len(space.partitions))
-        return FrontSampler(space, start, seed, shift, ask_price, limits)
+        start = _START_OF_CUTS if once_per_cut else max(_START_OF_FRONT, len(space.partitions))
+        return FrontSampler(space, start, seed, shift, ask_price, limits, once_per_cut)
     if name == "grid":
         return GridSampler(space, seed)
     start = max(_LEAST_START, len(space.partitions))

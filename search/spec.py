@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -135,11 +136,16 @@ class StudySpec:
                 "link": MEASURED_LINK if self.link is None else _without(flat(self.link), ("name", "source")),
                 "space": {"partition": self.raw["space"].get("partition", "auto"), **self._space_values()},
                 "constraints": self.constraints,
-                "finetune": self.finetune,
+                "finetune": self._finetune_values(),
                 "baseline": self.baseline,
                 "search": {name: getattr(self.search, name) for name in ("sampler", "seed", "pruning", "warm_start")},
             }
         )
+
+    def _finetune_values(self) -> dict[str, Any]:
+        """What is shared follows from the space."""
+        once = {"once_per_cut": True} if self.finetune.shared else {}
+        return _without(flat(self.finetune), ("shared",)) | once
 
     def _space_values(self) -> dict[str, Any]:
         space = SearchSpace.from_dict(self.raw["space"], _PLACEHOLDER)
@@ -229,7 +235,7 @@ def _read(raw: Any, path: Path) -> StudySpec:
         raise SpecError("name", name, "letters, digits, '.', '_' and '-' are allowed; it names a folder")
     space = top.section("space")
     model, data = _model(top.section("model"), path), _data(top.section("data"), path)
-    finetune = _finetune(top.section("finetune", optional=True))
+    finetune = _finetune(top.section("finetune", optional=True), space.rest())
     spec = StudySpec(
         name=name,
         file=path,
@@ -245,7 +251,6 @@ def _read(raw: Any, path: Path) -> StudySpec:
         confirm=_confirm(top.section("confirm", optional=True), finetune),
         raw=raw,
     )
-    _check_space(space.rest())
     top.finish()
     return spec
 
@@ -318,8 +323,13 @@ def _constraints(section: Section) -> Constraints:
     return limits
 
 
-def _finetune(section: Section) -> FinetuneSettings:
+def _finetune(section: Section, space: dict[str, Any]) -> FinetuneSettings:
+    _check_space(space)
     default = FinetuneSettings()
+    shared: tuple[tuple[float, int], ...] = ()
+    if section.flag("once_per_cut", False):
+        searched = SearchSpace.from_dict(space, _PLACEHOLDER)
+        shared = tuple(itertools.product(sorted(searched.ae_ratios), sorted(searched.bits)))
     section.renamed("warm_start", "reconstruction_steps")
     settings = FinetuneSettings(
         images=section.whole("images", default.images),
@@ -333,6 +343,7 @@ def _finetune(section: Section) -> FinetuneSettings:
         scope=section.choice("scope", default.scope, get_args(Scope)),  # type: ignore[arg-type]
         quantization=section.choice("quantization", default.quantization, get_args(Quantization)),  # type: ignore[arg-type]
         ramp=section.choice("ramp", default.ramp, get_args(Ramp)),  # type: ignore[arg-type]
+        shared=shared,
     )
     section.finish()
     return settings

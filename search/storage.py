@@ -243,7 +243,13 @@ def start_or_resume(
     # A resumed sampler must not draw the numbers again that it drew at the start, nor what another process draws.
     shift = begun + _STREAM_STRIDE * others_at_work(folder)
     sampler = make_sampler(
-        spec.search.sampler, spec.search.seed, space, shift, ask_price=ask_price, limits=spec.constraints
+        spec.search.sampler,
+        spec.search.seed,
+        space,
+        shift,
+        ask_price=ask_price,
+        limits=spec.constraints,
+        once_per_cut=bool(spec.finetune.shared),
     )
     return OwnStudy(study_name=spec.name, storage=study._storage, sampler=sampler)
 

@@ -23,6 +23,8 @@ class Budget:
         head_steps: steps in which a distilled head learns the features of its point before all that; the network's own
             head needs none.
         until: where training stops, a name of ``RUNGS``. Up to there it is what it is on the way to ``full``.
+        shared: AE ratio and bit-width of all that one training of a cut answers for; with none, each configuration is
+            trained by itself.
 
     Raises:
         SpecError: a value outside these bounds.
@@ -33,8 +35,10 @@ class Budget:
     epochs: int
     head_steps: int = 0
     until: str = "full"
+    shared: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", tuple((float(ratio), int(bits)) for ratio, bits in self.shared))
         for name, least in (("images", 1), ("reconstruction_steps", 0), ("epochs", 0), ("head_steps", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -44,7 +48,12 @@ class Budget:
 
     @property
     def rungs(self) -> dict[str, Budget]:
-        """The ways to stop early and this budget itself, by name, from the cheapest; no two do the same."""
+        """The ways to stop early and this budget itself, by name, from the cheapest; no two do the same.
+
+        A training that answers for many is not stopped for the sake of one.
+        """
+        if self.shared:
+            return {"full": self}
         names = ["start"] if self.reconstruction_steps or self.epochs else []
         names += ["reconstruction"] if self.reconstruction_steps and self.epochs else []
         return {**{name: replace(self, until=name) for name in names}, "full": self}

@@ -12,7 +12,7 @@ from evaluators.settings import FinetuneSettings
 from evaluators.tasks.classification import ClassCriterion
 from evaluators.training.finetune_data import FinetuneData
 from evaluators.training.reconstruction import importance, reconstruct
-from evaluators.training.regularizer import Regularizer
+from evaluators.training.squeezing import squeezing_of
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
@@ -141,11 +141,12 @@ def test_reconstruction_learns_to_rebuild(quantization):
         bottleneck.start_from([features])
         settings = FinetuneSettings(reconstruction_steps=steps, quantization=quantization)
         grid = LevelGrid(1)
-        regularizer = Regularizer(SplitConfig(partition="here", ae_ratio=0.5, bits=1), settings, steps)
+        config = SplitConfig(partition="here", ae_ratio=0.5, bits=1)
+        squeezing = squeezing_of(bottleneck, config, settings, steps, seed=0)
         data = FinetuneData(
             features=(features,), criterion=ClassCriterion(torch.zeros(len(features), dtype=torch.long))
         )
-        row = reconstruct(bottleneck, data, [torch.eye(12)], settings, regularizer)
+        row = reconstruct(bottleneck, data, [torch.eye(12)], settings, squeezing)
         with torch.no_grad():
             sent = bottleneck.encoder(features)[0]
             sent = grid.snap(sent) if quantization == "straight-through" else sent

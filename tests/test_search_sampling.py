@@ -110,7 +110,8 @@ class Counting(FakeEvaluator):
 def search(write_study, study_dict, tmp_path):
     """Runs a study with the fake evaluator and returns it; ``settings`` are of its search."""
 
-    def run(evaluator=None, space=None, folder="run", constraints=None, **settings):
+    def run(evaluator=None, space=None, folder="run", constraints=None, once_per_cut=False, **settings):
+        study_dict["finetune"] = {"once_per_cut": once_per_cut}
         study_dict["search"] = {"trials": 20, "seed": 0, "pruning": "rungs"} | settings
         study_dict["space"] |= space or {}
         study_dict["constraints"] |= constraints or {}
@@ -152,6 +153,32 @@ def test_a_tenth_of_the_space_has_all_of_the_front(search, seed):
     everything = Staircase(every_result(space), knowledge.corner).hypervolume
     assert knowledge.hypervolumes[-1] == pytest.approx(everything, rel=0.001)
     assert knowledge.hypervolumes == sorted(knowledge.hypervolumes)
+
+
+def cuts_of(study):
+    configs = [study.sampler.of_trial(trial) for trial in finished_trials(study)]
+    return [(config.partition, config.head, config.tcl) for config in configs]
+
+
+def test_where_one_training_answers_for_a_cut_the_search_stays_at_few(search):
+    each = cuts_of(search(space=BOTH_HEADS, folder="each", pruning="none", trials=14))
+    study = search(space=BOTH_HEADS, folder="once", pruning="none", trials=14, once_per_cut=True)
+    once = cuts_of(study)
+    assert len(set(once)) <= 0.7 * len(set(each))
+    fake = FakeEvaluator()
+    fastest = min(study.sampler._space.grid(), key=lambda config: latency_or_never(fake, config))
+    assert once[0][:2] == (fastest.partition, fastest.head)
+    knowledge = study.sampler.knowledge
+    knowledge.update(study)
+    everything = Staircase(every_result(study.sampler._space), knowledge.corner).hypervolume
+    assert knowledge.hypervolumes[-1] >= 0.97 * everything
+
+
+def latency_or_never(evaluator, config):
+    try:
+        return evaluator.price(config).latency_ms()
+    except InfeasibleSplit:
+        return float("inf")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -15,6 +15,7 @@ levels. How steep is learned for each channel; the task alone makes it flatter, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -106,6 +107,7 @@ class Bottleneck(nn.Module):
         importance: Sequence[torch.Tensor] | None = None,
         seed: int = 0,
         maps: Sequence[torch.Tensor] | None = None,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Start in closed form: encoders keep the K strongest principal components, decoders undo that.
 
@@ -124,12 +126,29 @@ class Bottleneck(nn.Module):
                 count alike when not given.
             seed: of the rotation and of the branches' inner weights.
             maps: what a distilled head makes of the same pictures, one for each tensor.
+            prefixes: for each tensor how many of the first channels have to tell the most that so many can; the last is
+                all of them. Nothing is rotated across them.
         """
         generator = torch.Generator().manual_seed(seed)
         metrics = importance or [torch.eye(count) for count in self.channels]
         for number, (encoder, decoder) in enumerate(zip(self.encoders, self.decoders, strict=True)):
             given = features[number] if maps is None else maps[number]
-            _start(given, features[number], metrics[number], encoder, decoder, generator)
+            counts = [0, *(prefixes[number] if prefixes else [self.bottleneck_channels[number]])]
+            groups = [after - before for before, after in itertools.pairwise(counts)]
+            _start(given, features[number], metrics[number], encoder, decoder, groups, generator)
+
+    @torch.no_grad()
+    def refit(self, received: Sequence[torch.Tensor], features: Sequence[torch.Tensor]) -> None:
+        """Choose the decoders' linear maps anew: least squares, with the branches as they are.
+
+        Args:
+            received: activations after their levels, (N, K, ...) for each tensor.
+            features: what is to be rebuilt of them.
+        """
+        for decoder, tensor, wanted in zip(self.decoders, received, features, strict=True):
+            left = wanted.float() - decoder.branch(tensor)
+            rows = channel_rows(tensor, channels_last=False).double()
+            _fit(decoder, rows, _patch_rows(left, decoder.channels_last, decoder.stride).double())
 
     @property
     def encoders(self) -> list[_Encoder]:
@@ -219,15 +238,22 @@ class Decoder(nn.Module):
         self.inner = _map(kept, width, dimensions, reach)
         self.first, self.second = (_map(width, width, dimensions, reach) for _ in range(2))
         self.outer = _up(width, channels, dimensions, stride)
-        self.channels_last = channels_last
+        self.channels_last, self.stride = channels_last, stride
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
         """(B, K, ...) to features, (B, ...)."""
-        signal = activations.movedim(1, -1) if self.channels_last else activations
-        branch = self.inner(signal)
-        branch = branch + self.second(torch.relu(self.first(torch.relu(branch))))
-        features: torch.Tensor = self.layer(signal) + self.outer(torch.relu(branch))
+        features: torch.Tensor = self.layer(self._signal(activations)) + self.branch(activations)
         return features
+
+    def branch(self, activations: torch.Tensor) -> torch.Tensor:
+        """What the branch adds."""
+        inner = self.inner(self._signal(activations))
+        inner = inner + self.second(torch.relu(self.first(torch.relu(inner))))
+        correction: torch.Tensor = self.outer(torch.relu(inner))
+        return correction
+
+    def _signal(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.movedim(1, -1) if self.channels_last else activations
 
     def start(self, generator: torch.Generator) -> None:
         """A branch that adds nothing yet."""
@@ -316,6 +342,7 @@ def _start(
     importance: torch.Tensor,
     encoder: _Encoder,
     decoder: Decoder,
+    groups: Sequence[int],
     generator: torch.Generator,
 ) -> None:
     """Closed form for one tensor; the vectors are those of patches where there is a stride."""
@@ -324,22 +351,33 @@ def _start(
     seen = _patch_rows(given, encoder.channels_last, stride).double()
     wanted = _patch_rows(features, decoder.channels_last, stride).double()
     mean, wanted_mean = seen.mean(0), wanted.mean(0)
-    kept = encoder.layer.weight.shape[0]
-    weight = _START_STD * _directions(seen - mean, wanted - wanted_mean, importance, kept, generator)
+    weight = _START_STD * _directions(seen - mean, wanted - wanted_mean, importance, groups, generator)
     _assign_patches(encoder.layer, weight, -weight @ mean, stride)
     encoder.staircase.sharpness.zero_()
-    back, bias = _least_squares(torch.tanh(seen @ weight.T - weight @ mean), wanted)
-    if stride == 1:
-        _assign(decoder.layer, back.T, bias)
-    else:  # one bias a channel, so what differs inside a patch is lost, and learned again by the branch
-        _assign(decoder.layer, back, bias.reshape(len(importance), -1).mean(1))
+    _fit(decoder, torch.tanh(seen @ weight.T - weight @ mean), wanted)
     decoder.start(generator)
 
 
+def _fit(decoder: Decoder, activations: torch.Tensor, wanted: torch.Tensor) -> None:
+    """A decoder's linear map, by least squares from rows (N, K) to rows of features, or of patches of them."""
+    back, bias = _least_squares(activations, wanted)
+    if decoder.stride == 1:
+        _assign(decoder.layer, back.T, bias)
+    else:  # one bias a channel, so what differs inside a patch is lost, and learned again by the branch
+        _assign(decoder.layer, back, bias.reshape(-1, decoder.stride ** (decoder.layer.weight.dim() - 2)).mean(1))
+
+
 def _directions(
-    seen: torch.Tensor, wanted: torch.Tensor, importance: torch.Tensor, kept: int, generator: torch.Generator
+    seen: torch.Tensor,
+    wanted: torch.Tensor,
+    importance: torch.Tensor,
+    groups: Sequence[int],
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    """(K, columns of ``seen``): what of centred rows tells the most of others, rotated, at a variance of 1 each."""
+    """(K, columns of ``seen``): what of centred rows tells the most of others, each group of channels rotated inside
+    itself, at a variance of 1 each; the first group has the strongest.
+    """
+    kept = sum(groups)
     covariance = seen.T @ seen / len(seen)
     places = wanted.shape[1] // len(importance)
     root = torch.kron(_square_root(importance), torch.eye(places, dtype=torch.float64))
@@ -353,7 +391,8 @@ def _directions(
     found = min(kept, *seen.shape[1:], wanted.shape[1])  # more channels than that repeat each other
     directions = vectors.flip(1)[:, :found].T @ told  # strongest first
     deviations = variances.flip(0)[:found].clamp_min(1e-8 * variances.max().clamp_min(1e-12)).sqrt()
-    turned = torch.linalg.qr(torch.randn(kept, kept, generator=generator, dtype=torch.float64))[0][:, :found]
+    drawn = [torch.randn(size, size, generator=generator, dtype=torch.float64) for size in groups]
+    turned = torch.block_diag(*(torch.linalg.qr(each)[0] for each in drawn))[:, :found]
     weight = turned @ (directions / deviations.sqrt()[:, None])
     spread = (weight @ covariance * weight).sum(1)  # (K,) variances
     return weight / spread.clamp_min(1e-12).sqrt()[:, None]

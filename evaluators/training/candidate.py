@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,24 @@ class Candidate:
 def save_candidate(candidate: Candidate, folder: Path, *, tail_learned: bool) -> None:
     """Write weights, levels and history into an existing folder; a tail that did not learn is the uncut model's."""
     modules = {"bottleneck": candidate.bottleneck, "head": candidate.head}
-    modules |= {"tail": candidate.tail if tail_learned else None}
+    save_modules(modules | {"tail": candidate.tail if tail_learned else None}, folder)
+    levels = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in candidate.levels]
+    (folder / _RECORD).write_text(json.dumps({"levels": levels, "history": candidate.history}))
+
+
+def load_candidate(folder: Path, bottleneck: Bottleneck, tail: nn.Module, head: nn.Module | None) -> Candidate:
+    """Read what :func:`save_candidate` wrote into fresh modules of the same architecture. Runs none of them."""
+    load_modules(folder, {"bottleneck": bottleneck, "tail": tail, "head": head})
+    record = json.loads((folder / _RECORD).read_text())
+    levels = tuple(
+        wire.TensorLevels(tuple(t["shape"]), np.array(t["low"], np.float32), np.array(t["high"], np.float32))
+        for t in record["levels"]
+    )
+    return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"], head=head)
+
+
+def save_modules(modules: Mapping[str, nn.Module | None], folder: Path) -> None:
+    """Write the weights of those that are there into an existing folder."""
     tensors = {
         f"{prefix}.{name}": value
         for prefix, module in modules.items()
@@ -82,26 +100,19 @@ def save_candidate(candidate: Candidate, folder: Path, *, tail_learned: bool) ->
         for name, value in module.state_dict().items()
     }
     save_state(tensors, folder / _WEIGHTS)
-    levels = [{"shape": list(t.shape), "low": t.low.tolist(), "high": t.high.tolist()} for t in candidate.levels]
-    (folder / _RECORD).write_text(json.dumps({"levels": levels, "history": candidate.history}))
 
 
-def load_candidate(folder: Path, bottleneck: Bottleneck, tail: nn.Module, head: nn.Module | None) -> Candidate:
-    """Read what :func:`save_candidate` wrote into fresh modules of the same architecture. Runs none of them."""
+def load_modules(folder: Path, modules: Mapping[str, nn.Module | None]) -> None:
+    """Read what :func:`save_modules` wrote, and set all to eval mode; of which nothing was written stays as it is."""
     tensors = load_file(folder / _WEIGHTS)
-    for prefix, module in (("bottleneck.", bottleneck), ("tail.", tail), ("head.", head)):
-        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        if own and module is not None:
+    for name, module in modules.items():
+        if module is None:
+            continue
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if own:
             module.load_state_dict(own)
-    record = json.loads((folder / _RECORD).read_text())
-    levels = tuple(
-        wire.TensorLevels(tuple(t["shape"]), np.array(t["low"], np.float32), np.array(t["high"], np.float32))
-        for t in record["levels"]
-    )
-    for module in (bottleneck, tail, head):
-        if module is not None:
-            module.eval()
-    return Candidate(bottleneck=bottleneck, tail=tail, levels=levels, history=record["history"], head=head)
+        module.eval()
 
 
 def tables_to_file(tables: tuple[np.ndarray, ...], path: Path) -> None:

@@ -11,12 +11,13 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.compression.bottleneck import Bottleneck, Tensors
+from evaluators.compression.nested import NestedBottleneck
 from evaluators.compute import autocast, compute_device
 from evaluators.models.distilled import DistilledHead
 from evaluators.settings import FinetuneSettings
 from evaluators.training.finetune_data import FinetuneData
 from evaluators.training.reconstruction import SHARPNESS_RATE, importance, reconstruct, warm_cosine
-from evaluators.training.regularizer import Regularizer
+from evaluators.training.squeezing import Squeezing, mean_pull, squeezing_of
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
@@ -34,7 +35,7 @@ class Diverged(InfeasibleSplit):
 
 def finetune(
     tail: nn.Module,
-    bottleneck: Bottleneck | None,
+    bottleneck: Bottleneck | NestedBottleneck | None,
     finetune_data: FinetuneData,
     settings: FinetuneSettings,
     *,
@@ -54,7 +55,8 @@ def finetune(
 
     Args:
         tail: everything after the cut; not trained in scope ``bottleneck``, unless there is no bottleneck.
-        bottleneck: between features and tail; None fine-tunes the uncut model's tail.
+        bottleneck: between features and tail; of a nested one, all members learn. None fine-tunes the uncut model's
+            tail.
         finetune_data: what to learn from.
         settings: epochs, batch size, learning rates, scope.
         head: one that learns too, the network's own or a distilled one: needed in scope ``all``. Otherwise
@@ -81,12 +83,12 @@ def finetune(
     total = batches * settings.epochs
     history: list[dict[str, Any]] = []
     tail.eval()
-    done, regularizer = 0, None
+    done, squeezing = 0, None
     if bottleneck is not None and config is not None:
         done = settings.reconstruction_steps
-        regularizer = Regularizer(config, settings, done + total)
+        squeezing = squeezing_of(bottleneck, config, settings, done + total, seed)
         if begun is None:
-            begun = _start(tail, head, bottleneck, finetune_data, settings, regularizer, seed, until)
+            begun = _start(tail, head, bottleneck, finetune_data, settings, squeezing, seed, until)
         history += begun
     if until != "full":
         return history
@@ -101,11 +103,13 @@ def finetune(
         for index in finetune_data.batches(settings.batch_size, generator):
             pull = None
             with autocast(tail), finetune_data.criterion.learning(tail, settings.distillation):
-                signal = _features(head, finetune_data, index, device)
-                if bottleneck is not None and regularizer is not None:
-                    signal, pull = regularizer.squeeze(bottleneck, signal, done)
-                output = tail(*signal)
-            loss = task = finetune_data.criterion(output, index, settings.distillation)
+                signals = [_features(head, finetune_data, index, device)]
+                if squeezing is not None:
+                    squeezed = squeezing.each(signals[0], done)
+                    signals, pull = [rebuilt for rebuilt, _ in squeezed], mean_pull(squeezed)
+                outputs = [tail(*signal) for signal in signals]
+            losses = [finetune_data.criterion(output, index, settings.distillation) for output in outputs]
+            loss = task = torch.stack(losses).mean()
             _check_finite(task, f"epoch {epoch + 1} of fine-tuning", settings, config)
             if pull is not None:
                 loss = task + pull.loss
@@ -120,17 +124,17 @@ def finetune(
             sums[0] += task.item() / batches
         task_mean, *means = sums.tolist()
         row = {"epoch": epoch + 1, "task_loss": task_mean}
-        history.append(row | regularizer.row(*means) if regularizer is not None else row)
+        history.append(row | squeezing.row(*means) if squeezing is not None else row)
     return history
 
 
 def _start(
     tail: nn.Module,
     head: nn.Module | None,
-    bottleneck: Bottleneck,
+    bottleneck: Bottleneck | NestedBottleneck,
     data: FinetuneData,
     settings: FinetuneSettings,
-    regularizer: Regularizer,
+    squeezing: Squeezing,
     seed: int,
     until: str,
 ) -> list[dict[str, Any]]:
@@ -146,8 +150,8 @@ def _start(
     if until == "start" or not settings.reconstruction_steps:
         return []
     learns = head if isinstance(head, DistilledHead) else None
-    row = reconstruct(bottleneck, data, weights, settings, regularizer, head=learns, seed=seed)
-    _check_finite(torch.tensor(row["rebuilding_loss"]), "reconstruction", settings, regularizer.config)
+    row = reconstruct(bottleneck, data, weights, settings, squeezing, head=learns, seed=seed)
+    _check_finite(torch.tensor(row["rebuilding_loss"]), "reconstruction", settings, squeezing.config)
     return [row]
 
 
@@ -186,7 +190,10 @@ def _features(
 
 
 def _parameter_groups(
-    head: nn.Module | None, tail: nn.Module, bottleneck: Bottleneck | None, settings: FinetuneSettings
+    head: nn.Module | None,
+    tail: nn.Module,
+    bottleneck: Bottleneck | NestedBottleneck | None,
+    settings: FinetuneSettings,
 ) -> list[dict[str, Any]]:
     groups = []
     if head is not None:
@@ -206,7 +213,9 @@ def _parameter_groups(
     return groups
 
 
-def _importance(tail: nn.Module, bottleneck: Bottleneck, finetune_data: FinetuneData) -> list[torch.Tensor]:
+def _importance(
+    tail: nn.Module, bottleneck: Bottleneck | NestedBottleneck, finetune_data: FinetuneData
+) -> list[torch.Tensor]:
     """Of each tensor's channels, from the uncut model's own loss."""
     device = compute_device()
     gradients: list[Tensors] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,9 +42,29 @@ def choose_levels(
     if not config.tcl:
         return fitted
     share = settings.distillation
-    return min(
-        fitted, grid_levels, key=lambda levels: _loss_with(trained, activations, levels, config.bits, data, share)
-    )
+
+    def loss(levels: Sequence[wire.TensorLevels]) -> float:
+        return _loss_with(trained, _received(activations, levels, config.bits), data, share)
+
+    return min(fitted, grid_levels, key=loss)
+
+
+def refit_decoders(
+    trained: Candidate, config: SplitConfig, features: Tensors, data: FinetuneData, settings: FinetuneSettings
+) -> Candidate:
+    """A candidate whose decoders' linear maps know the levels that are sent, or the same one where that helps nothing.
+
+    A member of a nested bottleneck shares its decoders with others; they are chosen by the loss on training images.
+
+    Args:
+        features: what the candidate's head makes of the training images, (N, ...) for each tensor.
+    """
+    activations = _activations(trained, features)
+    received = _received(activations, trained.levels, config.bits)
+    refitted = replace(trained, bottleneck=copy.deepcopy(trained.bottleneck))
+    refitted.bottleneck.refit(received, [tensor[: len(received[0])] for tensor in data.features])
+    share = settings.distillation
+    return min(trained, refitted, key=lambda each: _loss_with(each, received, data, share))
 
 
 def count_tables(candidate: Candidate, config: SplitConfig, features: Tensors) -> tuple[np.ndarray, ...]:
@@ -64,17 +86,14 @@ def _activations(candidate: Candidate, features: Tensors) -> Tensors:
     return found
 
 
-def _loss_with(
-    candidate: Candidate,
-    activations: Tensors,
-    levels: Sequence[wire.TensorLevels],
-    bits: int,
-    data: FinetuneData,
-    distillation: float,
-) -> float:
-    """Task loss of a candidate that sends these levels."""
+def _received(activations: Tensors, levels: Sequence[wire.TensorLevels], bits: int) -> Tensors:
+    """Activations after their levels."""
     sent = zip((tensor.numpy() for tensor in activations), levels, strict=True)
-    received = tuple(torch.from_numpy(wire.dequantize(wire.quantize(z, own, bits), own, bits)) for z, own in sent)
+    return tuple(torch.from_numpy(wire.dequantize(wire.quantize(z, own, bits), own, bits)) for z, own in sent)
+
+
+def _loss_with(candidate: Candidate, received: Tensors, data: FinetuneData, distillation: float) -> float:
+    """Task loss of a candidate whose server receives this."""
     device = compute_device()
     loss = mean_loss(candidate.tail.to(device), candidate.bottleneck.to(device).decoder, received, data, distillation)
     candidate.tail.cpu()

@@ -16,10 +16,11 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.compression.bottleneck import Bottleneck, channel_rows
+from evaluators.compression.nested import NestedBottleneck
 from evaluators.compute import autocast
 from evaluators.settings import FinetuneSettings
 from evaluators.training.finetune_data import FinetuneData
-from evaluators.training.regularizer import Regularizer
+from evaluators.training.squeezing import Squeezing, mean_pull
 
 # Adam's rates: of the autoencoder and of a distilled head here; of the staircases' sharpness in fine-tuning too.
 _LEARNING_RATE = 3e-3
@@ -53,25 +54,25 @@ def importance(gradients: Sequence[torch.Tensor], channel_axes: Sequence[int]) -
 
 
 def reconstruct(
-    bottleneck: Bottleneck,
+    bottleneck: Bottleneck | NestedBottleneck,
     data: FinetuneData,
     importances: Sequence[torch.Tensor],
     settings: FinetuneSettings,
-    regularizer: Regularizer,
+    squeezing: Squeezing,
     *,
     head: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train a bottleneck to rebuild features, in place, where it is.
 
-    The loss is the weighted squared error over that of always answering the mean, plus what the regularizer adds. With
+    The loss is the weighted squared error over that of always answering the mean, plus what regularizers add. With
     straight-through quantization the decoders see the levels from the first step.
 
     Args:
         data: whose features are to be rebuilt.
         importances: see :func:`importance`.
         settings: ``reconstruction_steps`` is the number of steps.
-        regularizer: of the activations.
+        squeezing: the bottleneck with the regularizers of its activations.
         head: a distilled one, which learns too; without it the encoders see the features themselves.
         seed: of the batches' order.
 
@@ -96,8 +97,9 @@ def reconstruct(
         wanted = tuple(tensor[index].to(device).float() for tensor in features)
         with autocast(bottleneck):
             maps = wanted if head is None else head(data.pictures(index, device))
-            rebuilt, pull = regularizer.squeeze(bottleneck, maps, step)
-        loss = rebuilding([tensor.float() for tensor in rebuilt], wanted)
+            squeezed = squeezing.each(maps, step)
+        pull = mean_pull(squeezed)
+        loss = torch.stack([rebuilding([tensor.float() for tensor in each], wanted) for each, _ in squeezed]).mean()
         optimizer.zero_grad(set_to_none=True)
         (loss + pull.loss).backward()
         nn.utils.clip_grad_norm_(weights, _GRADIENT_NORM)
@@ -108,14 +110,17 @@ def reconstruct(
         if step >= steps - counted:
             last += torch.tensor([loss.item(), pull.clustering.item(), pull.settled.item()]) / counted
     loss_mean, *means = last.tolist()
-    return {"epoch": 0, "rebuilding_loss": loss_mean} | regularizer.row(*means)
+    return {"epoch": 0, "rebuilding_loss": loss_mean} | squeezing.row(*means)
 
 
 class _Rebuilding:
     """Mean over tensors of the weighted squared error over that of always answering the mean."""
 
     def __init__(
-        self, bottleneck: Bottleneck, features: Sequence[torch.Tensor], importances: Sequence[torch.Tensor]
+        self,
+        bottleneck: Bottleneck | NestedBottleneck,
+        features: Sequence[torch.Tensor],
+        importances: Sequence[torch.Tensor],
     ) -> None:
         device = next(bottleneck.parameters()).device
         self._channels_last = [encoder.channels_last for encoder in bottleneck.encoders]

@@ -96,6 +96,7 @@ class StoredReferences:
 
     def _kept(self, images: str, train: Callable[[], Whole]) -> Whole:
         recipe = {"version": RECIPE, "pillow": PIL.__version__, **asdict(self._settings)}
+        del recipe["shared"]
         own = {"fine-tuned on": images, "from": self._point, "recipe": recipe, "seed": self._seed}
         folder = self._store.get(
             StoreKey("reference", {**self._depends_on, **own}),

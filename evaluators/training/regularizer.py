@@ -28,6 +28,10 @@ class Pull:
     settled: torch.Tensor
 
 
+Squeezed = tuple[Tensors, Pull]
+"""Features as decoders rebuild them from a batch, and the pull on its activations."""
+
+
 class Regularizer:
     """TCL, the rate penalty, and what the decoder gets to see while training: activations, or their levels.
 
@@ -45,7 +49,7 @@ class Regularizer:
         self._settings, self._total_steps = settings, total_steps
         self._rate = RatePenalty(self.grid) if config.rate > 0 else None
 
-    def squeeze(self, bottleneck: Bottleneck, maps: Tensors, step: int) -> tuple[Tensors, Pull]:
+    def squeeze(self, bottleneck: Bottleneck, maps: Tensors, step: int) -> Squeezed:
         """Features as the decoder rebuilds them from a batch of a head's maps, and the pull on its activations.
 
         Args:

@@ -245,6 +245,6 @@ def _layout() -> dict[str, Any]:
         "template": "plotly_white",
         "font": {"family": "system-ui, sans-serif", "size": 14, "color": _INK},
         "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
-        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "xref": "container", "x": 0},
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}},
     }

@@ -1,0 +1,98 @@
+"""What the dashboard says in words, as Markdown: a note on the study, and one on each trial of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from search.front import Point, pareto_front, warnings_for
+from search.verdict import verdicts
+
+OURS = "*Written by splitsearch, which keeps it up to date. What stands below this line is yours and stays.*"
+LEFT_THE_FRONT = "No longer on the front."
+
+
+def renewed(note: str, ours: str) -> str:
+    """A note with our part written anew, and below it whatever somebody else wrote."""
+    above, mark, below = note.partition(OURS)
+    kept = below if mark else above
+    return f"{ours}\n\n---\n\n{OURS}\n\n{kept.strip()}".rstrip() + "\n"
+
+
+def study_note(
+    name: str, trials: Sequence[Point], baselines: Sequence[Point], hardware: str, links: Mapping[str, str]
+) -> str:
+    """The verdict and the front.
+
+    Args:
+        name: of the study.
+        trials: all of its, that were scored.
+        baselines: all of them, judged by the study's limits.
+        hardware: device, server and link in words.
+        links: of what is kept beside the study, by its name.
+    """
+    front = pareto_front(trials)
+    kept = ", ".join(f"[{text}]({link})" for text, link in links.items())
+    rows = [
+        f"| {point.trial} | {_cell(point.name)} | {point.accuracy:.1%} | {point.evaluation.accuracy_drop_pp:+.1f} | "
+        f"{point.evaluation.payload_bytes:,.0f} | {point.latency_ms:.2f} |"
+        for point in front
+    ]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            _best_trials(trials, front),
+            "",
+            *(f"- {line}" for line in verdicts(trials, baselines)),
+            "",
+            "| trial | what | accuracy | drop pp | bytes | latency ms |",
+            "| ---: | --- | ---: | ---: | ---: | ---: |",
+            *rows,
+            "",
+            f"{hardware}.",
+            *(["", f"Kept with the study: {kept}."] if kept else []),
+        ]
+    )
+
+
+def trial_note(point: Point, baselines: Sequence[Point], link: str | None) -> str:
+    """What a point of the front is good for, part by part; ``link`` is that of its bundle, if one was exported."""
+    found = point.evaluation
+    low, high = found.drop_interval_pp
+    rows = [
+        f"| {name.removesuffix('_ms')} | {ms:.3f} | {found.place_of(name)} | {found.source_of(name)} |"
+        for name, ms in found.latency.to_dict().items()
+        if ms
+    ]
+    return "\n".join(
+        [
+            f"**{found.name}**: {point.figures}.",
+            f"Drop {found.accuracy_drop_pp:+.2f} pp against the uncut model (95 %: {low:+.2f} to {high:+.2f}).",
+            "",
+            *(f"- {line}" for line in [*warnings_for(point, baselines), *(f"doubtful: {w}" for w in found.warnings)]),
+            "",
+            "| part | ms | where | how it is known |",
+            "| --- | ---: | --- | --- |",
+            *rows,
+            *(["", f"[Its bundle]({link})"] if link else []),
+        ]
+    )
+
+
+def _best_trials(trials: Sequence[Point], front: Sequence[Point]) -> str:
+    """Which of the dashboard's "Best Trials", chosen without regard to limits, are none."""
+    over = {point.trial for point in trials if not point.feasible}
+    boxed = pareto_front([replace(point, feasible=True) for point in trials])
+    wrong = _numbers([point for point in boxed if point.trial in over])
+    said = f"**The front: {_numbers(front)}.**" if front else "**No trial has kept the limits so far.**"
+    said += ' The box "Best Trials" looks at accuracy and latency alone and knows no limits'
+    return f"{said}; over a limit, though it may show them: {wrong}." if wrong else f"{said}."
+
+
+def _numbers(points: Sequence[Point]) -> str:
+    return "trial " + ", ".join(str(point.trial) for point in points) if points else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -246,6 +246,9 @@ def export(
     pick: Annotated[str, typer.Option(help="knee, fastest or most-accurate.")] = "knee",
     max_drop_pp: Annotated[Optional[float], typer.Option(help="Highest accuracy drop in percentage points.")] = None,
     max_latency_ms: Annotated[Optional[float], typer.Option(help="Highest latency.")] = None,
+    form: Annotated[
+        str, typer.Option("--as", help="bundle; or triton, which adds a model repository for Triton.")
+    ] = "bundle",
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
@@ -259,6 +262,8 @@ def export(
 
     if pick not in fronts.PICKS:
         raise typer.BadParameter(f"'{pick}' given; {', '.join(fronts.PICKS)} are allowed", param_hint="--pick")
+    if form not in exports.FORMS:
+        raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
     points = all_points.trial_points(opened)
     confirmed = {each.trial: each for each in confirms.confirmed_points(opened) if each.validation}
@@ -288,7 +293,7 @@ def export(
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
     environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
-    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof)
+    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof, form)
     assert point.trial is not None
     dashboards.attach_bundle(opened, folder, point.trial, output)
     halves = bundle["evidence"]["halves"]

@@ -237,6 +237,7 @@ def _scatter(
         textfont={"size": 11, "color": marker["color"]},
         hovertext=[hover(point) for point in points],
         hoverinfo="text",
+        cliponaxis=False,  # whole markers at the edge
     )
 
 

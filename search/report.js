@@ -4,6 +4,10 @@
 
 const SLOWEST = 1e-3, FASTEST = 1e3; // MB/s, the ends of the slider, unless the study's own rate lies outside
 const STEPS = 600; // in which the slider's range is looked through for changes
+const COLOURS = ["#2563eb", "#b45309", "#047857", "#7c3aed", "#0891b2", "#be185d", "#4b5563"];
+const RING = { symbol: "circle-open", size: 27, color: "#111827", line: { width: 3 } };
+const OPTIONS = { displaylogo: false, responsive: true, showSendToCloud: false }; // nothing leaves the page
+const WINS = "wins at the slider's rate";
 
 function latencyAt(point, rate) {
   return point.fixed_ms + point.payload_bytes / (1000 * rate);
@@ -105,65 +109,71 @@ function wordsOf(table, point, rate) {
     const piece = element("span", "", { title: words });
     Object.assign(piece.style, { width: `${(100 * ms) / latency}%`, background: colour });
     bar.append(piece);
-    const dot = element("i", "");
-    dot.style.background = colour;
-    list.append(element("span", dot, { className: "part" }));
+    list.append(element("span", dot(colour), { className: "part" }));
     list.lastChild.append(words);
   }
   return [element("p", element("b", point.title)), element("p", figures), bar, list];
 }
 
+function dot(colour) {
+  const made = element("i", "", { className: "dot" });
+  made.style.background = colour;
+  return made;
+}
+
 function showSpans(spans, winner) {
-  const row = (span) => {
-    const cells = [between(span), span.point ? span.point.title : "nothing keeps the limits", span.point ? percent(span.point.accuracy) : ""];
-    const made = element("tr", "", { className: span.point === winner ? "now" : "" });
-    made.append(...cells.map((text) => element("td", text)));
+  const winners = winnersOf(spans);
+  const row = ({ point, low, high }) => {
+    const made = element("tr", "", { className: point === winner ? "now" : "" });
+    const said = point ? [point.title, percent(point.accuracy)] : ["nothing keeps the limits", ""];
+    made.append(...[between({ low, high }), ...said].map((text) => element("td", text)));
+    if (point) made.cells[1].prepend(dot(colourOf(point, winners)));
     return made;
   };
   byId("spans").replaceChildren(...spans.map(row));
 }
 
-// Latency over the link's rate: a line for each point that wins somewhere, thick where it does.
-function drawRates(table, spans, winner, rate) {
-  const rates = ratesOf(table), winners = [...new Set(spans.map((span) => span.point))].filter(Boolean);
-  const thin = winners.map((point, index) => line(point, rates, index, { width: 1, dash: "dot" }, false));
-  const thick = spans.filter((span) => span.point).map(({ point, low, high }) => {
-    const inside = [low || rates[0], ...rates.filter((each) => each > low && each < high), Math.min(high, rates.at(-1))];
-    return line(point, inside, winners.indexOf(point), { width: 4 }, true);
-  });
-  const mark = { x: [rate], y: [winner ? latencyAt(winner, rate) : null], mode: "markers", showlegend: false, marker: RING };
-  const lowest = spans.filter((span) => span.point).flatMap(({ point, low, high }) =>
-    rates.filter((each) => each >= low && each <= high).map((each) => latencyAt(point, each)));
-  const range = [Math.min(...lowest) / 1.3, Math.max(...lowest) * 2].map(Math.log10);
-  const layout = {
-    template: read("pareto-figure").layout.template, height: 380, margin: { l: 70, r: 20, t: 20, b: 60 }, showlegend: false, hovermode: "closest",
-    xaxis: { type: "log", title: { text: "link rate (MB/s)" }, range: endsOf(table).map(Math.log10), dtick: 1 },
-    yaxis: { type: "log", dtick: "D2", title: { text: "latency (ms), less is better" }, range },
-    font: { family: "system-ui, sans-serif", size: 14, color: "#1f2937" },
-  };
-  Plotly.react("rates", [...thin, ...thick, { ...mark, name: "winner", hoverinfo: "skip" }], layout, OPTIONS);
+function winnersOf(spans) {
+  return [...new Set(spans.map((span) => span.point))].filter(Boolean);
 }
 
-const COLOURS = ["#2563eb", "#b45309", "#047857", "#7c3aed", "#0891b2", "#be185d", "#4b5563"];
-const RING = { symbol: "circle-open", size: 27, color: "#111827", line: { width: 3 } };
-const OPTIONS = { displaylogo: false, responsive: true, showSendToCloud: false }; // nothing leaves the page
+function colourOf(point, winners) {
+  return COLOURS[winners.indexOf(point) % COLOURS.length];
+}
 
-function line(point, rates, index, style, wins) {
-  return {
-    x: rates, y: rates.map((rate) => latencyAt(point, rate)), mode: "lines", name: point.title,
-    line: { ...style, color: COLOURS[index % COLOURS.length] }, opacity: wins ? 1 : 0.6,
+// Latency over the link's rate: a line for each point that wins somewhere, thick where it does.
+function drawRates(table, spans, winner, rate) {
+  const rates = ratesOf(table), winners = winnersOf(spans);
+  const line = (point, along, style) => ({
+    x: along, y: along.map((each) => latencyAt(point, each)), mode: "lines",
+    line: { ...style, color: colourOf(point, winners) },
     hovertemplate: `${point.title}<br>%{x:.3g} MB/s: %{y:.2f} ms<extra></extra>`,
+  });
+  const thin = winners.map((point) => line(point, rates, { width: 1, dash: "dot" }));
+  const thick = spans.filter((span) => span.point).map(({ point, low, high }) => {
+    const inside = rates.filter((each) => each > low && each < high);
+    return line(point, [low || rates[0], ...inside, Math.min(high, rates.at(-1))], { width: 4 });
+  });
+  const mark = { x: [rate], y: [winner && latencyAt(winner, rate)], mode: "markers", marker: RING, hoverinfo: "skip" };
+  Plotly.react("rates", [...thin, ...thick, mark], ratesLayout(table, thick.flatMap((each) => each.y)), OPTIONS);
+}
+
+function ratesLayout(table, best) {
+  const { template, font } = read("pareto-figure").layout;
+  const range = best.length ? [Math.min(...best) / 1.3, Math.max(...best) * 2].map(Math.log10) : undefined;
+  return {
+    template, font, height: 380, margin: { l: 70, r: 20, t: 20, b: 60 }, showlegend: false, hovermode: "closest",
+    xaxis: { type: "log", dtick: 1, title: { text: "link rate (MB/s)" }, range: endsOf(table).map(Math.log10) },
+    yaxis: { type: "log", dtick: "D2", title: { text: "latency (ms), less is better" }, range },
   };
 }
 
 function markInPareto(winner) {
-  const plot = byId("pareto"), at = { x: [winner ? winner.latency_ms : null], y: [winner ? winner.accuracy : null] };
+  const plot = byId("pareto"), at = { x: [winner && winner.latency_ms], y: [winner && winner.accuracy] };
   const index = plot.data.findIndex((trace) => trace.name === WINS);
   if (index < 0) Plotly.addTraces(plot, { ...at, name: WINS, mode: "markers", marker: RING, hoverinfo: "skip" });
   else Plotly.restyle(plot, { x: [at.x], y: [at.y] }, [index]);
 }
-
-const WINS = "wins at the slider's rate";
 
 // ---- the page
 
@@ -178,18 +188,20 @@ function drawFigure(name) {
   Plotly.newPlot(name, data, layout, OPTIONS);
 }
 
+function showAll(table, rate, givenAway) {
+  const winner = winnerAt(table, rate, givenAway), spans = spansOf(table, givenAway);
+  showWinner(table, winner, rate);
+  showSpans(spans, winner);
+  drawRates(table, spans, winner, rate);
+  markInPareto(winner);
+}
+
 function startSliders(table) {
   const [rate, number, drop] = ["rate", "rate-number", "drop"].map(byId);
   [rate.min, rate.max] = endsOf(table).map(Math.log10);
   const show = () => {
-    const now = Number(number.value), givenAway = Number(drop.value) / 100;
-    if (!(now > 0)) return;
-    const winner = winnerAt(table, now, givenAway), spans = spansOf(table, givenAway);
     byId("drop-words").textContent = `${Number(drop.value).toFixed(1)} pp`;
-    showWinner(table, winner, now);
-    showSpans(spans, winner);
-    drawRates(table, spans, winner, now);
-    markInPareto(winner);
+    if (number.value > 0) showAll(table, Number(number.value), drop.value / 100);
   };
   rate.addEventListener("input", () => { number.value = Number((10 ** rate.value).toPrecision(3)); show(); });
   number.addEventListener("input", () => { rate.value = Math.log10(number.value); show(); });
@@ -212,5 +224,6 @@ async function start() {
 }
 
 start().catch((error) => {
-  document.body.prepend(element("p", `The figures cannot be drawn (${error.message}); a browser of 2023 or newer is needed.`, { className: "verdict" }));
+  const words = `The figures cannot be drawn (${error.message}); a browser of 2023 or newer is needed.`;
+  document.body.prepend(element("p", words, { className: "verdict" }));
 });

@@ -41,11 +41,14 @@ pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: 1rem; overflow-x:
 details summary { cursor: pointer; color: #4b5563; } .note { color: #6b7280; font-size: .9rem; }
 .sliders { display: grid; grid-template-columns: max-content 1fr max-content; gap: .5rem 1rem; align-items: center; }
 .sliders input[type=number] { width: 6.5rem; font: inherit; text-align: right; } .sliders button { font: inherit; }
+.sliders input[type=range] { min-width: 0; }
+@media (max-width: 640px) { .sliders { grid-template-columns: 1fr max-content; } }
+@media (max-width: 640px) { .sliders label { grid-column: 1 / -1; } }
 #winner { min-height: 8.5rem; } #winner p { margin: .3rem 0; } #spans td { text-align: left; }
 #spans tr.now td { font-weight: 600; background: #f3f6fd; }
 .bar { display: flex; height: 1.4rem; margin: .5rem 0; } .bar span { min-width: 1px; }
 .part { margin-right: 1.2rem; white-space: nowrap; }
-.part i { display: inline-block; width: .7rem; height: .7rem; margin-right: .35rem; }
+.dot { display: inline-block; width: .7rem; height: .7rem; margin-right: .35rem; }
 """
 _SCRIPT = Path(__file__).with_suffix(".js")
 # Filled in by report.js.
@@ -60,7 +63,7 @@ _SLIDERS = """
 the round trip stays, whatever the rate. <button id='reset' type='button'>as in the study</button></p>
 <div id='winner' class='verdict' aria-live='polite'></div>
 <div id='rates'></div>
-<details><summary>which wins at which rate</summary><table id='spans'></table></details>
+<details open><summary>which wins at which rate</summary><table id='spans'></table></details>
 """
 
 

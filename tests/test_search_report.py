@@ -188,6 +188,19 @@ def test_the_sliders_begin_with_the_studys_own_verdict_and_change_it(page, done)
 
 
 @needs_chromium
+def test_where_nothing_keeps_the_limits_the_page_says_so(page, done):
+    trials, baselines, _ = random_study(0)
+    for limits in (Constraints(max_device_model_mb=0.1), Constraints(max_latency_ms=5.5)):
+        table = json.dumps(rate_table(trials, baselines, limits, LINK.describe()))
+        page.run(f"showAll({table}, 0.002, 0.01)")
+        assert page.run("document.getElementById('winner').textContent") == "Nothing keeps the limits at this rate."
+        now = page.run("document.querySelector('#spans tr.now').textContent")
+        assert now.endswith("nothing keeps the limits")
+    assert page.run("document.querySelectorAll('#spans tr').length") > 1  # with a faster link something does
+    page.run("document.getElementById('reset').click()")
+
+
+@needs_chromium
 def test_the_page_asks_nobody_for_anything(page):
     assert page.run("performance.getEntriesByType('resource').map((each) => each.name)") == []
     assert page.run("document.querySelectorAll('#pareto .modebar-btn').length") > 0

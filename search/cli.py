@@ -293,7 +293,7 @@ def export(
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
     environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
-    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof, form)
+    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof, form=form)
     assert point.trial is not None
     dashboards.attach_bundle(opened, folder, point.trial, output)
     halves = bundle["evidence"]["halves"]

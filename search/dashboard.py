@@ -41,7 +41,7 @@ def publish(study: optuna.Study, spec: StudySpec, folder: Path) -> None:
         study, spec: the study.
         folder: of its results; the report in it is taken along.
     """
-    if importlib.util.find_spec("optuna_dashboard") is None:
+    if not _is_installed():
         return
     with alone(folder, "dashboard"):
         if (folder / _REPORT).exists():
@@ -59,7 +59,7 @@ def attach_bundle(study: optuna.Study, folder: Path, trial: int, bundle: Path) -
         trial: number of the trial.
         bundle: its folder.
     """
-    if importlib.util.find_spec("optuna_dashboard") is None:
+    if not _is_installed():
         return
     with alone(folder, "dashboard"):
         _attach(study, folder, _bundle_name(trial), _zipped(bundle))
@@ -71,7 +71,7 @@ def serve(study: optuna.Study, port: int, folder: Path) -> None:
     Raises:
         SplitsearchError: optuna-dashboard is not installed, or the port is taken.
     """
-    if importlib.util.find_spec("optuna_dashboard") is None:
+    if not _is_installed():
         raise SplitsearchError("optuna-dashboard is not installed; pip install 'splitsearch[dashboard]'")
     from optuna_dashboard import run_server
 
@@ -81,6 +81,10 @@ def serve(study: optuna.Study, port: int, folder: Path) -> None:
         run_server(study._storage, host="127.0.0.1", port=port, artifact_store=FileSystemArtifactStore(artifacts))
     except OSError as error:
         raise SplitsearchError(f"port {port} cannot be used ({error.strerror}); give another with --port") from None
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("optuna_dashboard") is not None
 
 
 def _save_figures(study: optuna.Study, limits: Constraints) -> None:

@@ -60,6 +60,7 @@ def write_bundle(
     environment: dict[str, Any],
     target: Path,
     confirmed: Confirmed | None = None,
+    *,
     form: str = "bundle",
 ) -> dict[str, Any]:
     """Write the bundle of a trial; it appears at ``target`` whole or not at all.

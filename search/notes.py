@@ -26,7 +26,7 @@ def study_note(
 
     Args:
         name: of the study.
-        trials: all of its, that were scored.
+        trials: all that were scored.
         baselines: all of them, judged by the study's limits.
         hardware: device, server and link in words.
         links: of what is kept beside the study, by its name.

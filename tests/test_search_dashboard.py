@@ -29,7 +29,7 @@ def done(write_study, study_dict, fake, tmp_path, capsys):
     """The file of a finished study with trials over a limit, one of them more accurate than the front's fast end."""
     study_dict["constraints"] = {"max_accuracy_drop_pp": 9.0, "max_payload_bytes": 1500}
     file = write_study(study_dict)
-    assert run_command(["run", file], debug=True) == 0
+    assert run_command(["run", file, "--trials", "12"], debug=True) == 0
     capsys.readouterr()
     return file
 
@@ -95,7 +95,7 @@ def test_workers_that_end_together_leave_everything_once(done):
         dashboard.publish(*opened(done))
 
     with ThreadPoolExecutor(4) as several:
-        list(several.map(publish, range(8)))
+        list(several.map(publish, range(4)))
     assert note_on(study) == before and files_of(study) == names and len(list((folder / "artifacts").iterdir())) == 1
     assert attributes(study)["dashboard:note_ver"] == 1  # nothing new was said
 

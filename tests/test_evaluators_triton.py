@@ -195,7 +195,7 @@ def test_export_as_triton(write_study, study_dict, monkeypatch, capsys):
     assert not Path("plain/triton").exists()
     said = Path("both/README.md").read_text()
     assert said.startswith(Path("plain/README.md").read_text())
-    assert "The model is called `demo`" in said and "Not tried: a running Triton" in said
+    assert "The model is called `demo`" in said and "Not tried: Triton's own ONNX" in said
     form = wire.WireFormat.from_dict(json.loads(Path("both/server/server.json").read_text())["wire"])
     (payload,) = payloads(form, 1)
     found = Triton(Path("both/triton"), monkeypatch).infer("demo", payload=as_tensor(payload))["answer"]

@@ -33,18 +33,20 @@ _TYPES: dict[int, str] = {
 README = """
 ## On Triton
 
-`triton/` is a model repository for NVIDIA Triton Inference Server 23.09 or newer (KServe runs the same): decoder and
-tail as ONNX models behind a Python step that decodes the payload with this bundle's own code, for which Triton's Python
-needs {packages}.
+`triton/` is a model repository for NVIDIA Triton Inference Server (KServe runs the same): decoder and tail as ONNX
+models behind a Python step that decodes the payload with this bundle's own code, for which Triton's Python needs
+{packages}.
 
     tritonserver --model-repository triton
 
 The model is called `{name}`. Its input `payload` is one UINT8 tensor of any length, a payload's bytes; its output
 `answer` is what the server half makes of them.
 
-Triton itself was not at hand when splitsearch learned this. Tried were: every `config.pbtxt` against Triton's own
-schema and against the ONNX files; `model.py` with a stand-in for Triton's Python module; and the steps in the order of
-the ensemble with ONNX Runtime, which gave the server half's answers. Not tried: a running Triton, GPUs, load.
+Tried by splitsearch's own tests: every `config.pbtxt` against Triton's schema and the ONNX files, and the server half's
+answers from `model.py` and the ONNX files. Tried once with a real Triton (2.51.0, CPU, `benchmarks/triton_check.py` in
+splitsearch's repository): a repository like this one loads and answers as the server half does, with requests put
+together. That Triton had no ONNX backend, so the ONNX steps ran in its Python backend; it wants numpy 1: with 2 it
+reads tensors wrongly. Not tried: Triton's own ONNX backend, GPUs, throughput.
 """
 
 

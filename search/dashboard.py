@@ -19,6 +19,7 @@ from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 
 from evaluators.store import write_whole
 from search import notes
+from search.confirm import confirmed_points
 from search.front import judged, pareto_front
 from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
 from search.points import baseline_points, environment, hypervolumes, trial_points
@@ -105,8 +106,9 @@ def _save_notes(study: optuna.Study, spec: StudySpec) -> None:
     trials, baselines = trial_points(study), judged(baseline_points(study), spec.constraints)
     attributes = study._storage.get_study_system_attrs(study._study_id)
     links = _links(study, attributes)
-    hardware = hardware_line(environment(study))
-    _save_note(study, attributes, None, notes.study_note(spec.name, trials, baselines, hardware, links))
+    confirmed, hardware = confirmed_points(study), hardware_line(environment(study))
+    whole = notes.study_note(spec.name, trials, baselines, confirmed, hardware, links)
+    _save_note(study, attributes, None, whole)
     front = {point.trial for point in pareto_front(trials)}
     numbers = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
     for point in trials:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from search.confirm import HEADINGS, Confirmed, cells, promised
 from search.front import Point, pareto_front, warnings_for
 from search.verdict import verdicts
 
@@ -20,40 +21,50 @@ def renewed(note: str, ours: str) -> str:
 
 
 def study_note(
-    name: str, trials: Sequence[Point], baselines: Sequence[Point], hardware: str, links: Mapping[str, str]
+    name: str,
+    trials: Sequence[Point],
+    baselines: Sequence[Point],
+    confirmed: Sequence[Confirmed],
+    hardware: str,
+    links: Mapping[str, str],
 ) -> str:
-    """The verdict and the front.
+    """The verdict, the front and what confirmation made of it.
 
     Args:
         name: of the study.
         trials: all that were scored.
         baselines: all of them, judged by the study's limits.
+        confirmed: the points that were trained anew, if any.
         hardware: device, server and link in words.
         links: of what is kept beside the study, by its name.
     """
     front = pareto_front(trials)
     kept = ", ".join(f"[{text}]({link})" for text, link in links.items())
-    rows = [
-        f"| {point.trial} | {_cell(point.name)} | {point.accuracy:.1%} | {point.evaluation.accuracy_drop_pp:+.1f} | "
-        f"{point.evaluation.payload_bytes:,.0f} | {point.latency_ms:.2f} |"
-        for point in front
+    rows = [[str(point.trial), point.name, *_figures(point)] for point in front]
+    parts = [
+        f"# {name}",
+        _best_trials(trials, front),
+        "\n".join(f"- {line}" for line in verdicts(trials, baselines)),
+        _table(["trial", "what", "accuracy", "drop pp", "bytes", "latency ms"], rows) if front else "",
+        *_confirmed(confirmed),
+        f"{hardware}.",
+        f"Kept with the study: {kept}." if kept else "",
     ]
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            _best_trials(trials, front),
-            "",
-            *(f"- {line}" for line in verdicts(trials, baselines)),
-            "",
-            "| trial | what | accuracy | drop pp | bytes | latency ms |",
-            "| ---: | --- | ---: | ---: | ---: | ---: |",
-            *rows,
-            "",
-            f"{hardware}.",
-            *(["", f"Kept with the study: {kept}."] if kept else []),
-        ]
-    )
+    return "\n\n".join(filter(None, parts))
+
+
+def _figures(point: Point) -> list[str]:
+    found = point.evaluation
+    drop, sent = f"{found.accuracy_drop_pp:+.1f}", f"{found.payload_bytes:,.0f}"
+    return [f"{point.accuracy:.1%}", drop, sent, f"{point.latency_ms:.2f}"]
+
+
+def _confirmed(confirmed: Sequence[Confirmed]) -> list[str]:
+    if not confirmed:
+        return []
+    rows = [[str(each.trial), each.config.label, *cells(each)] for each in confirmed]
+    said = "Trained anew with more budget and several seeds, and tested on images that chose nothing."
+    return [f"{said} {promised(confirmed)}", _table(["trial", "what", *HEADINGS], rows)]
 
 
 def trial_note(point: Point, baselines: Sequence[Point], link: str | None) -> str:
@@ -61,23 +72,19 @@ def trial_note(point: Point, baselines: Sequence[Point], link: str | None) -> st
     found = point.evaluation
     low, high = found.drop_interval_pp
     rows = [
-        f"| {name.removesuffix('_ms')} | {ms:.3f} | {found.place_of(name)} | {found.source_of(name)} |"
+        [name.removesuffix("_ms"), f"{ms:.3f}", found.place_of(name), str(found.source_of(name))]
         for name, ms in found.latency.to_dict().items()
         if ms
     ]
-    return "\n".join(
-        [
-            f"**{found.name}**: {point.figures}.",
-            f"Drop {found.accuracy_drop_pp:+.2f} pp against the uncut model (95 %: {low:+.2f} to {high:+.2f}).",
-            "",
-            *(f"- {line}" for line in [*warnings_for(point, baselines), *(f"doubtful: {w}" for w in found.warnings)]),
-            "",
-            "| part | ms | where | how it is known |",
-            "| --- | ---: | --- | --- |",
-            *rows,
-            *(["", f"[Its bundle]({link})"] if link else []),
-        ]
-    )
+    doubts = [*warnings_for(point, baselines), *(f"doubtful: {warning}" for warning in found.warnings)]
+    parts = [
+        f"**{found.name}**: {point.figures}. Drop {found.accuracy_drop_pp:+.2f} pp against the uncut model (95 %: "
+        f"{low:+.2f} to {high:+.2f}).",
+        "\n".join(f"- {line}" for line in doubts),
+        _table(["part", "ms", "where", "how it is known"], rows),
+        f"[Its bundle]({link})" if link else "",
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _best_trials(trials: Sequence[Point], front: Sequence[Point]) -> str:
@@ -94,5 +101,6 @@ def _numbers(points: Sequence[Point]) -> str:
     return "trial " + ", ".join(str(point.trial) for point in points) if points else ""
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

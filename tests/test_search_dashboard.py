@@ -16,6 +16,7 @@ from browser import page as browser_page
 
 from search import dashboard, notes
 from search.cli import run_command
+from search.confirm import confirmed_points
 from search.front import Point, judged, pareto_front
 from search.points import baseline_points, trial_points
 from search.spec import load_spec
@@ -83,8 +84,8 @@ def test_what_best_trials_shows_wrongly_is_named(done):
     said = note_on(study).split("it may show them: trial ")[1].split(".")[0]
     assert sorted(map(int, said.split(", "))) == wrong
     alone = [replace(point, feasible=True) for point in trials]
-    assert "may show them" not in notes.study_note("demo", alone, [], "hardware", {})
-    assert "No trial has kept the limits" in notes.study_note("demo", [], [], "hardware", {})
+    assert "may show them" not in notes.study_note("demo", alone, [], [], "hardware", {})
+    assert "No trial has kept the limits" in notes.study_note("demo", [], [], [], "hardware", {})
 
 
 def test_workers_that_end_together_leave_everything_once(done):
@@ -112,6 +113,16 @@ def test_what_somebody_wrote_stays(done):
     assert "At this link deploy" in note_on(study) and not note_on(study, number)
     assert notes.renewed("mine", "ours") == f"ours\n\n---\n\n{notes.OURS}\n\nmine\n"
     assert notes.renewed(notes.renewed("mine", "ours"), "new") == f"new\n\n---\n\n{notes.OURS}\n\nmine\n"
+
+
+def test_what_was_confirmed_stands_in_the_note(done, capsys):
+    assert run_command(["confirm", done, "--seeds", "2"]) == 0
+    study, spec, folder = opened(done)
+    dashboard.publish(study, spec, folder)
+    found = confirmed_points(study)
+    rows = [line for line in note_on(study).split("Trained anew")[1].splitlines() if line.startswith("| ")]
+    assert len(rows) == len(found) + 2 and rows[0].startswith("| trial | what | searched | confirmed | test (95 %)")
+    assert rows[2].startswith(f"| {found[0].trial} | {found[0].config.label} | {found[0].searched:.1%} ")
 
 
 def test_a_trial_that_left_the_front_says_so(done, monkeypatch):
@@ -142,7 +153,7 @@ def test_a_note_is_markdown_whatever_a_point_is_called(done):
     study, _, _ = opened(done)
     point = pareto_front(trial_points(study))[0]
     odd = Point(trial=3, evaluation=replace(point.evaluation, name="a|b"))
-    rows = [line for line in notes.study_note("demo", [odd], [], "hw", {}).splitlines() if line.startswith("| 3 ")]
+    rows = [line for line in notes.study_note("demo", [odd], [], [], "hw", {}).splitlines() if line.startswith("| 3 ")]
     assert rows == [
         f"| 3 | a\\|b | {point.accuracy:.1%} | {point.evaluation.accuracy_drop_pp:+.1f} | "
         f"{point.evaluation.payload_bytes:,.0f} | {point.latency_ms:.2f} |"

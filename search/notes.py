@@ -11,6 +11,7 @@ from search.verdict import verdicts
 
 OURS = "*Written by splitsearch, which keeps it up to date. What stands below this line is yours and stays.*"
 LEFT_THE_FRONT = "No longer on the front."
+_WORDS = ("what", "part", "where", "how it is known")  # columns of words; the others are numbers
 
 
 def renewed(note: str, ours: str) -> str:
@@ -102,5 +103,5 @@ def _numbers(points: Sequence[Point]) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
+    lines = [headings, ["---" if heading in _WORDS else "---:" for heading in headings], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

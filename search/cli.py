@@ -103,9 +103,9 @@ def run(
     except MeasurementError as error:
         done = len(points.finished_trials(opened))
         raise SplitsearchError(f"{error}. {done} finished trials are kept in {folder}; run again to go on") from error
-    dashboard.save_figures(opened, loaded.constraints)
     target = folder / "report.html"
     report.write_report(opened, loaded, target)
+    dashboard.publish(opened, loaded, folder)
     _print_front(opened, loaded)
     _talk.print(f"report: {target}", soft_wrap=True)
 
@@ -224,11 +224,16 @@ def dashboard(
 ) -> None:
     """Open optuna-dashboard on the study's storage."""
     from search import dashboard as dashboards
+    from search import report as reports
+    from search import storage as storages
 
     loaded, opened = _open(study, storage, out)
-    dashboards.save_figures(opened, loaded.constraints)
-    _talk.print(f"http://127.0.0.1:{port}/dashboard/studies/{opened._study_id} (Ctrl-C ends it)", soft_wrap=True)
-    dashboards.serve(opened, port)
+    folder = storages.run_folder(loaded, out)
+    reports.write_report(opened, loaded, folder / "report.html")
+    dashboards.publish(opened, loaded, folder)
+    address = f"http://127.0.0.1:{port}/dashboard/studies/{opened._study_id}/note"
+    _talk.print(f"{address} (Ctrl-C ends it)", soft_wrap=True)
+    dashboards.serve(opened, port, folder)
 
 
 @app.command()
@@ -241,11 +246,15 @@ def export(
     pick: Annotated[str, typer.Option(help="knee, fastest or most-accurate.")] = "knee",
     max_drop_pp: Annotated[Optional[float], typer.Option(help="Highest accuracy drop in percentage points.")] = None,
     max_latency_ms: Annotated[Optional[float], typer.Option(help="Highest latency.")] = None,
+    form: Annotated[
+        str, typer.Option("--as", help="bundle; or triton, which adds a model repository for Triton.")
+    ] = "bundle",
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
     """Write a bundle that runs: device half, server half, evidence."""
     from search import confirm as confirms
+    from search import dashboard as dashboards
     from search import export as exports
     from search import front as fronts
     from search import points as all_points
@@ -253,6 +262,8 @@ def export(
 
     if pick not in fronts.PICKS:
         raise typer.BadParameter(f"'{pick}' given; {', '.join(fronts.PICKS)} are allowed", param_hint="--pick")
+    if form not in exports.FORMS:
+        raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
     points = all_points.trial_points(opened)
     confirmed = {each.trial: each for each in confirms.confirmed_points(opened) if each.validation}
@@ -282,7 +293,9 @@ def export(
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
     environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
-    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof)
+    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof, form=form)
+    assert point.trial is not None
+    dashboards.attach_bundle(opened, folder, point.trial, output)
     halves = bundle["evidence"]["halves"]
     _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)
     _stdout().print(

@@ -12,12 +12,14 @@ from typing import Any
 from evaluators.base import Evaluator
 from evaluators.edge.coders import CODERS
 from evaluators.store import file_digest, whole_folder
+from evaluators.triton import repository
 from search.confirm import Confirmed
 from search.front import Point
 from search.spec import StudySpec
 from spaces.errors import SplitsearchError
 
 FORMAT = 1
+FORMS = ("bundle", "triton")
 
 _README = """# {name}
 
@@ -58,10 +60,13 @@ def write_bundle(
     environment: dict[str, Any],
     target: Path,
     confirmed: Confirmed | None = None,
+    *,
+    form: str = "bundle",
 ) -> dict[str, Any]:
     """Write the bundle of a trial; it appears at ``target`` whole or not at all.
 
-    A confirmed one is exported as it was trained then, with the first of its seeds.
+    A confirmed one is exported as it was trained then, with the first of its seeds. The form ``triton`` has the server
+    half as a Triton model repository too.
 
     Returns:
         What ``bundle.json`` says.
@@ -78,7 +83,12 @@ def write_bundle(
             point = replace(point, evaluation=evaluator.evaluate(config, budget=budget, seed=seed))
         evidence = evaluator.export(config, folder, budget=budget, seed=seed)
         found, metric = point.evaluation, environment.get("metric", "top-1")
-        (folder / "README.md").write_text(_readme(point, spec, evidence, metric, confirmed))
+        readme = _readme(point, spec, evidence, metric, confirmed)
+        if form == "triton":
+            repository.write_repository(folder / "server", folder / "triton", spec.name)
+            packages = " and ".join(f"`{each}`" for each in ("numpy", CODERS[config.lossless].library) if each)
+            readme += repository.README.format(name=spec.name, packages=packages)
+        (folder / "README.md").write_text(readme)
         bundle = {
             "format": FORMAT,
             "study": spec.name,

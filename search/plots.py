@@ -23,7 +23,7 @@ _BASELINES = {
 }
 _OTHER_BASELINE, _LEFT_OUT = "#4b5563", "#d1d5db"
 # Device in blues, link in amber, server in greens: where the time goes is seen before any label is read.
-_PART_COLOURS = {
+PART_COLOURS = {
     "head_ms": "#1e3a8a",
     "encode_ms": "#2563eb",
     "pack_ms": "#60a5fa",
@@ -176,7 +176,7 @@ def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figu
             y=labels,
             x=values,
             orientation="h",
-            marker={"color": _PART_COLOURS[name]},
+            marker={"color": PART_COLOURS[name]},
             hovertext=texts,
             hoverinfo="text",
         )
@@ -237,6 +237,7 @@ def _scatter(
         textfont={"size": 11, "color": marker["color"]},
         hovertext=[hover(point) for point in points],
         hoverinfo="text",
+        cliponaxis=False,  # whole markers at the edge
     )
 
 
@@ -245,6 +246,6 @@ def _layout() -> dict[str, Any]:
         "template": "plotly_white",
         "font": {"family": "system-ui, sans-serif", "size": 14, "color": _INK},
         "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
-        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "xref": "container", "x": 0},
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}},
     }

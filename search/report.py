@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import gzip
 import html
 import json
 from collections.abc import Sequence
@@ -9,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import plotly.io
+import plotly.graph_objects as go
+import plotly.offline
 
 from evaluators.store import write_whole
 from search.confirm import HEADINGS, cells, confirmed_points, promised
 from search.front import Point, baseline_front, judged, not_told_apart, pareto_front, warnings_for
+from search.other_links import rate_table
 from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
 from search.points import STOPPED, baseline_points, environment, finished_trials, hypervolumes, trial_points
 from search.spec import StudySpec
@@ -34,6 +39,31 @@ th { font-weight: 600; color: #4b5563; } th:nth-child(2), td:nth-child(2) { text
 tr.knee td { font-weight: 600; background: #fef2f2; } tr.baseline td { color: #047857; }
 pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: 1rem; overflow-x: auto; font-size: .8rem; }
 details summary { cursor: pointer; color: #4b5563; } .note { color: #6b7280; font-size: .9rem; }
+.sliders { display: grid; grid-template-columns: max-content 1fr max-content; gap: .5rem 1rem; align-items: center; }
+.sliders input[type=number] { width: 6.5rem; font: inherit; text-align: right; } .sliders button { font: inherit; }
+.sliders input[type=range] { min-width: 0; }
+@media (max-width: 640px) { .sliders { grid-template-columns: 1fr max-content; } }
+@media (max-width: 640px) { .sliders label { grid-column: 1 / -1; } }
+#winner { min-height: 8.5rem; } #winner p { margin: .3rem 0; } #spans td { text-align: left; }
+#spans tr.now td { font-weight: 600; background: #f3f6fd; }
+.bar { display: flex; height: 1.4rem; margin: .5rem 0; } .bar span { min-width: 1px; }
+.part { margin-right: 1.2rem; white-space: nowrap; }
+.dot { display: inline-block; width: .7rem; height: .7rem; margin-right: .35rem; }
+"""
+_SCRIPT = Path(__file__).with_suffix(".js")
+# Filled in by report.js.
+_SLIDERS = """
+<div class='sliders'>
+<label for='rate'>link rate</label><input type='range' id='rate' step='any'>
+<span><input type='number' id='rate-number' min='0' step='any' aria-label='link rate in MB/s'> MB/s</span>
+<label for='drop'>accuracy given up</label><input type='range' id='drop' min='0' max='10' step='0.1'>
+<output id='drop-words' for='drop'></output>
+</div>
+<p class='note'>At most so many percentage points below the most accurate that keeps the study's limits. {link};
+the round trip stays, whatever the rate. <button id='reset' type='button'>as in the study</button></p>
+<div id='winner' class='verdict' aria-live='polite'></div>
+<div id='rates'></div>
+<details open><summary>which wins at which rate</summary><table id='spans'></table></details>
 """
 
 
@@ -59,22 +89,27 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     seen = f", accuracy on {images['search-validation']:,} search-validation images" if images else ""
     knee = data.knee.trial if data.knee else None
     coded = circumstances.get("coded_before", "")
+    rates = rate_table(trials, baselines, spec.constraints, circumstances["link"])
     sections = [
         f"<h1>{html.escape(spec.name)}</h1>",
         f"<p class='lead'>{html.escape(spec.model.name)} on {html.escape(spec.data.name)}: {counts}{seen}.<br>"
         f"{html.escape(hardware_line(circumstances))}</p>",
         f"<div class='verdict'>{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts(trials, baselines))}</div>",
+        "<h2>What wins on another link, or for more accuracy</h2>",
+        _SLIDERS.format(link=html.escape(f"The study's link: {rates['link']}")),
+        _data("rate-table", rates),
         "<h2>Accuracy against latency</h2>",
-        _figure(pareto_figure(data), "pareto", True),
-        "<p class='note'>Hover over a point for its whole configuration. Click a legend entry to hide its points. "
-        "The drop is paired: the same images as the uncut model. Test images were not used.</p>",
+        _figure(pareto_figure(data), "pareto"),
+        "<p class='note'>On the study's own link. Hover over a point for its whole configuration, drag to zoom, click "
+        "a legend entry to hide its points. The drop is paired: the same images as the "
+        "uncut model. Test images were not used.</p>",
         f"<p class='note'>The pictures were coded before: {html.escape(coded)}.</p>" if coded else "",
         "<h2>Where the time goes</h2>",
-        _figure(parts_figure(front, baselines), "parts", False),
+        _figure(parts_figure(front, baselines), "parts"),
         "<h2>How the front grew</h2>",
         "<p class='note'>Hypervolume: the area between the front and the lowest accuracy and highest latency worth "
         "having, as a share of what it came to. A search whose curve is still rising has more to find.</p>",
-        _figure(growth_figure(hypervolumes(study, spec.constraints)), "growth", False),
+        _figure(growth_figure(hypervolumes(study, spec.constraints)), "growth"),
         "<h2>Front and baselines</h2>",
         "<p class='note'>frames/s: when device, link and server work on consecutive images at the same time; the "
         "slowest of the three rules.</p>",
@@ -91,7 +126,8 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(spec.name)} - splitsearch</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
+        f"<body>\n{body}\n<script type='text/plain' id='plotly'>{_packed_plotly()}</script>\n"
+        f"<script>{_SCRIPT.read_text()}</script>\n</body></html>\n"
     )
 
 
@@ -114,9 +150,20 @@ def _confirmed(study: optuna.Study) -> list[str]:
     ]
 
 
-def _figure(figure: Any, name: str, first: bool) -> str:
-    config = {"displaylogo": False, "responsive": True}
-    return plotly.io.to_html(figure, include_plotlyjs=first, full_html=False, div_id=name, config=config)
+def _figure(figure: go.Figure, name: str) -> str:
+    return f"<div id='{name}'></div>{_data(f'{name}-figure', figure.to_plotly_json())}"
+
+
+def _data(name: str, value: Any) -> str:
+    """A value for report.js; no text in it can end the element."""
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return f"<script type='application/json' id='{name}'>{text}</script>"
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    """Plotly's library, which a page carries along: 4.8 MB, compressed 2.0. Its Python package has no smaller one."""
+    return base64.b64encode(gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _table(front: Sequence[Point], shown: Sequence[Point], baselines: Sequence[Point], knee: int | None) -> str:

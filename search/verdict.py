@@ -24,7 +24,12 @@ class Span:
 
 def latency_at(point: Point, rate_mb_per_s: float) -> float:
     """A point's latency on a link of another rate, in milliseconds; the round trip stays."""
-    return _fixed_ms(point) + point.evaluation.payload_bytes / (1000 * rate_mb_per_s)
+    return fixed_ms(point) + point.evaluation.payload_bytes / (1000 * rate_mb_per_s)
+
+
+def fixed_ms(point: Point) -> float:
+    """The part of a point's latency that the link's rate does not change, in milliseconds."""
+    return point.latency_ms - point.evaluation.link_busy_ms
 
 
 def fastest_by_rate(points: Sequence[Point]) -> list[Span]:
@@ -33,7 +38,7 @@ def fastest_by_rate(points: Sequence[Point]) -> list[Span]:
     Exact, as each latency is a straight line over the time that a byte takes. At least one point is needed.
     """
     # With an endless rate the payload is nothing; from there on to slower links, each next point sends less.
-    best = min(points, key=lambda point: (_fixed_ms(point), point.evaluation.payload_bytes, -point.accuracy))
+    best = min(points, key=lambda point: (fixed_ms(point), point.evaluation.payload_bytes, -point.accuracy))
     spans: list[Span] = []
     high = math.inf
     while True:
@@ -54,25 +59,21 @@ def _soonest(larger: Point, smaller: Point) -> tuple[float, float, float]:
 def _crossing(larger: Point, smaller: Point) -> float:
     """The rate in MB/s below which the point with the smaller payload is the faster one."""
     saved_bytes = larger.evaluation.payload_bytes - smaller.evaluation.payload_bytes
-    extra_ms = _fixed_ms(smaller) - _fixed_ms(larger)
+    extra_ms = fixed_ms(smaller) - fixed_ms(larger)
     return saved_bytes / (1000 * extra_ms) if extra_ms > 0 else math.inf
 
 
-def _fixed_ms(point: Point) -> float:
-    return point.latency_ms - point.evaluation.link_busy_ms
-
-
-def recommended(points: Sequence[Point]) -> Point:
-    """The fastest of those that give away no more than a percentage point of the highest accuracy.
+def recommended(points: Sequence[Point], given_away: float = MOST_GIVEN_AWAY) -> Point:
+    """The fastest of those that give away no more than so much of the highest accuracy.
 
     Raises ValueError when there is no point.
     """
-    return min(_as_good(points), key=lambda point: (point.latency_ms, -point.accuracy))
+    return min(_as_good(points, given_away), key=lambda point: (point.latency_ms, -point.accuracy))
 
 
-def _as_good(points: Sequence[Point]) -> list[Point]:
+def _as_good(points: Sequence[Point], given_away: float = MOST_GIVEN_AWAY) -> list[Point]:
     highest = max(point.accuracy for point in points)
-    return [point for point in points if point.accuracy >= highest - MOST_GIVEN_AWAY]
+    return [point for point in points if point.accuracy >= highest - given_away]
 
 
 def verdicts(trials: Sequence[Point], baselines: Sequence[Point]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from evaluator_contract import EvaluatorContract
+from triton_stand_in import Triton
 
 from evaluators import baselines
 from evaluators.edge import halves
@@ -20,6 +21,7 @@ from evaluators.latency.links import LinkProfile
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.split_evaluator import SplitEvaluator, SplitSettings
+from evaluators.triton.repository import write_repository
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, NotFinished, SpecError, SplitsearchError
@@ -249,6 +251,20 @@ def test_two_tensors_go_the_whole_way(tmp_path, monkeypatch, scope, stride, head
     again = SplitEvaluator(settings, tmp_path / "run")
     again.prepare(None, lambda text: pytest.fail(text))
     assert again.evaluate(config).accuracy == found.accuracy
+
+
+@pytest.mark.slow
+def test_a_real_server_half_answers_the_same_as_a_triton_repository(real, tmp_path, monkeypatch):
+    pytest.importorskip("tritonclient")
+    real.evaluate(CONFIG)
+    real.export(CONFIG, tmp_path)
+    write_repository(tmp_path / "server", tmp_path / "triton", "digits")
+    device, server = halves.DeviceHalf(tmp_path / "device"), halves.ServerHalf(tmp_path / "server")
+    triton = Triton(tmp_path / "triton", monkeypatch)
+    for pixels in real._feature_cache.images("validation").pixels[:20]:
+        payload = device.encode(pixels)
+        found = triton.infer("digits", payload=np.frombuffer(payload, np.uint8))["answer"]
+        np.testing.assert_allclose(found, server.decode(payload), rtol=1e-4, atol=1e-5)  # threads differ
 
 
 def test_weights_from_elsewhere_need_pictures_they_have_not_seen(tmp_path):

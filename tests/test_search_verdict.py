@@ -60,6 +60,7 @@ def test_recommended_is_the_fastest_within_a_point_of_the_best():
     points = [way(0, 0.5, 1, 10), way(1, 0.895, 5, 10), way(2, 0.889, 4, 10), way(3, 0.9, 9, 10)]
     assert recommended(points).trial == 1
     assert recommended([*points, way("raw", 0.9, 2, 10)]).name == "raw"
+    assert [recommended(points, given_away).trial for given_away in (0.0, 0.005, 0.02, 0.5)] == [3, 1, 2, 0]
     with pytest.raises(ValueError, match="empty"):
         recommended([])
 

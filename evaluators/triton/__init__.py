@@ -1,0 +1,1 @@
+"""A server half as a Triton model repository, for who outgrows one server."""

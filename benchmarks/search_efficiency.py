@@ -1,13 +1,15 @@
 """Seconds of training and scoring until a search has found the front, on tables where everything is known.
 
     python benchmarks/search_table.py quickstart
+    python benchmarks/search_table.py quickstart-once
     python benchmarks/search_efficiency.py quickstart   # 20 seeds of each search; minutes
 
 A search asks for configurations, the table answers, and the clock adds the seconds that the answer took when the table
 was made. What is shared by all configurations of a cut and head is added once. Searches of plain Optuna
 (plain_optuna.py) train every configuration in full, and a repeated one costs them nothing. The front and its
-hypervolume are those of the whole table, within the study's limits. Results go to
-benchmarks/results/search_efficiency.md.
+hypervolume are those of the whole table, within the study's limits. Where one training answers for a cut ("once per
+cut"), accuracies and seconds are of a table of their own, latencies those of the first, and the first's front is what
+is to be found. Results go to benchmarks/results/search_efficiency.md.
 """
 
 import argparse
@@ -57,21 +59,27 @@ class Table(FakeEvaluator):
     Args:
         path: of benchmarks/search_table.py's rows.
         spec: the study.
+        timed: where latencies come from, if not from the same rows.
     """
 
-    def __init__(self, path: Path, spec: StudySpec) -> None:
+    def __init__(self, path: Path, spec: StudySpec, timed: "Table | None" = None) -> None:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         self.described, self._spec = next(row for row in rows if "study" in row), spec
         self._rows = {(SplitConfig.from_dict(row["config"]), row["rung"]): row for row in rows if "config" in row}
-        self._shared: dict[tuple[str, str], float] = {}
+        self._timed = timed
+        self._shared: dict[tuple[object, ...], float] = {}
         for (config, _), row in self._rows.items():
-            place = (config.partition, config.head)  # what another process had shared already costs a part less
+            place = self._place(config)  # what another process had shared already costs a part less
             self._shared[place] = max(row.get("shared_s", 0.0), self._shared.get(place, 0.0))
         self.restart()
 
+    def _place(self, config: SplitConfig) -> tuple[object, ...]:
+        """What the configurations have in common that share something."""
+        return (config.partition, config.head, config.tcl if self._spec.finetune.shared else 0.0)
+
     def restart(self) -> None:
         """Set the clock to 0."""
-        self.seconds, self._paid, self._trained = 0.0, set[tuple[str, str]](), dict[str, str]()
+        self.seconds, self._paid, self._trained = 0.0, set[tuple[object, ...]](), dict[str, str]()
 
     @property
     def configs(self) -> list[SplitConfig]:
@@ -92,14 +100,15 @@ class Table(FakeEvaluator):
         row = self._rows[config, rung]
         if "infeasible" in row:
             raise InfeasibleSplit(row["infeasible"])
+        timed = row if self._timed is None else self._timed._rows[config, rung]
         return Evaluation(
             name=config.label,
             config=config,
             accuracy=row["accuracy"],
             payload_bytes=row["payload_bytes"],
-            latency=LatencyParts(**row["latency"]),
+            latency=LatencyParts(**timed["latency"]),
             sources=_MEASURED,
-            link_busy_ms=row["busy_ms"],
+            link_busy_ms=timed["busy_ms"],
             accuracy_drop_pp=row["accuracy_drop_pp"],
             details={"device_model_mb": row["device_model_mb"]},
         )
@@ -124,7 +133,7 @@ class Table(FakeEvaluator):
         self, config: SplitConfig, *, budget: Budget | None = None, seed: int | None = None, split: Any = "validation"
     ) -> Evaluation:
         rung = "full" if budget is None else budget.until
-        place = (config.partition, config.head)
+        place = self._place(config)
         if place not in self._paid:
             self._paid.add(place)
             self.seconds += self._shared[place]
@@ -142,7 +151,7 @@ class Table(FakeEvaluator):
         if done == rung:
             return coding or scoring
         if rung == "full" and done != "reconstruction":
-            return taken["reconstruction"] + taken["full"] - scoring + coding
+            return taken.get("reconstruction", scoring) + taken["full"] - scoring + coding
         return taken[rung] + coding
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
@@ -230,8 +239,10 @@ SAMPLERS: dict[str, Callable[[int], Any]] = {
     "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
+ONCE = "front, once per cut"
 OURS: dict[str, dict[str, Any]] = {
     "front (the default)": {"sampler": "front", "pruning": "none"},
+    ONCE: {"sampler": "front", "pruning": "none"},
     "front, rungs": {"sampler": "front", "pruning": "rungs"},
     "TPE": {"sampler": "tpe", "pruning": "none"},
 }
@@ -264,6 +275,7 @@ def main() -> None:
     for name in options.name:
         spec = study_of(name)
         table = Table(RESULTS / f"search_table_{name}.jsonl", spec)
+        once = Table(RESULTS / f"search_table_{name}-once.jsonl", study_of(f"{name}-once"), table)
         partitions = list(dict.fromkeys(config.partition for config in table.configs))
         space = SearchSpace.from_dict(spec.raw["space"], partitions)
         assert space.size == len(table.configs), (space.size, len(table.configs))
@@ -284,10 +296,11 @@ def main() -> None:
             if options.only and options.only not in title:
                 continue
             runs, start = [], time.perf_counter()
+            asked, study = (once, study_of(f"{name}-once")) if title.endswith(ONCE) else (table, spec)
             for seed in range(options.seeds):
-                table.restart()
-                watch = Watch(table, corner, whole)
-                search(table, spec, space, watch, seed)
+                asked.restart()
+                watch = Watch(asked, corner, whole)
+                search(asked, study, space, watch, seed)
                 runs.append(watch.run)
             found["rows"][title] = row_of(title, runs, exhaustive, time.perf_counter() - start)
             print(found["rows"][title], flush=True)

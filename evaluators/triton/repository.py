@@ -45,8 +45,8 @@ The model is called `{name}`. Its input `payload` is one UINT8 tensor of any len
 Tried by splitsearch's own tests: every `config.pbtxt` against Triton's schema and the ONNX files, and the server half's
 answers from `model.py` and the ONNX files. Tried once with a real Triton (2.51.0, CPU, `benchmarks/triton_check.py` in
 splitsearch's repository): a repository like this one loads and answers as the server half does, with requests put
-together. That Triton had no ONNX backend, so the ONNX steps ran in its Python backend; it wants numpy 1: with 2 it
-reads tensors wrongly. Not tried: Triton's own ONNX backend, GPUs, throughput.
+together. That Triton had no ONNX backend, so the ONNX steps ran in its Python backend; with numpy 2 in that
+Python requests failed, with numpy 1 they did not. Not tried: Triton's own ONNX backend, GPUs, throughput.
 """
 
 

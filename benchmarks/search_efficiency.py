@@ -24,8 +24,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import plain_optuna
+from scipy.stats import spearmanr
 from search_table import RESULTS, study_of
 
 from evaluators.base import Progress
@@ -290,7 +292,7 @@ def main() -> None:
         found["about"] = (
             f"{len(table.configs)} configurations, {len(feasible)} within the study's limits, a front of hypervolume "
             f"{whole:.3g}; training and scoring all of them in full took {exhaustive:,.0f} s. Medians over seeds; rows "
-            f"of {table.described['date']}, torch {table.described['versions']['torch']}."
+            f"of {table.described['date']}, torch {table.described['versions']['torch']}.\n\n{agreement(table, once)}"
         )
         for title, search in searches.items():
             if options.only and options.only not in title:
@@ -307,6 +309,31 @@ def main() -> None:
             KEPT.write_text(json.dumps(kept, indent=1) + "\n")
         found["rows"] = {title: found["rows"][title] for title in searches if title in found["rows"]}
     write_page(kept)
+
+
+def agreement(alone: Table, once: Table) -> str:
+    """How accuracies out of one training for a cut compare with those of trainings of their own."""
+    pairs = []
+    for config in alone.configs:
+        with contextlib.suppress(InfeasibleSplit, KeyError):
+            if config.lossless == "packed":
+                pairs.append((config, once.look(config).accuracy, alone.look(config).accuracy))
+    ours, theirs = (np.array([pair[number] for pair in pairs]) for number in (1, 2))
+    cuts: dict[object, list[int]] = {}
+    for number, (config, *_) in enumerate(pairs):
+        cuts.setdefault((config.partition, config.head, config.tcl), []).append(number)
+    within = [float(spearmanr(ours[of], theirs[of]).statistic) for of in cuts.values() if len(set(theirs[of])) > 1]
+    kinds = [f"TCL {tcl:g}: " + _difference([p for p in pairs if p[0].tcl == tcl]) for tcl in (0.0, 30.0)]
+    return (
+        f"One training for each cut, head and strength ({once.exhaustive_seconds:,.0f} s for all) against one for each "
+        f"configuration: rank correlation (Spearman) {spearmanr(ours, theirs).statistic:.2f} over all {len(pairs)} "
+        f"trainings, {statistics.median(within):.2f} within a cut (median of {len(within)}). {'; '.join(kinds)}."
+    )
+
+
+def _difference(pairs: Sequence[tuple[SplitConfig, float, float]]) -> str:
+    by = 100 * statistics.fmean(once - alone for _, once, alone in pairs)
+    return f"{abs(by):.2f} pp {'more' if by >= 0 else 'less'} accurate in the mean"
 
 
 def write_page(kept: dict[str, Any]) -> None:

@@ -1,0 +1,112 @@
+"""Decoder and tail on several pictures at once, where that was measured to pay."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Callable, Optional
+
+import numpy as np
+
+from ..halves import ServerHalf
+from ..staged import Laps
+
+SIZES = (2, 4, 8)
+LEAST_GAIN = 1.3  # in throughput
+MOST_WAIT = 1.1  # of the median picture when a whole batch arrives at once, against one after the other
+_SECONDS = 0.4  # of measuring, for each size
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How many pictures go through the tail together at most, and why.
+
+    ``gains`` and ``waits`` are what was measured for each size: throughput against that of one at a time, and how long
+    the median picture takes when so many arrive at once, against one after the other.
+    """
+
+    size: int
+    why: str
+    gains: dict[int, float] = field(default_factory=dict)
+    waits: dict[int, float] = field(default_factory=dict)
+
+
+def decide(
+    half: ServerHalf, sizes: tuple[int, ...] = SIZES, clock: Callable[[], float] = time.perf_counter
+) -> Decision:
+    """Time the tail with one picture and with several, and take the size that gains most within the limits."""
+    assert half.wire is not None
+    one = [np.zeros((1, *levels.shape), np.float32) for levels in half.wire.tensors]
+    single_s = _seconds(half, one, clock)
+    gains: dict[int, float] = {}
+    waits: dict[int, float] = {}
+    for size in sizes:
+        try:
+            batch_s = _seconds(half, [np.repeat(tensor, size, axis=0) for tensor in one], clock)
+        except Exception as error:  # what onnxruntime raises for a shape has no common name
+            return Decision(1, f"the network takes one picture at a time ({type(error).__name__})", gains, waits)
+        gains[size] = round(size * single_s / batch_s, 2)
+        waits[size] = round(batch_s / ((size + 1) / 2 * single_s), 2)
+    good = [size for size in sizes if gains[size] >= LEAST_GAIN and waits[size] <= MOST_WAIT]
+    if not good:
+        return Decision(1, f"no size gains {LEAST_GAIN} in throughput for a wait of at most {MOST_WAIT}", gains, waits)
+    best = max(good, key=lambda size: gains[size])
+    return Decision(best, f"{gains[best]} times the throughput, the median wait times {waits[best]}", gains, waits)
+
+
+def _seconds(half: ServerHalf, tensors: list[np.ndarray], clock: Callable[[], float]) -> float:
+    """Median seconds of decoder and tail."""
+    times: list[float] = []
+    half.run("tail", half.run("decoder", tensors))
+    end = clock() + _SECONDS
+    while len(times) < 5 or (clock() < end and len(times) < 200):
+        start = clock()
+        half.run("tail", half.run("decoder", tensors))
+        times.append(clock() - start)
+    return float(np.median(times))
+
+
+class Batcher:
+    """Runs decoder and tail for whatever waits, up to ``size`` pictures at once; nobody waits for a batch to fill.
+
+    Called by many threads. ``lanes`` of them run the network at the same time; each takes what has come meanwhile.
+    """
+
+    def __init__(self, half: ServerHalf, size: int, lanes: int, told: Optional[Callable[[int], None]] = None) -> None:
+        self._half, self._size, self._told = half, size, told
+        self._lanes, self._lock = threading.Semaphore(lanes), threading.Lock()
+        self._waiting: list[tuple[list[np.ndarray], Future]] = []
+
+    def __call__(self, activations: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
+        """One picture's answer, and the milliseconds of the stages; those of a batch are everyone's in it."""
+        mine: Future = Future()
+        with self._lock:
+            self._waiting.append((activations, mine))
+        while not mine.done():
+            with self._lanes:
+                with self._lock:
+                    taken, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                if taken:
+                    self._run(taken)
+                elif not mine.done():
+                    break  # another lane has it
+        return mine.result()
+
+    def _run(self, taken: list[tuple[list[np.ndarray], Future]]) -> None:
+        laps = Laps()
+        try:
+            stacked = [np.stack(tensors) for tensors in zip(*(activations for activations, _ in taken))]
+            features = self._half.run("decoder", stacked)
+            laps.end("decode")
+            answers = self._half.run("tail", features)[0]
+            laps.end("tail")
+        except Exception as error:
+            for _, future in taken:
+                future.set_exception(error)
+            return
+        if self._told:
+            self._told(len(taken))
+        for (_, future), answer in zip(taken, answers):
+            future.set_result((answer, dict(laps.ms)))

@@ -246,6 +246,9 @@ def export(
     pick: Annotated[str, typer.Option(help="knee, fastest or most-accurate.")] = "knee",
     max_drop_pp: Annotated[Optional[float], typer.Option(help="Highest accuracy drop in percentage points.")] = None,
     max_latency_ms: Annotated[Optional[float], typer.Option(help="Highest latency.")] = None,
+    with_whole: Annotated[
+        bool, typer.Option("--with-whole", help="Also the whole network, for a device that reaches no server.")
+    ] = False,
     form: Annotated[
         str, typer.Option("--as", help="bundle; or triton, which adds a model repository for Triton.")
     ] = "bundle",
@@ -293,7 +296,9 @@ def export(
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
     environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
-    bundle = exports.write_bundle(point, loaded, evaluator, environment, output, proof, form=form)
+    bundle = exports.write_bundle(
+        point, loaded, evaluator, environment, output, proof, form=form, with_whole=with_whole
+    )
     assert point.trial is not None
     dashboards.attach_bundle(opened, folder, point.trial, output)
     halves = bundle["evidence"]["halves"]
@@ -301,6 +306,85 @@ def export(
     _stdout().print(
         f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['images']} images"
     )
+
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that 'splitsearch export' wrote.")]
+ServerOption = Annotated[Optional[str], typer.Option("--server", help="http://HOST:PORT or https://HOST:PORT.")]
+TokenOption = Annotated[
+    Optional[Path], typer.Option("--token-file", help="Holds the bearer token; else SPLITSEARCH_TOKEN.")
+]
+AuthorityOption = Annotated[Optional[Path], typer.Option("--ca", help="PEM of whom to trust; else the system's.")]
+
+
+@app.command()
+def serve(
+    bundle: BundleArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8500,
+    token_file: TokenOption = None,
+    cert: Annotated[Optional[Path], typer.Option(help="PEM certificate for TLS.")] = None,
+    key: Annotated[Optional[Path], typer.Option(help="Its key.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Beyond loopback even without token or TLS.")] = False,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to arrive, and to answer.")] = 10.0,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Pictures at once; measured unless given.")] = None,
+) -> None:
+    """Answer payloads over HTTP, by the Open Inference Protocol."""
+    from search import deploy
+
+    deploy.serve(
+        bundle,
+        host=host,
+        port=port,
+        token_file=token_file,
+        certificate=cert,
+        key=key,
+        insecure=insecure,
+        deadline_s=deadline,
+        batch=batch,
+    )
+
+
+@app.command()
+def infer(
+    bundle: BundleArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, and folders of pictures.")],
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+    draw: Annotated[Optional[Path], typer.Option(help="For detectors: folder for pictures with boxes.")] = None,
+    least_score: Annotated[float, typer.Option(help="For detectors: of a box.")] = 0.25,
+    token_file: TokenOption = None,
+    ca: AuthorityOption = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the server.")] = 10.0,
+    retries: Annotated[int, typer.Option(min=0, help="Further tries where it is away.")] = 4,
+) -> None:
+    """Answer pictures: the device half here, the server half at a URL."""
+    from search import deploy
+
+    access = deploy.access(server, token_file, ca, timeout, retries)
+    raise typer.Exit(deploy.infer(bundle, images, access, as_json=as_json, draw=draw, least_score=least_score))
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+    measured_link: Annotated[
+        bool, typer.Option("--measured-link", help="Predict with the link as it is now; always so without --server.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Pictures that count.")] = 50,
+    token_file: TokenOption = None,
+    ca: AuthorityOption = None,
+) -> None:
+    """Compare predicted and measured latency part by part; exit code 1 where the whole is off by more than 10 %."""
+    from search import deploy
+
+    found = deploy.verify(bundle, deploy.access(server, token_file, ca), measured_link, repeats)
+    if as_json:
+        _print_json(found)
+    else:
+        sys.stdout.write(deploy.table(found) + "\n")
+    raise typer.Exit(0 if found["within"] else 1)
 
 
 @app.command()

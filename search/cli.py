@@ -249,6 +249,7 @@ def export(
     with_whole: Annotated[
         bool, typer.Option("--with-whole", help="Also the whole network, for a device that reaches no server.")
     ] = False,
+    points: Annotated[int, typer.Option(min=1, help="So many in one bundle, for links of other rates.")] = 1,
     form: Annotated[
         str, typer.Option("--as", help="bundle; or triton, which adds a model repository for Triton.")
     ] = "bundle",
@@ -268,11 +269,11 @@ def export(
     if form not in exports.FORMS:
         raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
-    points = all_points.trial_points(opened)
+    searched = all_points.trial_points(opened)
     confirmed = {each.trial: each for each in confirms.confirmed_points(opened) if each.validation}
-    known = fronts.judged(confirms.as_searched(list(confirmed.values()), points), loaded.constraints)
+    known = fronts.judged(confirms.as_searched(list(confirmed.values()), searched), loaded.constraints)
     if trial is None:
-        front = fronts.pareto_front(known or points)
+        front = fronts.pareto_front(known or searched)
         if known and not front:
             raise SplitsearchError(
                 f"none of the {len(known)} confirmed points keeps the study's limits; take one even so with --trial, "
@@ -280,7 +281,7 @@ def export(
             )
         point = fronts.pick_point(front, pick, max_drop_pp, max_latency_ms)
     else:
-        point = fronts.find_trial(points if trial not in confirmed else known, trial)
+        point = fronts.find_trial(searched if trial not in confirmed else known, trial)
     if point.trial not in confirmed:
         _talk.print(
             f"trial {point.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
@@ -290,6 +291,9 @@ def export(
         )
     for line in fronts.warnings_for(point, fronts.judged(all_points.baseline_points(opened), loaded.constraints)):
         _talk.print(line, highlight=False, soft_wrap=True)
+    others = exports.further_points(point, known or searched, points - 1, max_drop_pp)
+    if len(others) < points - 1:
+        _talk.print(f"only {1 + len(others)} points: no other is the fastest at any rate", highlight=False)
     exports.check_target(output)
     folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
@@ -297,7 +301,16 @@ def export(
     evaluator.prepare(None, _talk.print)
     environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
     bundle = exports.write_bundle(
-        point, loaded, evaluator, environment, output, proof, form=form, with_whole=with_whole
+        point,
+        loaded,
+        evaluator,
+        environment,
+        output,
+        proof,
+        form=form,
+        with_whole=with_whole,
+        others=[(each, confirmed.get(each.trial)) for each in others if each.trial is not None],
+        max_drop_pp=max_drop_pp,
     )
     assert point.trial is not None
     dashboards.attach_bundle(opened, folder, point.trial, output)
@@ -352,6 +365,9 @@ def infer(
     as_json: JsonOption = False,
     draw: Annotated[Optional[Path], typer.Option(help="For detectors: folder for pictures with boxes.")] = None,
     least_score: Annotated[float, typer.Option(help="For detectors: of a box.")] = 0.25,
+    max_drop_pp: Annotated[
+        Optional[float], typer.Option(help="Of the points to choose from, where the bundle has several.")
+    ] = None,
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the server.")] = 10.0,
@@ -361,7 +377,8 @@ def infer(
     from search import deploy
 
     access = deploy.access(server, token_file, ca, timeout, retries)
-    raise typer.Exit(deploy.infer(bundle, images, access, as_json=as_json, draw=draw, least_score=least_score))
+    wishes = {"as_json": as_json, "draw": draw, "least_score": least_score, "max_drop_pp": max_drop_pp}
+    raise typer.Exit(deploy.infer(bundle, images, access, **wishes))
 
 
 @app.command()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import shutil
 import statistics
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator
-from evaluators.edge import seal
+from evaluators.edge import points, seal
 from evaluators.edge.coders import CODERS
 from evaluators.edge.verify import write_prediction
 from evaluators.store import file_digest, whole_folder
@@ -72,12 +75,15 @@ def write_bundle(
     *,
     form: str = "bundle",
     with_whole: bool = False,
+    others: Sequence[tuple[Point, Confirmed | None]] = (),
+    max_drop_pp: float | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a trial; it appears at ``target`` whole or not at all.
 
     A confirmed one is exported as it was trained then, with the first of its seeds. The form ``triton`` has the server
     half as a Triton model repository too. ``with_whole`` puts the uncut network beside the device half, for when no
-    server can be reached.
+    server can be reached. ``others`` are further points in the same bundle, among which ``infer`` chooses by the link
+    as it is, down to an accuracy drop of ``max_drop_pp``.
 
     Returns:
         What ``bundle.json`` says.
@@ -97,6 +103,7 @@ def write_bundle(
         found, metric = point.evaluation, environment.get("metric", "top-1")
         parts, sources = found.latency.to_dict(), found.sources.to_dict()
         write_prediction(folder / "device", parts, sources, found.payload_bytes, environment.get("link", {}))
+        table = _write_others(folder, point, others, evaluator, environment, max_drop_pp)
         fingerprint = seal.write(folder, spec.name)
         readme = _readme(point, spec, evidence, metric, confirmed, whole)
         if form == "triton":
@@ -115,6 +122,7 @@ def write_bundle(
             "model": spec.raw["model"],
             "data": spec.raw["data"],
             "evidence": {**found.to_dict(), "halves": evidence, "whole": whole},
+            **table,
             "confirmed": confirmed.to_dict() if confirmed else None,
             "environment": environment,
             "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -128,6 +136,86 @@ def write_bundle(
         if target.exists():
             target.rmdir()  # empty, as checked above
     return bundle
+
+
+def _write_others(
+    folder: Path,
+    first: Point,
+    others: Sequence[tuple[Point, Confirmed | None]],
+    evaluator: Evaluator,
+    environment: dict[str, Any],
+    max_drop_pp: float | None,
+) -> dict[str, Any]:
+    """Put further points into both halves, heads of one cut only once; what ``bundle.json`` says of all points."""
+    if not others:
+        return {}
+    listed, heads = [_in_bundle(first, "1")], _heads(folder / "device", {})
+    for version, (point, confirmed) in enumerate(others, 2):
+        config = point.evaluation.config
+        assert config is not None
+        budget, seed = (confirmed.budget, confirmed.seeds[0]) if confirmed else (None, None)
+        making = folder / "making"
+        making.mkdir()
+        evaluator.export(config, making, budget=budget, seed=seed)
+        for side in seal.SIDES:
+            shutil.rmtree(making / side / "edge", ignore_errors=True)
+            (making / side / "__main__.py").unlink(missing_ok=True)
+            (folder / side / "points").mkdir(exist_ok=True)
+            (making / side).rename(folder / side / "points" / str(version))
+        making.rmdir()
+        place, found = folder / "device" / "points" / str(version), point.evaluation
+        parts, sources = found.latency.to_dict(), found.sources.to_dict()
+        write_prediction(place, parts, sources, found.payload_bytes, environment.get("link", {}))
+        heads = _heads(place, heads)
+        listed.append(_in_bundle(point, str(version)))
+    points.write(folder / "device", listed, max_drop_pp)
+    return {"points": [asdict(each) for each in listed], "fastest_by_rate": points.by_rate(listed)}
+
+
+def _heads(place: Path, known: dict[str, Path]) -> dict[str, Path]:
+    """Leave out a point's head where another has the same; the heads known with it, by their digests."""
+    head, manifest = place / "head.onnx", place / "device.json"
+    if not head.exists():
+        return known
+    digest = file_digest(head)
+    if digest in known:
+        shared = os.path.relpath(known[digest], place)
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"models": {"head": shared}}) + "\n")
+        head.unlink()
+    return {digest: head, **known}
+
+
+def _in_bundle(point: Point, version: str) -> points.PointInBundle:
+    found = point.evaluation
+    assert point.trial is not None
+    return points.PointInBundle(
+        version=version,
+        trial=point.trial,
+        name=point.name,
+        drop_pp=found.accuracy_drop_pp,
+        payload_bytes=found.payload_bytes,
+        fixed_ms=found.latency_ms - found.latency.link_ms,
+    )
+
+
+def further_points(first: Point, known: Sequence[Point], count: int, max_drop_pp: float | None) -> list[Point]:
+    """The points that are fastest at some link rate, besides the first; those for slow links first.
+
+    Args:
+        first: already in the bundle.
+        known: to choose from.
+        count: how many at most.
+        max_drop_pp: highest accuracy drop in percentage points.
+    """
+    kept = [
+        point
+        for point in known
+        if point.feasible and (max_drop_pp is None or point.evaluation.accuracy_drop_pp <= max_drop_pp)
+    ]
+    rows = points.by_rate([_in_bundle(point, str(number)) for number, point in enumerate(kept)]) if kept else []
+    winners = [kept[int(row["version"])] for row in rows]
+    others = {point.trial: point for point in winners if point.trial != first.trial}
+    return list(others.values())[:count]
 
 
 def check_target(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from evaluators import folders
-from evaluators.edge import halves, seal, verify, wire
+from evaluators.edge import halves, points, seal, verify, wire
 
 SIZE, CLASSES = 8, ["ant", "bee", "cat", "dog", "elk"]
 DEVICE = {"head_ms": 2.0, "encode_ms": 1.0, "pack_ms": 0.5}
@@ -49,6 +50,26 @@ def write(folder, name="tiny", seed=0, detector=False, whole=False, coder="packe
     verify.write_prediction(device, parts, sources, len(payload), {"rate_mb_per_s": 1.0, "rtt_ms": 2.0})
     fingerprint = seal.write(folder, name)
     (folder / "bundle.json").write_text(json.dumps({"format": 1, "fingerprint": fingerprint}))
+    return folder
+
+
+def write_points(folder, drops=(0.0, 1.0), **more):
+    """A bundle of two points: the second is of other weights, sends half the bytes and computes longer."""
+    write(folder, seed=0, **more)
+    second = write(folder / "making", seed=1, coder="lzma")
+    for side in seal.SIDES:
+        shutil.rmtree(second / side / "edge")
+        for name in ("__main__.py", "files.json"):
+            (second / side / name).unlink()
+        (folder / side / "points").mkdir()
+        (second / side).rename(folder / side / "points" / "2")
+    shutil.rmtree(second)
+    first, other = (
+        points.PointInBundle("1", 7, "a", drops[0], 4000, 10.0),
+        points.PointInBundle("2", 9, "b", drops[1], 2000, 12.0),
+    )
+    points.write(folder / "device", [first, other], max(drops))
+    seal.write(folder, "tiny")
     return folder
 
 

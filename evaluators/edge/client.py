@@ -24,7 +24,8 @@ _LATER = {408, 429, 500, 502, 503, 504}  # what may be better another time
 _MOST_ANSWER_BYTES = 64_000_000
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 5.0
 _PINGS, _WARMUP_PINGS, _TRANSFERS = 15, 3, 5
-_TRANSFER_BYTES = 60_000  # what every server of ours takes
+_TRANSFER_BYTES = (1_000, 4_000, 16_000, 60_000)  # every server of ours takes the last
+_LONG_ENOUGH_MS = 50.0  # beyond the round trip, to tell the rate by
 
 
 class ServerError(OSError):
@@ -98,8 +99,8 @@ class ServerClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def infer(self, model: str, payload: bytes) -> Reply:
-        """The server's answer to one payload.
+    def infer(self, model: str, payload: bytes, version: str = "") -> Reply:
+        """The server's answer to one payload, by a version of the model where one is named.
 
         Asking again is safe, as an answer depends on the payload alone: however often the server worked, one answer
         is returned, or none and an error.
@@ -111,7 +112,8 @@ class ServerClient:
         said = {"fingerprint": self._fingerprint} if self._fingerprint else {}
         body, json_length = protocol.write_request(payload, said, OUTPUT)
         headers = {protocol.LENGTH_HEADER: str(json_length), "Content-Type": "application/octet-stream"}
-        path = f"/v2/models/{urllib.parse.quote(model, safe='')}/infer"
+        named = f"/v2/models/{urllib.parse.quote(model, safe='')}"
+        path = f"{named}/versions/{urllib.parse.quote(version, safe='')}/infer" if version else f"{named}/infer"
         data, answered, tries = self._ask("POST", path, body, headers)
         try:
             parameters, tensors = protocol.read_response(data, answered)
@@ -130,9 +132,12 @@ class ServerClient:
     def measure_link(self) -> LinkNumbers:
         """Time short and longer requests that a server of ours takes and throws away. Raises as :meth:`infer` does."""
         short = [self._transfer_ms(1) for _ in range(_WARMUP_PINGS + _PINGS)][_WARMUP_PINGS:]
-        long = [self._transfer_ms(_TRANSFER_BYTES) for _ in range(_TRANSFERS)]
-        rtt_ms = statistics.median(short)
-        return LinkNumbers(_TRANSFER_BYTES / max(statistics.median(long) - rtt_ms, 0.01) / 1000, rtt_ms)
+        rtt_ms, size = statistics.median(short), 0
+        for size in _TRANSFER_BYTES:  # what takes a slow link long enough takes it long
+            if self._transfer_ms(size) > rtt_ms + _LONG_ENOUGH_MS:
+                break
+        long = [self._transfer_ms(size) for _ in range(_TRANSFERS)]
+        return LinkNumbers(size / max(statistics.median(long) - rtt_ms, 0.01) / 1000, rtt_ms)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

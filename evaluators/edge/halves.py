@@ -86,13 +86,17 @@ class Half:
 
     def has(self, model: str) -> bool:
         """Whether the folder holds this model."""
-        return (self.folder / f"{model}.onnx").exists()
+        return self._path(model).exists()
+
+    def _path(self, model: str) -> Path:
+        """Where a model's file lies; points of one cut share the first one's head."""
+        return self.folder / self.manifest.get("models", {}).get(model, f"{model}.onnx")
 
     def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
         """Run one of the folder's models on tensors with a batch dimension of 1."""
         if model not in self._sessions:
             threads, provider = self.manifest["threads"], self.manifest.get("provider", "cpu")
-            self._sessions[model] = _session(self.folder / f"{model}.onnx", threads, provider)
+            self._sessions[model] = _session(self._path(model), threads, provider)
         return _run(self._sessions[model], tensors)
 
 

@@ -20,6 +20,8 @@ from .client import Access, RefusedError, ServerClient, ServerError
 from .errors import PayloadError
 from .halves import DeviceHalf
 from .letterbox import Letterbox
+from .points import FIRST, Chooser
+from .points import read as read_points
 
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ALONE_S = 10.0  # after a server was away, how long the device answers alone before it asks again
@@ -33,11 +35,13 @@ class Wishes:
         as_json: print one JSON list instead of lines.
         draw: folder for the pictures with a detector's boxes; made if absent.
         least_score: of a detector's boxes.
+        max_drop_pp: of the points to choose from, where a bundle has several; None is what was asked for at export.
     """
 
     as_json: bool = False
     draw: Optional[Path] = None
     least_score: float = boxes.LEAST_SCORE
+    max_drop_pp: Optional[float] = None
 
 
 @dataclass
@@ -47,13 +51,15 @@ class Answerer:
     Attributes:
         half: of a sealed bundle.
         client: None answers on the device alone.
-        say: told when the server is away, and when it is back.
+        say: told when the server is away.
+        chooser: of the point, where the bundle has several.
     """
 
     half: DeviceHalf
     client: Optional[ServerClient]
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
+    chooser: Optional[Chooser] = None
     _alone_until: float = field(default=0.0, init=False)
 
     def answer(self, pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, dict]:
@@ -72,9 +78,10 @@ class Answerer:
     def _from_server(self, pixels: np.ndarray, size: tuple[int, int]) -> tuple[Optional[np.ndarray], dict]:
         if self.client is None or self.clock() < self._alone_until:
             return None, {}
-        payload = self.half.encode(pixels, size)
         try:
-            reply = self.client.infer(self.half.sealed.name, payload)
+            half, version = self.chooser.choose() if self.chooser else (self.half, FIRST)
+            payload = half.encode(pixels, size)
+            reply = self.client.infer(self.half.sealed.name, payload, version if self.chooser else "")
         except RefusedError:
             raise
         except ServerError as error:
@@ -83,7 +90,8 @@ class Answerer:
             self._alone_until = self.clock() + _ALONE_S
             self.say(f"{error}; answering on the device alone, with the whole network, for {_ALONE_S:g} s")
             return None, {}
-        return reply.answer, {"by": "server", "tries": reply.tries, "payload_bytes": len(payload)}
+        about = {"by": "server", "tries": reply.tries, "payload_bytes": len(payload)}
+        return reply.answer, {**about, "point": version} if self.chooser else about
 
 
 def infer(folder: Path, sources: Sequence[Path], access: Optional[Access], wishes: Wishes) -> int:
@@ -107,7 +115,9 @@ def infer(folder: Path, sources: Sequence[Path], access: Optional[Access], wishe
     targets = _drawings(half, paths, wishes)
     progress, rows = _Progress(len(paths), sys.stderr), []
     with ServerClient(access, half.sealed.fingerprint) if access else nullcontext() as client:
-        for row in _rows(Answerer(half, client, progress.say), paths, targets, wishes):
+        points = read_points(folder, wishes.max_drop_pp) if client else []
+        chooser = Chooser(half, client, points, progress.say) if client and points else None
+        for row in _rows(Answerer(half, client, progress.say, chooser=chooser), paths, targets, wishes):
             rows.append(row)
             if not wishes.as_json:
                 progress.clear()

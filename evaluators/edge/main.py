@@ -71,6 +71,7 @@ def _add_infer(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", action="store_true", help="everything, one JSON list")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="for detectors: draw the boxes; DIR is made if absent")
     parser.add_argument("--least-score", type=float, default=boxes.LEAST_SCORE, help="default: %(default)s")
+    parser.add_argument("--max-drop-pp", type=float, help="of the points to choose from, where there are several")
     _add_access(parser)
 
 
@@ -103,7 +104,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
 
 
 def _infer(folder: Path, options: argparse.Namespace) -> int:
-    wishes = infer.Wishes(options.json, options.draw, options.least_score)
+    wishes = infer.Wishes(options.json, options.draw, options.least_score, options.max_drop_pp)
     return infer.infer(folder, options.images, _access(options) if options.server else None, wishes)
 
 

@@ -22,10 +22,10 @@ from .. import wire as wires
 from ..errors import PayloadError
 from ..halves import ServerHalf
 from ..letterbox import Letterbox
+from ..points import FIRST
 from .batching import Batcher, Decision
 from .metrics import Metrics
 
-VERSION = "1"
 _GONE = 499  # a client that did not wait; only logs and metrics ever see it
 _OPEN = ("/v2/health/live", "/v2/health/ready")  # what needs no token: orchestrators ask it
 Log = Callable[..., None]
@@ -61,24 +61,35 @@ class Refusal(Exception):
 
 
 class Service:
-    """One server half behind the protocol's routes.
+    """A bundle's server half behind the protocol's routes; its points are versions of one model.
 
     Args:
-        half: of a sealed bundle.
+        halves: by version; ``1`` is of a sealed bundle.
         limits: what it bears.
-        batching: how many pictures go through the tail at once.
+        batching: of each version, how many pictures go through the tail at once.
         token: what clients must show; None asks for nothing.
         log: told of every request.
     """
 
-    def __init__(self, half: ServerHalf, limits: Limits, batching: Decision, token: Optional[str], log: Log) -> None:
-        self._half, self.limits, self._token, self._log = half, limits, token, log
-        self._seal = half.sealed
+    def __init__(
+        self,
+        halves: dict[str, ServerHalf],
+        limits: Limits,
+        batching: dict[str, Decision],
+        token: Optional[str],
+        log: Log,
+    ) -> None:
+        self._halves, self.limits, self._token, self._log = halves, limits, token, log
+        self._half = halves[FIRST]  # whose classes and outputs are all the others' too
+        self._seal = self._half.sealed
         self._metrics, self._in_work = Metrics(), 0
-        self._batcher = Batcher(half, batching.size, limits.lanes, self._count_batch)
+        self._batchers = {
+            version: Batcher(half, batching[version].size, limits.lanes, self._count_batch)
+            for version, half in halves.items()
+        }
         self._threads = ThreadPoolExecutor(limits.workers, thread_name_prefix="half")
         self._metrics.gauge("requests_in_work", lambda: self._in_work)
-        self._metrics.gauge("batch_size_limit", lambda: batching.size)
+        self._metrics.gauge("batch_size_limit", lambda: batching[FIRST].size)
 
     def app(self) -> ASGIApp:
         """What uvicorn runs."""
@@ -105,7 +116,7 @@ class Service:
         return JSONResponse({})
 
     async def _about_server(self, request: Request) -> Response:
-        return JSONResponse({"name": "splitsearch", "version": VERSION, "extensions": ["binary_tensor_data"]})
+        return JSONResponse({"name": "splitsearch", "version": "1", "extensions": ["binary_tensor_data"]})
 
     async def _metrics_text(self, request: Request) -> Response:
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
@@ -115,7 +126,7 @@ class Service:
         return JSONResponse(
             {
                 "name": self._seal.name,
-                "versions": [VERSION],
+                "versions": list(self._halves),
                 "platform": "onnxruntime",
                 "inputs": [{"name": protocol.INPUT, "datatype": "UINT8", "shape": [-1]}],
                 "outputs": self._outputs(),
@@ -156,11 +167,12 @@ class Service:
         try:
             asked = protocol.read_request(body, request.headers.get(protocol.LENGTH_HEADER))
             self._check_fingerprint(asked)
-            answer, stages_ms = staged.decode(self._half, asked.payload, self._batcher)
+            version = request.path_params.get("version", FIRST)
+            answer, stages_ms = staged.decode(self._halves[version], asked.payload, self._batchers[version])
             said = {"fingerprint": self._seal.fingerprint, "arrived_ms": round(arrived_ms, 4)}
             said |= {f"{stage}_ms": round(ms, 4) for stage, ms in stages_ms.items()}
             said["server_ms"] = round((time.perf_counter() - start) * 1000, 4)
-            model = {"model_name": self._seal.name, "model_version": VERSION}
+            model = {"model_name": self._seal.name, "model_version": version}
             data, json_length = protocol.write_response(model, asked, self._tensors(asked, answer), said)
         except (protocol.ProtocolError, PayloadError) as error:
             raise Refusal(400, str(error)) from None
@@ -191,11 +203,10 @@ class Service:
         return tensors
 
     def _check_model(self, request: Request) -> None:
-        given = (request.path_params["name"], request.path_params.get("version", VERSION))
-        if given != (self._seal.name, VERSION):
-            raise Refusal(
-                404, f"no model {given[0][:80]!r} version {given[1][:80]!r}; here is {self._seal.name!r} version '1'"
-            )
+        name, version = request.path_params["name"], request.path_params.get("version", FIRST)
+        if name != self._seal.name or version not in self._halves:
+            here = f"here is {self._seal.name!r}, versions {', '.join(self._halves)}"
+            raise Refusal(404, f"no model {name[:80]!r} version {version[:80]!r}; {here}")
 
     def _check_fingerprint(self, asked: protocol.Request) -> None:
         given = asked.parameters.get("fingerprint", self._seal.fingerprint)

@@ -33,27 +33,37 @@ class Decision:
     waits: dict[int, float] = field(default_factory=dict)
 
 
-def decide(
-    half: ServerHalf, sizes: tuple[int, ...] = SIZES, clock: Callable[[], float] = time.perf_counter
-) -> Decision:
+def decide(half: ServerHalf, clock: Callable[[], float] = time.perf_counter) -> Decision:
     """Time the tail with one picture and with several, and take the size that gains most within the limits."""
     assert half.wire is not None
     one = [np.zeros((1, *levels.shape), np.float32) for levels in half.wire.tensors]
     single_s = _seconds(half, one, clock)
     gains: dict[int, float] = {}
     waits: dict[int, float] = {}
-    for size in sizes:
+    for size in SIZES:
         try:
             batch_s = _seconds(half, [np.repeat(tensor, size, axis=0) for tensor in one], clock)
         except Exception as error:  # what onnxruntime raises for a shape has no common name
             return Decision(1, f"the network takes one picture at a time ({type(error).__name__})", gains, waits)
         gains[size] = round(size * single_s / batch_s, 2)
         waits[size] = round(batch_s / ((size + 1) / 2 * single_s), 2)
-    good = [size for size in sizes if gains[size] >= LEAST_GAIN and waits[size] <= MOST_WAIT]
+    good = [size for size in SIZES if gains[size] >= LEAST_GAIN and waits[size] <= MOST_WAIT]
     if not good:
         return Decision(1, f"no size gains {LEAST_GAIN} in throughput for a wait of at most {MOST_WAIT}", gains, waits)
     best = max(good, key=lambda size: gains[size])
     return Decision(best, f"{gains[best]} times the throughput, the median wait times {waits[best]}", gains, waits)
+
+
+def as_told(half: ServerHalf, size: int) -> Decision:
+    """So many at once. Raises ValueError where the network does not take them."""
+    assert half.wire is not None
+    try:
+        half.run("tail", half.run("decoder", [np.zeros((size, *each.shape), np.float32) for each in half.wire.tensors]))
+    except Exception as error:  # what onnxruntime raises for a shape has no common name
+        raise ValueError(
+            f"batch: {size} given, but this network takes one at a time ({type(error).__name__})"
+        ) from None
+    return Decision(size, "as told")
 
 
 def _seconds(half: ServerHalf, tensors: list[np.ndarray], clock: Callable[[], float]) -> float:

@@ -22,8 +22,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .. import wire as wires
 from ..client import TOKEN_VARIABLE, read_token
 from ..halves import ServerHalf
+from ..points import FIRST
 from .app import Limits, Service
-from .batching import Decision, decide
+from .batching import Decision, as_told, decide
 
 _KEEP_ALIVE_S = 75  # a camera that sends a picture a minute keeps its connection
 _GRACE_S = 20  # for requests in work when the server is told to stop
@@ -66,13 +67,17 @@ def serve(folder: Path, settings: Settings) -> None:
     token = read_token(settings.token_file)
     check_safe(settings, token)
     _check_certificate(settings)
-    half = ServerHalf(folder)
-    seal = half.sealed  # before anything of it runs
+    halves = open_halves(folder)
+    seal = halves[FIRST].sealed
     with _listener(settings) as listener:
-        batching = Decision(settings.batch, "as told") if settings.batch else decide(half)
+        batching = {
+            version: as_told(half, settings.batch) if settings.batch else decide(half)
+            for version, half in halves.items()
+        }
         _log_as_json()
-        log("batching", **asdict(batching))
-        service = Service(half, limits_for(half, settings, batching), batching, token, log)
+        for version, decision in batching.items():
+            log("batching", version=version, **asdict(decision))
+        service = Service(halves, limits_for(halves, settings, batching), batching, token, log)
         scheme, port = "https" if settings.certificate else "http", listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         server = uvicorn.Server(_config(service, settings))
@@ -106,13 +111,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def limits_for(half: ServerHalf, settings: Settings, batching: Decision) -> Limits:
-    """What a server of this half bears: threads for the machine's cores, bodies for its payloads."""
-    assert half.wire is not None
+def open_halves(folder: Path) -> dict[str, ServerHalf]:
+    """A server half and the further points in it, by version. Raises ValueError for what is no sealed half."""
+    first = ServerHalf(folder)
+    _ = first.sealed  # before anything of it runs
+    others = sorted((path for path in (folder / "points").glob("*") if path.name.isdigit()), key=lambda p: int(p.name))
+    return {FIRST: first, **{path.name: ServerHalf(path) for path in others}}
+
+
+def limits_for(halves: dict[str, ServerHalf], settings: Settings, batching: dict[str, Decision]) -> Limits:
+    """What a server of these halves bears: threads for the machine's cores, bodies for their payloads."""
+    half, most = halves[FIRST], max(each.wire.packed_bytes for each in halves.values() if each.wire is not None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     lanes = max(1, cores // half.manifest["threads"]) if half.manifest["threads"] else 1
-    body_bytes = settings.body_bytes or _ROOM_BYTES + _JSON_BYTES * (wires.HEADER_BYTES + half.wire.packed_bytes)
-    workers = max(2, lanes + 1, 2 * batching.size * lanes)
+    body_bytes = settings.body_bytes or _ROOM_BYTES + _JSON_BYTES * (wires.HEADER_BYTES + most)
+    workers = max(2, lanes + 1, 2 * max(each.size for each in batching.values()) * lanes)
     return Limits(body_bytes=body_bytes, deadline_s=settings.deadline_s, workers=workers, lanes=lanes)
 
 

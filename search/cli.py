@@ -257,6 +257,7 @@ def export(
     out: OutOption = None,
 ) -> None:
     """Write a bundle that runs: device half, server half, evidence."""
+    from search import bundle_points
     from search import confirm as confirms
     from search import dashboard as dashboards
     from search import export as exports
@@ -291,7 +292,7 @@ def export(
         )
     for line in fronts.warnings_for(point, fronts.judged(all_points.baseline_points(opened), loaded.constraints)):
         _talk.print(line, highlight=False, soft_wrap=True)
-    others = exports.further_points(point, known or searched, points - 1, max_drop_pp)
+    others = bundle_points.further_points(point, known or searched, points - 1, max_drop_pp)
     if len(others) < points - 1:
         _talk.print(f"only {1 + len(others)} points: no other is the fastest at any rate", highlight=False)
     exports.check_target(output)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator
-from evaluators.edge import points, seal
+from evaluators.edge import seal
 from evaluators.edge.coders import CODERS
 from evaluators.edge.verify import write_prediction
 from evaluators.store import file_digest, whole_folder
 from evaluators.triton import repository
+from search import bundle_points
 from search.confirm import Confirmed
 from search.front import Point
 from search.spec import StudySpec
@@ -55,7 +54,7 @@ wants a token (`--token-file`) and TLS (`--cert`, `--key`); it speaks the Open I
     python server decode payloads/picture.payload{drawing}
     python server measure
 
-`bundle.json` holds the configuration, the circumstances of every number above and the SHA-256 of every file.
+{points}`bundle.json` holds the configuration, the circumstances of every number above and the SHA-256 of every file.
 """
 
 _DRAWING = """
@@ -63,6 +62,14 @@ _DRAWING = """
 
 _WHOLE = """
     python device infer picture.jpg               # without a server: the whole network, on the device"""
+
+_POINTS = """The bundle has further points for links of other rates: `python device infer` measures the link and takes the one
+that is fastest over it. To the server they are versions of the model. From which rate on, in MB/s:
+
+| from | version | trial | |
+| ---: | --- | ---: | --- |
+{rows}
+"""
 
 
 def write_bundle(
@@ -103,9 +110,9 @@ def write_bundle(
         found, metric = point.evaluation, environment.get("metric", "top-1")
         parts, sources = found.latency.to_dict(), found.sources.to_dict()
         write_prediction(folder / "device", parts, sources, found.payload_bytes, environment.get("link", {}))
-        table = _write_others(folder, point, others, evaluator, environment, max_drop_pp)
+        table = bundle_points.write_points(folder, point, others, evaluator, environment, max_drop_pp)
         fingerprint = seal.write(folder, spec.name)
-        readme = _readme(point, spec, evidence, metric, confirmed, whole)
+        readme = _readme(point, spec, evidence, metric, confirmed, whole, table)
         if form == "triton":
             repository.write_repository(folder / "server", folder / "triton", spec.name)
             packages = " and ".join(f"`{each}`" for each in ("numpy", CODERS[config.lossless].library) if each)
@@ -138,86 +145,6 @@ def write_bundle(
     return bundle
 
 
-def _write_others(
-    folder: Path,
-    first: Point,
-    others: Sequence[tuple[Point, Confirmed | None]],
-    evaluator: Evaluator,
-    environment: dict[str, Any],
-    max_drop_pp: float | None,
-) -> dict[str, Any]:
-    """Put further points into both halves, heads of one cut only once; what ``bundle.json`` says of all points."""
-    if not others:
-        return {}
-    listed, heads = [_in_bundle(first, "1")], _heads(folder / "device", {})
-    for version, (point, confirmed) in enumerate(others, 2):
-        config = point.evaluation.config
-        assert config is not None
-        budget, seed = (confirmed.budget, confirmed.seeds[0]) if confirmed else (None, None)
-        making = folder / "making"
-        making.mkdir()
-        evaluator.export(config, making, budget=budget, seed=seed)
-        for side in seal.SIDES:
-            shutil.rmtree(making / side / "edge", ignore_errors=True)
-            (making / side / "__main__.py").unlink(missing_ok=True)
-            (folder / side / "points").mkdir(exist_ok=True)
-            (making / side).rename(folder / side / "points" / str(version))
-        making.rmdir()
-        place, found = folder / "device" / "points" / str(version), point.evaluation
-        parts, sources = found.latency.to_dict(), found.sources.to_dict()
-        write_prediction(place, parts, sources, found.payload_bytes, environment.get("link", {}))
-        heads = _heads(place, heads)
-        listed.append(_in_bundle(point, str(version)))
-    points.write(folder / "device", listed, max_drop_pp)
-    return {"points": [asdict(each) for each in listed], "fastest_by_rate": points.by_rate(listed)}
-
-
-def _heads(place: Path, known: dict[str, Path]) -> dict[str, Path]:
-    """Leave out a point's head where another has the same; the heads known with it, by their digests."""
-    head, manifest = place / "head.onnx", place / "device.json"
-    if not head.exists():
-        return known
-    digest = file_digest(head)
-    if digest in known:
-        shared = os.path.relpath(known[digest], place)
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"models": {"head": shared}}) + "\n")
-        head.unlink()
-    return {digest: head, **known}
-
-
-def _in_bundle(point: Point, version: str) -> points.PointInBundle:
-    found = point.evaluation
-    assert point.trial is not None
-    return points.PointInBundle(
-        version=version,
-        trial=point.trial,
-        name=point.name,
-        drop_pp=found.accuracy_drop_pp,
-        payload_bytes=found.payload_bytes,
-        fixed_ms=found.latency_ms - found.latency.link_ms,
-    )
-
-
-def further_points(first: Point, known: Sequence[Point], count: int, max_drop_pp: float | None) -> list[Point]:
-    """The points that are fastest at some link rate, besides the first; those for slow links first.
-
-    Args:
-        first: already in the bundle.
-        known: to choose from.
-        count: how many at most.
-        max_drop_pp: highest accuracy drop in percentage points.
-    """
-    kept = [
-        point
-        for point in known
-        if point.feasible and (max_drop_pp is None or point.evaluation.accuracy_drop_pp <= max_drop_pp)
-    ]
-    rows = points.by_rate([_in_bundle(point, str(number)) for number, point in enumerate(kept)]) if kept else []
-    winners = [kept[int(row["version"])] for row in rows]
-    others = {point.trial: point for point in winners if point.trial != first.trial}
-    return list(others.values())[:count]
-
-
 def check_target(target: Path) -> None:
     """Raise SplitsearchError unless a bundle may be written there: the folder is absent or empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -231,6 +158,7 @@ def _readme(
     metric: str,
     confirmed: Confirmed | None,
     whole: dict[str, Any] | None,
+    table: dict[str, Any],
 ) -> str:
     found = point.evaluation
     library = CODERS[found.config.lossless].library if found.config else ""
@@ -239,6 +167,7 @@ def _readme(
         confirmed=_confirmed_row(confirmed) if confirmed else "",
         metric="accuracy (top-1)" if metric == "top-1" else metric,
         whole=_WHOLE if whole else "",
+        points=_POINTS.format(rows=bundle_points.rate_rows(table)) if table else "",
         drawing="" if metric == "top-1" else _DRAWING,
         packages=", ".join(packages[:-1]) + f" and {packages[-1]}",
         name=spec.name,

@@ -26,7 +26,7 @@ from evaluators.edge import client as clients
 from evaluators.edge import halves, infer, main, points, protocol, seal, serving, staged, verify
 from evaluators.edge.client import Access, RefusedError, ServerClient, ServerError
 from evaluators.edge.serving import app, batching, metrics, server
-from search import export as exports
+from search import bundle_points
 from search.cli import run_command
 
 DEADLINE_S = 1.0
@@ -912,12 +912,15 @@ def test_heads_of_one_cut_are_kept_once(tmp_path):
     same, other = tiny_bundle.write(tmp_path / "b") / "device", tiny_bundle.write(tmp_path / "c", seed=1) / "device"
     pixels = np.load(same / "sample.npy")
     before = halves.DeviceHalf(same).encode(pixels)
-    known = exports._heads(first, {})
+    known = bundle_points._heads(first, {})
     for place in (same, other):
-        known = exports._heads(place, known)
+        known = bundle_points._heads(place, known)
         (place / "files.json").unlink()
     assert not (same / "head.onnx").exists() and (other / "head.onnx").exists()
     assert halves.DeviceHalf(same).encode(pixels) == before
+    listed(same / "device.json", models={"head": "../../../head.onnx"})
+    with pytest.raises(seal.SealError, match="leads out of the bundle"):
+        halves.DeviceHalf(same).encode(pixels)
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------

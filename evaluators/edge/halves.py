@@ -90,7 +90,13 @@ class Half:
 
     def _path(self, model: str) -> Path:
         """Where a model's file lies; points of one cut share the first one's head."""
-        return self.folder / self.manifest.get("models", {}).get(model, f"{model}.onnx")
+        shared = self.manifest.get("models", {}).get(model)
+        if shared is None:
+            return self.folder / f"{model}.onnx"
+        path, bundle = (self.folder / shared).resolve(), self.folder.resolve().parent.parent
+        if not path.is_relative_to(bundle):
+            raise seals.SealError(f"{self.folder}: its {model} {shared!r} leads out of the bundle; nothing was opened")
+        return path
 
     def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
         """Run one of the folder's models on tensors with a batch dimension of 1."""

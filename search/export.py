@@ -63,8 +63,8 @@ _DRAWING = """
 _WHOLE = """
     python device infer picture.jpg               # without a server: the whole network, on the device"""
 
-_POINTS = """The bundle has further points for links of other rates: `python device infer` measures the link and takes the one
-that is fastest over it. To the server they are versions of the model. From which rate on, in MB/s:
+_POINTS = """The bundle has further points for links of other rates: `python device infer` measures the link and takes
+the one that is fastest over it. To the server they are versions of the model. From which rate on, in MB/s:
 
 | from | version | trial | |
 | ---: | --- | ---: | --- |

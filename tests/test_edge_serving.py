@@ -689,6 +689,14 @@ def test_the_client_asks_again(bad):
     assert 0.05 <= pauses[0] <= 0.1 <= pauses[1] <= 0.2
 
 
+@pytest.mark.parametrize(("bad", "waits"), [(gone, 0), (busy, 1)])
+def test_only_a_kept_connection_that_broke_is_opened_again_at_once(bad, waits):
+    pauses = []
+    with behaving(reply, bad, reply) as (url, _), ServerClient(Access(url), "f", pauses.append) as client:
+        assert [client.infer("m", b"abc").tries for _ in range(2)] == [1, 2]
+    assert len(pauses) == waits
+
+
 @pytest.mark.parametrize("bad", [gone, half_an_answer, busy, slow])
 def test_the_client_gives_up_in_time_and_says_why(bad):
     with behaving(bad) as (url, asked):
@@ -799,7 +807,7 @@ def test_the_device_asks_the_server_again_after_a_while(bundle):
     class Client:
         asked = 0
 
-        def infer(self, name, payload):
+        def infer(self, name, payload, version):
             self.asked += 1
             if self.asked == 1:
                 raise ServerError("away")

@@ -121,14 +121,6 @@ class ServerClient:
         except (protocol.ProtocolError, KeyError) as error:
             raise ServerError(f"{self._access.url}: its answer is none of the protocol's ({error})") from None
 
-    def metadata(self, model: str) -> dict:
-        """What the server says of a model. Raises as :meth:`infer` does."""
-        data, _, _ = self._ask("GET", f"/v2/models/{urllib.parse.quote(model, safe='')}", b"", {})
-        try:
-            return dict(json.loads(data))
-        except (ValueError, TypeError):
-            raise ServerError(f"{self._access.url}: what it says of {model!r} is no JSON object") from None
-
     def measure_link(self) -> LinkNumbers:
         """Time short and longer requests that a server of ours takes and throws away. Raises as :meth:`infer` does."""
         short = [self._transfer_ms(1) for _ in range(_WARMUP_PINGS + _PINGS)][_WARMUP_PINGS:]
@@ -155,14 +147,14 @@ class ServerClient:
         tries = 0
         while True:
             tries += 1
-            fresh = self._connection is None
+            kept, broke = self._connection is not None, False
             try:
                 status, data, json_length = self._ask_once(method, path, body, headers)
             except ssl.SSLCertVerificationError as error:
                 raise RefusedError(0, f"{self._access.url}: {error}; --ca FILE names whom to trust") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                told = f"{self._access.url}: {_named(error)}"
+                broke, told = True, f"{self._access.url}: {_named(error)}"
             else:
                 if status == 200:
                     return data, json_length, tries
@@ -171,7 +163,7 @@ class ServerClient:
                     raise RefusedError(status, told)
             if tries > self._access.retries:
                 raise ServerError(f"{told} (tried {tries} times)")
-            if fresh or tries > 1:  # a kept connection that broke says little of the server
+            if not (kept and broke and tries == 1):  # a kept connection that broke says little of the server
                 self._pause(_pause_s(tries))
 
     def _ask_once(self, method: str, path: str, body: bytes, headers: dict) -> tuple[int, bytes, Optional[str]]:

@@ -20,7 +20,7 @@ from .client import Access, RefusedError, ServerClient, ServerError
 from .errors import PayloadError
 from .halves import DeviceHalf
 from .letterbox import Letterbox
-from .points import FIRST, Chooser
+from .points import Chooser
 from .points import read as read_points
 
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -79,9 +79,9 @@ class Answerer:
         if self.client is None or self.clock() < self._alone_until:
             return None, {}
         try:
-            half, version = self.chooser.choose() if self.chooser else (self.half, FIRST)
+            half, version = self.chooser.choose() if self.chooser else (self.half, "")
             payload = half.encode(pixels, size)
-            reply = self.client.infer(self.half.sealed.name, payload, version if self.chooser else "")
+            reply = self.client.infer(self.half.sealed.name, payload, version)
         except RefusedError:
             raise
         except ServerError as error:

@@ -16,7 +16,7 @@ from ..staged import Laps
 SIZES = (2, 4, 8)
 LEAST_GAIN = 1.3  # in throughput
 MOST_WAIT = 1.1  # of the median picture when a whole batch arrives at once, against one after the other
-_SECONDS = 0.4  # of measuring, for each size
+_SECONDS = 1.5  # of measuring
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,12 @@ class Decision:
 
 def decide(half: ServerHalf, clock: Callable[[], float] = time.perf_counter) -> Decision:
     """Time the tail with one picture and with several, and take the size that gains most within the limits."""
-    assert half.wire is not None
-    one = [np.zeros((1, *levels.shape), np.float32) for levels in half.wire.tensors]
-    single_s = _seconds(half, one, clock)
-    gains: dict[int, float] = {}
-    waits: dict[int, float] = {}
-    for size in SIZES:
-        try:
-            batch_s = _seconds(half, [np.repeat(tensor, size, axis=0) for tensor in one], clock)
-        except Exception as error:  # what onnxruntime raises for a shape has no common name
-            return Decision(1, f"the network takes one picture at a time ({type(error).__name__})", gains, waits)
-        gains[size] = round(size * single_s / batch_s, 2)
-        waits[size] = round(batch_s / ((size + 1) / 2 * single_s), 2)
+    try:
+        seconds = _seconds(half, clock)
+    except Exception as error:  # what onnxruntime raises for a shape has no common name
+        return Decision(1, f"the network takes one picture at a time ({type(error).__name__})")
+    gains = {size: round(size * seconds[1] / seconds[size], 2) for size in SIZES}
+    waits = {size: round(seconds[size] / ((size + 1) / 2 * seconds[1]), 2) for size in SIZES}
     good = [size for size in SIZES if gains[size] >= LEAST_GAIN and waits[size] <= MOST_WAIT]
     if not good:
         return Decision(1, f"no size gains {LEAST_GAIN} in throughput for a wait of at most {MOST_WAIT}", gains, waits)
@@ -66,16 +60,20 @@ def as_told(half: ServerHalf, size: int) -> Decision:
     return Decision(size, "as told")
 
 
-def _seconds(half: ServerHalf, tensors: list[np.ndarray], clock: Callable[[], float]) -> float:
-    """Median seconds of decoder and tail."""
-    times: list[float] = []
-    half.run("tail", half.run("decoder", tensors))
-    end = clock() + _SECONDS
-    while len(times) < 5 or (clock() < end and len(times) < 200):
-        start = clock()
+def _seconds(half: ServerHalf, clock: Callable[[], float]) -> dict[int, float]:
+    """Seconds of decoder and tail by number of pictures: lower quartiles of runs in turn, which other work meets alike."""
+    assert half.wire is not None
+    sent = {size: [np.zeros((size, *levels.shape), np.float32) for levels in half.wire.tensors] for size in (1, *SIZES)}
+    for tensors in sent.values():
         half.run("tail", half.run("decoder", tensors))
-        times.append(clock() - start)
-    return float(np.median(times))
+    times: dict[int, list[float]] = {size: [] for size in sent}
+    end = clock() + _SECONDS
+    while len(times[1]) < 3 or (clock() < end and len(times[1]) < 200):
+        for size, tensors in sent.items():
+            start = clock()
+            half.run("tail", half.run("decoder", tensors))
+            times[size].append(clock() - start)
+    return {size: float(np.percentile(runs, 25)) for size, runs in times.items()}
 
 
 class Batcher:

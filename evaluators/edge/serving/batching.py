@@ -61,7 +61,7 @@ def as_told(half: ServerHalf, size: int) -> Decision:
 
 
 def _seconds(half: ServerHalf, clock: Callable[[], float]) -> dict[int, float]:
-    """Seconds of decoder and tail by number of pictures: lower quartiles of runs in turn, which other work meets alike."""
+    """Lower quartile of the seconds of decoder and tail, by number of pictures; runs in turn, as other work varies."""
     assert half.wire is not None
     sent = {size: [np.zeros((size, *levels.shape), np.float32) for levels in half.wire.tensors] for size in (1, *SIZES)}
     for tensors in sent.values():

@@ -16,9 +16,15 @@ from evaluators.edge.verify import write_prediction
 from evaluators.store import file_digest
 from search.confirm import Confirmed
 from search.front import Point
+from search.verdict import MOST_GIVEN_AWAY
 
 
-def further_points(first: Point, known: Sequence[Point], count: int, max_drop_pp: float | None) -> list[Point]:
+def accuracy_asked(first: Point, max_drop_pp: float | None) -> float:
+    """The highest drop of a further point in percentage points: as given, else a point below the bundle's first."""
+    return first.evaluation.accuracy_drop_pp + 100 * MOST_GIVEN_AWAY if max_drop_pp is None else max_drop_pp
+
+
+def further_points(first: Point, known: Sequence[Point], count: int, max_drop_pp: float) -> list[Point]:
     """The points that are fastest at some link rate, besides the first; those for slow links first.
 
     Args:
@@ -27,11 +33,7 @@ def further_points(first: Point, known: Sequence[Point], count: int, max_drop_pp
         count: how many at most.
         max_drop_pp: highest accuracy drop in percentage points.
     """
-    kept = [
-        point
-        for point in known
-        if point.feasible and (max_drop_pp is None or point.evaluation.accuracy_drop_pp <= max_drop_pp)
-    ]
+    kept = [point for point in known if point.feasible and point.evaluation.accuracy_drop_pp <= max_drop_pp]
     rows = points.by_rate([_in_bundle(point, str(number)) for number, point in enumerate(kept)]) if kept else []
     winners = [kept[int(row["version"])] for row in rows]
     others = {point.trial: point for point in winners if point.trial != first.trial}

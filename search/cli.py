@@ -292,9 +292,15 @@ def export(
         )
     for line in fronts.warnings_for(point, fronts.judged(all_points.baseline_points(opened), loaded.constraints)):
         _talk.print(line, highlight=False, soft_wrap=True)
-    others = bundle_points.further_points(point, known or searched, points - 1, max_drop_pp)
+    asked_pp = bundle_points.accuracy_asked(point, max_drop_pp)
+    others = bundle_points.further_points(point, known or searched, points - 1, asked_pp)
     if len(others) < points - 1:
-        _talk.print(f"only {1 + len(others)} points: no other is the fastest at any rate", highlight=False)
+        _talk.print(
+            f"only {1 + len(others)} points: no other with a drop of at most {asked_pp:.2f} points (--max-drop-pp) "
+            "is the fastest at any rate",
+            highlight=False,
+            soft_wrap=True,
+        )
     exports.check_target(output)
     folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
@@ -311,7 +317,7 @@ def export(
         form=form,
         with_whole=with_whole,
         others=[(each, confirmed.get(each.trial)) for each in others if each.trial is not None],
-        max_drop_pp=max_drop_pp,
+        max_drop_pp=asked_pp,
     )
     assert point.trial is not None
     dashboards.attach_bundle(opened, folder, point.trial, output)

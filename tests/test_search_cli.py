@@ -161,7 +161,10 @@ def test_a_bundle_of_several_points_says_which_is_fastest_at_which_rate(done, ca
     assert {row["version"] for row in bundle["fastest_by_rate"]} <= {each["version"] for each in bundle["points"]}
     assert {"device/points/2/device.json", "server/points/2/server.json", "device/points.json"} <= set(bundle["sha256"])
     told = out(capsys, "export", done, "--points", 19, "-o", tmp_path / "more").err
-    assert re.search(r"only \d+ points: no other is the fastest at any rate", told)
+    assert re.search(r"only \d+ points: no other with a drop of at most [-.\d]+ points", told)
+    table = json.loads((tmp_path / "more" / "device" / "points.json").read_text())
+    limit = table["points"][0]["drop_pp"] + 1
+    assert table["max_drop_pp"] == limit and all(each["drop_pp"] <= limit for each in table["points"])
 
 
 def test_export_writes_a_bundle_with_its_evidence(done, capsys, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from evaluators.result import Evaluation, Price
 from spaces.budget import Budget
 from spaces.config import SplitConfig
+from spaces.errors import SplitsearchError
 from spaces.partition import PartitionPoint
 from spaces.space import SearchSpace
 
@@ -28,6 +29,7 @@ class Evaluator(ABC):
     - :meth:`prepare` comes before :meth:`price`, :meth:`evaluate`, ``baselines(trained=True)`` and :meth:`export`, in
       every process; a second call costs nothing.
     - :meth:`evaluate` and :meth:`export` take any configuration, in any order, any number of times.
+    - :meth:`export_whole` may follow :meth:`export` into the same directory.
 
     Evaluating the same configuration twice with the same budget and seed gives the same accuracy and payload, and costs
     nothing the second time where nothing has to be measured again.
@@ -110,6 +112,14 @@ class Evaluator(ABC):
         Raises:
             SplitsearchError: the halves do not give the evaluation's answers.
         """
+
+    def export_whole(self, directory: Path) -> dict[str, Any]:
+        """Add the uncut network to an exported ``device/``, which can then answer without a server.
+
+        Returns:
+            Evidence for ``bundle.json``: its accuracy, on how many images.
+        """
+        raise SplitsearchError("this evaluator has no whole network to export; leave --with-whole out")
 
     @abstractmethod
     def identity(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from evaluators import folders
 from evaluators.edge import halves
 from evaluators.models.answer import FirstTensor
 from evaluators.models.cut import SplitModel
-from evaluators.models.onnx_export import OnnxNetwork, save_module
+from evaluators.models.onnx_export import OnnxNetwork, save_batchable, save_module
 from evaluators.tasks.data import Dataset, LabelledImages
 from evaluators.tasks.task import Task
 from evaluators.training.candidate import Candidate
@@ -84,6 +84,7 @@ class Halves:
         self, config: SplitConfig, candidate: Candidate, sample: list[torch.Tensor], pixels: np.ndarray, folder: Path
     ) -> None:
         manifest = {"picture": self.dataset.picture.to_dict(), "threads": self.device_threads}
+        manifest |= {"classes": list(self.dataset.classes)}
         folders.write_device(folder, manifest | {"wire": candidate.wire_format(config).to_dict()}, pixels)
         if candidate.head is None:
             OnnxNetwork(self.split).save_part(INPUT, config.partition, folder / "head.onnx")
@@ -101,5 +102,20 @@ class Halves:
         manifest |= {"wire": candidate.wire_format(config).to_dict(), "classes": list(self.dataset.classes)}
         folders.write_server(folder, manifest, payload=payload)
         activations = [torch.zeros(1, *levels.shape) for levels in candidate.levels]
-        save_module(candidate.bottleneck.eval().decoder, activations, folder / "decoder.onnx", len(sample))
-        save_module(FirstTensor(candidate.tail), sample, folder / "tail.onnx")
+        save_batchable(candidate.bottleneck.eval().decoder, activations, folder / "decoder.onnx", len(sample))
+        save_batchable(FirstTensor(candidate.tail), sample, folder / "tail.onnx")
+
+
+def write_whole(split: SplitModel, task: Task, images: LabelledImages, directory: Path) -> dict[str, Any]:
+    """Add the uncut network to ``device/``, for when there is no server, and send every image through it.
+
+    Returns:
+        Evidence for ``bundle.json``: number of images, accuracy, bytes of the file.
+    """
+    picture = torch.zeros(1, 3, split.image_size, split.image_size)
+    path = directory / "device" / "whole.onnx"
+    save_module(FirstTensor(split.tail(INPUT)), [picture], path)
+    half = halves.DeviceHalf(directory / "device")
+    found = torch.from_numpy(np.stack([half.answer(pixels) for pixels in images.pixels]))
+    accuracy = task.judge(found, images).accuracy
+    return {"images": len(images), "accuracy": accuracy, "bytes": path.stat().st_size}

@@ -18,7 +18,7 @@ from torch import nn
 from evaluators import machine_lock
 from evaluators.base import Evaluator, Progress, Split
 from evaluators.baselines import baselines, codec_notes
-from evaluators.bundle import Halves
+from evaluators.bundle import Halves, write_whole
 from evaluators.compression.bottleneck import FORMAT as BOTTLENECKS
 from evaluators.compute import compute_device
 from evaluators.edge.circumstances import machine as this_machine
@@ -261,6 +261,10 @@ class SplitEvaluator(Evaluator):
         )
         both.write(config, candidate, images, directory)
         return both.check(directory, images, candidate.score(config, self._feature_cache).answers)
+
+    def export_whole(self, directory: Path) -> dict[str, Any]:
+        self._need_weights()
+        return write_whole(self._split, self._task, self._feature_cache.images("validation"), directory)
 
     def describe(self) -> dict[str, Any]:
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}

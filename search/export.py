@@ -5,14 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluators.base import Evaluator
+from evaluators.edge import seal
 from evaluators.edge.coders import CODERS
+from evaluators.edge.verify import write_prediction
 from evaluators.store import file_digest, whole_folder
 from evaluators.triton import repository
+from search import bundle_points
 from search.confirm import Confirmed
 from search.front import Point
 from search.spec import StudySpec
@@ -36,21 +40,36 @@ A split network made by splitsearch: `{label}`, trial {trial} of study `{study}`
 
 Needs Python 3.9 or newer with {packages}; copy the folder `device/` there.
 
+    python device infer picture.jpg --server http://SERVER:8500{whole}
+    python device verify --server http://SERVER:8500
     python device encode picture.jpg --out payloads
     python device measure
 
 ## On the server
 
-The same packages; copy the folder `server/` there.
+The same packages, and `starlette` and `uvicorn` for `serve`; copy the folder `server/` there. Beyond loopback `serve`
+wants a token (`--token-file`) and TLS (`--cert`, `--key`); it speaks the Open Inference Protocol, model `{name}`.
 
+    python server serve
     python server decode payloads/picture.payload{drawing}
     python server measure
 
-`bundle.json` holds the configuration, the circumstances of every number above and the SHA-256 of every file.
+{points}`bundle.json` holds the configuration, the circumstances of every number above and the SHA-256 of every file.
 """
 
 _DRAWING = """
     python server decode payloads/picture.payload --draw drawn --on picture.jpg"""
+
+_WHOLE = """
+    python device infer picture.jpg               # without a server: the whole network, on the device"""
+
+_POINTS = """The bundle has further points for links of other rates: `python device infer` measures the link and takes
+the one that is fastest over it. To the server they are versions of the model. From which rate on, in MB/s:
+
+| from | version | trial | |
+| ---: | --- | ---: | --- |
+{rows}
+"""
 
 
 def write_bundle(
@@ -62,11 +81,16 @@ def write_bundle(
     confirmed: Confirmed | None = None,
     *,
     form: str = "bundle",
+    with_whole: bool = False,
+    others: Sequence[tuple[Point, Confirmed | None]] = (),
+    max_drop_pp: float | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a trial; it appears at ``target`` whole or not at all.
 
     A confirmed one is exported as it was trained then, with the first of its seeds. The form ``triton`` has the server
-    half as a Triton model repository too.
+    half as a Triton model repository too. ``with_whole`` puts the uncut network beside the device half, for when no
+    server can be reached. ``others`` are further points in the same bundle, among which ``infer`` chooses by the link
+    as it is, down to an accuracy drop of ``max_drop_pp``.
 
     Returns:
         What ``bundle.json`` says.
@@ -82,8 +106,13 @@ def write_bundle(
         if confirmed:  # what is said of the halves is of these very ones, not of the search's
             point = replace(point, evaluation=evaluator.evaluate(config, budget=budget, seed=seed))
         evidence = evaluator.export(config, folder, budget=budget, seed=seed)
+        whole = evaluator.export_whole(folder) if with_whole else None
         found, metric = point.evaluation, environment.get("metric", "top-1")
-        readme = _readme(point, spec, evidence, metric, confirmed)
+        parts, sources = found.latency.to_dict(), found.sources.to_dict()
+        write_prediction(folder / "device", parts, sources, found.payload_bytes, environment.get("link", {}))
+        table = bundle_points.write_points(folder, point, others, evaluator, environment, max_drop_pp)
+        fingerprint = seal.write(folder, spec.name)
+        readme = _readme(point, spec, evidence, metric, confirmed, whole, table)
         if form == "triton":
             repository.write_repository(folder / "server", folder / "triton", spec.name)
             packages = " and ".join(f"`{each}`" for each in ("numpy", CODERS[config.lossless].library) if each)
@@ -91,6 +120,7 @@ def write_bundle(
         (folder / "README.md").write_text(readme)
         bundle = {
             "format": FORMAT,
+            "fingerprint": fingerprint,
             "study": spec.name,
             "study_sha256": spec.digest,
             "trial": point.trial,
@@ -98,7 +128,8 @@ def write_bundle(
             "config": config.to_dict(),
             "model": spec.raw["model"],
             "data": spec.raw["data"],
-            "evidence": {**found.to_dict(), "halves": evidence},
+            "evidence": {**found.to_dict(), "halves": evidence, "whole": whole},
+            **table,
             "confirmed": confirmed.to_dict() if confirmed else None,
             "environment": environment,
             "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -120,13 +151,23 @@ def check_target(target: Path) -> None:
         raise SplitsearchError(f"{target} exists already; give -o a folder that does not, or remove it")
 
 
-def _readme(point: Point, spec: StudySpec, evidence: dict[str, Any], metric: str, confirmed: Confirmed | None) -> str:
+def _readme(
+    point: Point,
+    spec: StudySpec,
+    evidence: dict[str, Any],
+    metric: str,
+    confirmed: Confirmed | None,
+    whole: dict[str, Any] | None,
+    table: dict[str, Any],
+) -> str:
     found = point.evaluation
     library = CODERS[found.config.lossless].library if found.config else ""
     packages = [f"`{name}`" for name in ("numpy", "pillow", "onnxruntime", library) if name]
     return _README.format(
         confirmed=_confirmed_row(confirmed) if confirmed else "",
         metric="accuracy (top-1)" if metric == "top-1" else metric,
+        whole=_WHOLE if whole else "",
+        points=_POINTS.format(rows=bundle_points.rate_rows(table)) if table else "",
         drawing="" if metric == "top-1" else _DRAWING,
         packages=", ".join(packages[:-1]) + f" and {packages[-1]}",
         name=spec.name,

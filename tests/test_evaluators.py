@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_bundle
 import torch
 from evaluator_contract import EvaluatorContract
 from triton_stand_in import Triton
 
 from evaluators import baselines
-from evaluators.edge import halves
+from evaluators.edge import halves, seal
 from evaluators.fake import FakeEvaluator
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.profiles import MachineProfile, load_machine
@@ -190,6 +191,28 @@ class TestSplitEvaluator(EvaluatorContract):
         payload.write_bytes(b"junk")
         assert "too few for a payload" in run_half(tmp_path, "server", "decode", payload, fails=True)
 
+    def test_another_client_gets_the_trials_answers_from_the_served_half(self, real, config, tmp_path):
+        triton = pytest.importorskip("tritonclient.http")
+        real.export(config, tmp_path)
+        evidence = real.export_whole(tmp_path)
+        assert evidence["images"] == 360 and evidence["accuracy"] == pytest.approx(whole_accuracy(real), abs=0.003)
+        seal.write(tmp_path, "digits")
+        trial = real._candidate(config, None, None).score(config, real._feature_cache).answers[:40].numpy()
+        device, found = halves.DeviceHalf(tmp_path / "device"), []
+        with tiny_bundle.served(tmp_path) as server:
+            client = triton.InferenceServerClient(server.url.removeprefix("http://"))
+            for number, pixels in enumerate(real._feature_cache.images("validation").pixels[:40]):
+                payload = np.frombuffer(device.encode(pixels), np.uint8)
+                sent = triton.InferInput("payload", [len(payload)], "UINT8")
+                sent.set_data_from_numpy(payload, binary_data=number % 2 == 0)
+                found.append(client.infer("digits", [sent]).as_numpy("answer"))
+            client.close()
+        assert np.allclose(found, trial, atol=1e-2) and (np.argmax(found, 1) == np.argmax(trial, 1)).all()
+
+
+def whole_accuracy(evaluator):
+    return next(each for each in evaluator.baselines(trained=False) if each.name == "all-on-device").accuracy
+
 
 def out_of_memory(*_arguments, **_options):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -331,6 +354,13 @@ def test_the_device_half_runs_without_torch(real, tmp_path, version):
     found = [(tmp_path / "out" / f"{number:02}.payload").read_bytes() for number in range(20)]
     same = sum(payload == half.encode(pixels) for payload, pixels in zip(found, images))
     assert same == 20 if version == "this" else same >= 18  # another onnxruntime may round a value to the next level
+    seal.write(tmp_path, "digits")
+    with tiny_bundle.served(tmp_path) as server:
+        infer = [python, "device", "infer", *names, "--server", server.url, "--json"]
+        rows = json.loads(subprocess.check_output(infer, cwd=tmp_path))
+    there = halves.ServerHalf(tmp_path / "server")
+    for row, payload in zip(rows, found, strict=True):
+        assert row["by"] == "server" and np.allclose(row["scores"], there.decode(payload), atol=1e-4)
     measured = subprocess.run(
         [python, "device", "measure", "--json", "--budget", "0.01"], cwd=tmp_path, capture_output=True
     )

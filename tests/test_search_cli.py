@@ -151,6 +151,22 @@ def test_replay_on_a_recorded_device(done, capsys, tmp_path):
     assert "recording of torchvision/resnet50" in out(capsys, "replay", done, "--device", "board.yaml", code=2).err
 
 
+def test_a_bundle_of_several_points_says_which_is_fastest_at_which_rate(done, capsys, tmp_path):
+    out(capsys, "export", done, "--points", 3, "--max-drop-pp", 8, "-o", tmp_path / "bundle")
+    bundle = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    assert [each["version"] for each in bundle["points"]] == ["1", "2", "3"][: len(bundle["points"])]
+    assert len(bundle["points"]) > 1 and bundle["points"][0]["trial"] == bundle["trial"]
+    assert len({each["trial"] for each in bundle["points"]}) == len(bundle["points"])
+    assert all(each["drop_pp"] <= 8 for each in bundle["points"])
+    assert {row["version"] for row in bundle["fastest_by_rate"]} <= {each["version"] for each in bundle["points"]}
+    assert {"device/points/2/device.json", "server/points/2/server.json", "device/points.json"} <= set(bundle["sha256"])
+    told = out(capsys, "export", done, "--points", 19, "-o", tmp_path / "more").err
+    assert re.search(r"only \d+ points: no other with a drop of at most [-.\d]+ points", told)
+    table = json.loads((tmp_path / "more" / "device" / "points.json").read_text())
+    limit = table["points"][0]["drop_pp"] + 1
+    assert table["max_drop_pp"] == limit and all(each["drop_pp"] <= limit for each in table["points"])
+
+
 def test_export_writes_a_bundle_with_its_evidence(done, capsys, tmp_path):
     printed = out(capsys, "export", done, "--pick", "knee", "-o", tmp_path / "bundle").out
     bundle = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
@@ -160,6 +176,9 @@ def test_export_writes_a_bundle_with_its_evidence(done, capsys, tmp_path):
     for name, digest in bundle["sha256"].items():
         assert hashlib.sha256((tmp_path / "bundle" / name).read_bytes()).hexdigest() == digest
     assert {"README.md", "device/device.json", "server/server.json"} <= set(bundle["sha256"])
+    seal = json.loads((tmp_path / "bundle" / "device" / "files.json").read_text())
+    assert seal["fingerprint"] == bundle["fingerprint"] and "predicted.json" in seal["sha256"]
+    assert "no whole network" in out(capsys, "export", done, "--with-whole", "-o", tmp_path / "whole", code=1).err
     assert "`numpy`, `pillow` and `onnxruntime`;" in (tmp_path / "bundle" / "README.md").read_text()
     assert "exists already" in out(capsys, "export", done, "-o", tmp_path / "bundle", code=1).err
 

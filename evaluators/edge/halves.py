@@ -1,9 +1,9 @@
 """The two halves of a split network as folders that run: ``DeviceHalf`` and ``ServerHalf``.
 
 A device folder holds ``device.json``, ``head.onnx``, usually ``encoder.onnx``, and ``sample.npy`` (one picture to
-measure with). A server folder holds ``server.json``, ``tail.onnx`` and usually ``decoder.onnx``. What is absent is
-skipped: without an encoder the head is the whole network (all-on-device); without a decoder the server takes a picture
-(server-only), raw or as a codec's file.
+measure with); ``whole.onnx``, the whole network, where the device may answer without a server. A server folder holds
+``server.json``, ``tail.onnx`` and usually ``decoder.onnx``. What is absent is skipped: without an encoder the head is
+the whole network (all-on-device); without a decoder the server takes a picture (server-only), raw or as a codec's file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from . import picture as images
+from . import seal as seals
 from . import wire as wires
 from .boxes import LEAST_SCORE, Box, boxes_of
 from .letterbox import Letterbox
@@ -49,13 +50,17 @@ def _run(session: onnxruntime.InferenceSession, tensors: list[np.ndarray]) -> li
 
 
 class Half:
-    """A folder with its manifest and its ONNX models, opened once."""
+    """A folder with its manifest and its ONNX models, opened once.
 
-    manifest_name: str
+    Raises SealError where the folder is a bundle's and not as it was exported.
+    """
+
+    side: str
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder / self.manifest_name)
+        self.seal = seals.check(self.folder, self.side) if (self.folder / seals.FILE).exists() else None
+        self.manifest = _read_manifest(self.folder / f"{self.side}.json")
         self.picture = images.PictureFormat.from_dict(self.manifest["picture"])
         wire = self.manifest.get("wire")
         self.wire = wires.WireFormat.from_dict(wire) if wire else None
@@ -64,22 +69,47 @@ class Half:
         self.timed_codings = [PictureCoding.from_dict(each) for each in self.manifest.get("timed_picture_codecs", ())]
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
+    @property
+    def sealed(self) -> seals.Seal:
+        """The bundle that this is half of. Raises SealError for a folder that is no bundle's."""
+        return self.seal or seals.check(self.folder, self.side)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes' names, by their numbers; none where the folder has none."""
+        return self.manifest.get("classes") or []
+
+    @property
+    def finds_boxes(self) -> bool:
+        """Whether this is half of a detector."""
+        return self.wire is not None and self.wire.carries_image_size
+
     def has(self, model: str) -> bool:
         """Whether the folder holds this model."""
-        return (self.folder / f"{model}.onnx").exists()
+        return self._path(model).exists()
+
+    def _path(self, model: str) -> Path:
+        """Where a model's file lies; points of one cut share the first one's head."""
+        shared = self.manifest.get("models", {}).get(model)
+        if shared is None:
+            return self.folder / f"{model}.onnx"
+        path, bundle = (self.folder / shared).resolve(), self.folder.resolve().parent.parent
+        if not path.is_relative_to(bundle):
+            raise seals.SealError(f"{self.folder}: its {model} {shared!r} leads out of the bundle; nothing was opened")
+        return path
 
     def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
         """Run one of the folder's models on tensors with a batch dimension of 1."""
         if model not in self._sessions:
             threads, provider = self.manifest["threads"], self.manifest.get("provider", "cpu")
-            self._sessions[model] = _session(self.folder / f"{model}.onnx", threads, provider)
+            self._sessions[model] = _session(self._path(model), threads, provider)
         return _run(self._sessions[model], tensors)
 
 
 class DeviceHalf(Half):
     """Picture in, payload out."""
 
-    manifest_name = "device.json"
+    side = "device"
 
     def head(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Normalise a picture and run the head."""
@@ -105,11 +135,15 @@ class DeviceHalf(Half):
         size = picture_size or (pixels.shape[1], pixels.shape[0])
         return wires.encode(self.activations(self.head(pixels)), self.wire, size)
 
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        """The whole network's answer, without a server; of the same form as the server's."""
+        return self.run("whole", [images.to_input(pixels, self.picture)])[0][0]
+
 
 class ServerHalf(Half):
     """Payload in, answer out: class scores, or boxes."""
 
-    manifest_name = "server.json"
+    side = "server"
 
     def tail(self, activations: list[np.ndarray]) -> np.ndarray:
         """Run decoder and tail: the network's answer, class scores (classes,) or boxes (M, 6)."""
@@ -122,11 +156,6 @@ class ServerHalf(Half):
         if self.wire is None:
             raise ValueError(f"{self.folder} takes images; there is no payload to decode")
         return self.tail(wires.decode(payload, self.wire))
-
-    @property
-    def finds_boxes(self) -> bool:
-        """Whether this is a detector's server half."""
-        return self.wire is not None and self.wire.carries_image_size
 
     def boxes(self, payload: bytes, least_score: float = LEAST_SCORE) -> list[Box]:
         """What a detector finds, in pixels of the picture, the surest first."""

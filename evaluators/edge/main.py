@@ -7,16 +7,20 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
-from . import boxes, halves, measure, picture, probe
+from . import boxes, halves, infer, measure, picture, probe, verify
+from .client import Access, ServerClient, read_token
 from .errors import PayloadError
+from .infer import unique_targets
 
 
 def device(folder: Path, arguments: list[str] | None = None) -> int:
-    """``python device measure [--json]`` and ``python device encode IMAGE... --out DIR``."""
+    """``python device measure [--json]``, ``encode IMAGE... --out DIR``, ``infer IMAGE... --server URL``,
+    ``verify --server URL`` and ``probe [HOST]:PORT``.
+    """
     parser = argparse.ArgumentParser(prog="python device", description="The device half of a split network.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_measure(commands)
@@ -25,14 +29,17 @@ def device(folder: Path, arguments: list[str] | None = None) -> int:
     encode.add_argument("--out", required=True, type=Path, help="folder for the payloads; made if absent")
     probing = commands.add_parser("probe", help="measure the link to a server where a probe is awaited; prints JSON")
     probing.add_argument("server", metavar="[HOST]:PORT", help="without a host: where the SSH connection comes from")
+    _add_infer(commands)
+    _add_verify(commands)
     options = parser.parse_args(arguments)
-    work = {"measure": _measure, "encode": _encode, "probe": _probe}[options.command]
+    known = {"measure": _measure, "encode": _encode, "probe": _probe, "infer": _infer, "verify": _verify}
+    work = known[options.command]
     return _guard(lambda: work(folder, options))
 
 
 def server(folder: Path, arguments: list[str] | None = None) -> int:
-    """``python server measure [--json]`` and ``python server decode PAYLOAD... [--json]``; a detector's server half
-    also takes ``--least-score`` and ``--draw DIR --on PICTURE...``.
+    """``python server measure [--json]``, ``serve`` and ``decode PAYLOAD... [--json]``; a detector's ``decode`` also
+    takes ``--least-score`` and ``--draw DIR --on PICTURE...``.
     """
     parser = argparse.ArgumentParser(prog="python server", description="The server half of a split network.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -44,17 +51,97 @@ def server(folder: Path, arguments: list[str] | None = None) -> int:
     finding.add_argument("--least-score", type=float, default=boxes.LEAST_SCORE, help="default: %(default)s")
     finding.add_argument("--draw", type=Path, metavar="DIR", help="draw the boxes; DIR is made if absent")
     finding.add_argument("--on", nargs="+", type=Path, metavar="PICTURE", help="to draw on, one for each payload")
+    _add_serve(commands)
     options = parser.parse_args(arguments)
-    return _guard(lambda: _measure(folder, options) if options.command == "measure" else _decode(folder, options))
+    work = {"measure": _measure, "decode": _decode, "serve": _serve}[options.command]
+    return _guard(lambda: work(folder, options))
 
 
-def _guard(work: Callable[[], None]) -> int:
+def _guard(work: Callable[[], Optional[int]]) -> int:
     try:
-        work()
+        return work() or 0
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+
+
+def _add_infer(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("infer", help="turn pictures into answers, through a server")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("--json", action="store_true", help="everything, one JSON list")
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="for detectors: draw the boxes; DIR is made if absent")
+    parser.add_argument("--least-score", type=float, default=boxes.LEAST_SCORE, help="default: %(default)s")
+    parser.add_argument("--max-drop-pp", type=float, help="of the points to choose from, where there are several")
+    _add_access(parser)
+
+
+def _add_verify(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("verify", help="compare what was predicted with what this pair takes")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--repeats", type=int, default=50, help="pictures that count; default: %(default)s")
+    parser.add_argument("--measured-link", action="store_true", help="predict with the link as it is now")
+    _add_access(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", metavar="URL", help="http://HOST:PORT or https://HOST:PORT")
+    parser.add_argument("--token-file", type=Path, help="holds the bearer token; else SPLITSEARCH_TOKEN")
+    parser.add_argument("--ca", type=Path, metavar="FILE", help="PEM of whom to trust; the system's unless given")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--retries", type=int, default=4, metavar="N", help="default: %(default)s")
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("serve", help="answer payloads over HTTP, by the Open Inference Protocol")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8500, help="0 is any free one; default: %(default)s")
+    parser.add_argument("--token-file", type=Path, help="holds the bearer token; else SPLITSEARCH_TOKEN")
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="PEM certificate for TLS")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its key")
+    parser.add_argument("--insecure", action="store_true", help="beyond loopback even without token or TLS")
+    parser.add_argument("--deadline", type=float, default=10.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--batch", type=int, metavar="N", help="pictures at once; measured unless given")
+
+
+def _infer(folder: Path, options: argparse.Namespace) -> int:
+    wishes = infer.Wishes(options.json, options.draw, options.least_score, options.max_drop_pp)
+    return infer.infer(folder, options.images, _access(options) if options.server else None, wishes)
+
+
+def _verify(folder: Path, options: argparse.Namespace) -> int:
+    if not options.server:
+        raise ValueError("--server URL is needed")
+    half = halves.DeviceHalf(folder)
+    with ServerClient(_access(options), half.sealed.fingerprint) as client:
+        link = client.measure_link() if options.measured_link else None
+        found = verify.verify(half, client, verify.read_prediction(folder), link, options.repeats)
+    print(json.dumps(found) if options.json else verify.table(found))
+    return 0 if found["within"] else 1
+
+
+def _access(options: argparse.Namespace) -> Access:
+    token = read_token(options.token_file)
+    return Access(options.server, token, options.ca, options.timeout, options.retries)
+
+
+def _serve(folder: Path, options: argparse.Namespace) -> None:
+    try:
+        from .serving.server import Settings, serve
+    except ImportError as error:
+        raise ValueError(f"serving needs {error.name}: pip install starlette uvicorn") from None
+    serve(
+        folder,
+        Settings(
+            host=options.host,
+            port=options.port,
+            token_file=options.token_file,
+            certificate=options.cert,
+            key=options.key,
+            insecure=options.insecure,
+            deadline_s=options.deadline,
+            batch=options.batch,
+        ),
+    )
 
 
 def _add_measure(commands: argparse._SubParsersAction) -> None:
@@ -75,7 +162,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _encode(folder: Path, options: argparse.Namespace) -> None:
-    targets = _targets(options.images, options.out, ".payload")
+    targets = unique_targets(options.images, options.out, ".payload")
     half = halves.DeviceHalf(folder)
     options.out.mkdir(parents=True, exist_ok=True)
     for path, target in zip(options.images, targets):
@@ -86,19 +173,6 @@ def _encode(folder: Path, options: argparse.Namespace) -> None:
             raise ValueError(f"{path}: {error}") from None
         target.write_bytes(payload)
         print(f"{target}  {len(payload)} bytes")
-
-
-def _targets(sources: list[Path], folder: Path, ending: str) -> list[Path]:
-    """The file to write for each source, called like it. Raises ValueError where one would overwrite another."""
-    taken: dict[Path, Path] = {}
-    for source in sources:
-        other = taken.setdefault(folder / f"{source.stem}{ending}", source)
-        if other.resolve() != source.resolve():
-            raise ValueError(
-                f"{other} and {source} would both become {folder / source.stem}{ending}; nothing was written. "
-                f"Rename one of them, or give each its own output folder"
-            )
-    return [folder / f"{source.stem}{ending}" for source in sources]
 
 
 def _probe(folder: Path, options: argparse.Namespace) -> None:
@@ -114,7 +188,7 @@ def _decode(folder: Path, options: argparse.Namespace) -> None:
     if half.finds_boxes:
         _detect(half, options)
         return
-    classes = half.manifest.get("classes") or []
+    classes = half.classes
     rows = []
     for path in options.payloads:
         try:
@@ -130,10 +204,10 @@ def _decode(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _detect(half: halves.ServerHalf, options: argparse.Namespace) -> None:
-    classes = half.manifest.get("classes") or []
+    classes = half.classes
     if options.draw and len(options.on or []) != len(options.payloads):
         raise ValueError(f"--draw needs --on with {len(options.payloads)} images, one for each payload")
-    targets = _targets(options.payloads, options.draw, ".png") if options.draw else []
+    targets = unique_targets(options.payloads, options.draw, ".png") if options.draw else []
     rows: list[dict] = []
     for number, path in enumerate(options.payloads):
         try:

@@ -12,13 +12,18 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
 from torch import nn
 
 from evaluators.models.cut import SplitModel
 from spaces.partition import INPUT
+
+_log = logging.getLogger("splitsearch")
 
 
 class OnnxNetwork:
@@ -44,9 +49,13 @@ class OnnxNetwork:
 
 
 def to_onnx(
-    module: nn.Module, examples: Sequence[torch.Tensor], inputs: list[str], outputs: list[str]
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: Any = None,
 ) -> onnx.ModelProto:
-    """Export a module for inputs of the examples' shapes (batch 1), weights inside."""
+    """Export a module for inputs of the examples' shapes, weights inside; ``dynamic_shapes`` as torch.export has it."""
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -54,7 +63,13 @@ def to_onnx(
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode(False):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
             program = torch.onnx.export(
-                module.eval(), tuple(examples), input_names=inputs, output_names=outputs, dynamo=True, verbose=False
+                module.eval(),
+                tuple(examples),
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=dynamic_shapes,
+                dynamo=True,
+                verbose=False,
             )
     finally:
         quiet.setLevel(level)
@@ -64,5 +79,37 @@ def to_onnx(
 
 def save_module(module: nn.Module, examples: Sequence[torch.Tensor], path: Path, results: int = 1) -> None:
     """Export an encoder, a decoder or a trained tail, which return ``results`` tensors, to a file."""
-    inputs = [f"tensor_{number}" for number in range(len(examples))]
-    onnx.save(to_onnx(module, examples, inputs, [f"result_{number}" for number in range(results)]), str(path))
+    onnx.save(to_onnx(module, examples, *_names(examples, results)), str(path))
+
+
+def save_batchable(module: nn.Module, examples: Sequence[torch.Tensor], path: Path, results: int = 1) -> None:
+    """As :func:`save_module`, for a module that takes ``*tensors``; for any number of pictures at once where it can.
+
+    A network that cannot be exported so, or that answers otherwise then, is exported for one picture at a time.
+    """
+    pairs = [torch.cat([tensor, torch.rand_like(tensor)]) for tensor in examples]
+    try:
+        shapes = (tuple({0: torch.export.Dim.DYNAMIC} for _ in pairs),)
+        onnx.save(to_onnx(module, pairs, *_names(pairs, results), dynamic_shapes=shapes), str(path))
+        if _answers_each(path, pairs, results):
+            return
+    except Exception as error:  # exporters and runtimes raise almost anything for what they do not know
+        _log.info("%s takes one picture at a time (%s)", path.name, type(error).__name__)
+    save_module(module, examples, path, results)
+
+
+def _names(examples: Sequence[torch.Tensor], results: int) -> tuple[list[str], list[str]]:
+    return [f"tensor_{number}" for number in range(len(examples))], [f"result_{number}" for number in range(results)]
+
+
+def _answers_each(path: Path, pairs: Sequence[torch.Tensor], results: int) -> bool:
+    """Whether a model answers two pictures at once as it answers one after the other."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(tensors: Sequence[torch.Tensor]) -> Any:
+        return session.run(None, {f"tensor_{number}": tensor.numpy() for number, tensor in enumerate(tensors)})
+
+    both = run(pairs)
+    singles = [run([tensor[place : place + 1] for tensor in pairs]) for place in range(2)]
+    rows = [(both[number][place], singles[place][number][0]) for number in range(results) for place in range(2)]
+    return all(one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in rows)

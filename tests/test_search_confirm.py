@@ -119,7 +119,7 @@ def test_the_report_has_the_curve(study, tmp_path):
     assert len(volumes) == 20 and volumes == sorted(volumes) and volumes[-1] > 0
     (line,) = growth_figure(volumes).data
     assert list(line.x) == list(range(1, 21)) and line.y[-1] == 1.0
-    assert 'id="growth"' in (tmp_path / "runs" / "demo" / "report.html").read_text()
+    assert "id='growth'" in (tmp_path / "runs" / "demo" / "report.html").read_text()
 
 
 def test_the_report_shows_both(study, tmp_path):

@@ -89,7 +89,7 @@ def run(
     opened = storages.start_or_resume(loaded, space, folder, storage, contents, ask_price=evaluator.price)
     try:
         with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
-            objective.prepare(opened, space, evaluator, folder, shown.say)
+            objective.prepare(opened, space, evaluator, shown.say)
             if earlier and isinstance(opened.sampler, front_sampler.FrontSampler):
                 opened.sampler.learn_from(earlier)
             shown.start_trials()

@@ -78,11 +78,18 @@ def read_place(folder: Path, storage: str | None) -> Place:
         return SqliteFile(folder / "study.db")
     if storage.startswith(_GRPC):
         return _proxy(storage)
-    if storage.startswith(_JOURNAL) and len(storage) > len(_JOURNAL):
-        return Journal(Path(storage.removeprefix(_JOURNAL)))
+    if storage.startswith(_JOURNAL):
+        return _journal(storage)
     if "://" not in storage and Path(storage).suffix in (*_SQLITE_FILES, _JOURNAL_FILE):
         return Journal(Path(storage)) if storage.endswith(_JOURNAL_FILE) else SqliteFile(Path(storage))
     return _database(storage)
+
+
+def _journal(storage: str) -> Journal:
+    path = storage.removeprefix(_JOURNAL)
+    if not path:
+        raise SpecError("--storage", storage, _STORAGES)
+    return Journal(Path(path))
 
 
 def _proxy(storage: str) -> Proxy:

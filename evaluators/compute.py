@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,22 +14,6 @@ from torch.overrides import TorchFunctionMode
 def compute_device() -> torch.device:
     """Where training and scoring run: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def share_cores(workers: int) -> None:
-    """Have torch use no more threads in this process than its share of the cores, at least one.
-
-    Two processes that both use all cores of two take many times as long as one after the other.
-
-    Args:
-        workers: processes that train on this machine, this one among them.
-    """
-    torch.set_num_threads(max(1, cores() // workers))
-
-
-def cores() -> int:
-    """Of the processor, as many as this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def autocast(network: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -124,13 +124,13 @@ def _run_workers(opened: Any, count: int | None, scheduler: str | None, shown: A
     """Start workers here or on a cluster, and show what they do until there is nothing left to do."""
     from dataclasses import replace
 
-    from evaluators.compute import compute_device, cores
+    from evaluators.latency.profiles import cores
     from search import launch, points, workers
 
     job = replace(opened.job, study=str(opened.spec.file.resolve()), out=str(opened.folder.resolve()))
     if scheduler is None:
         here = count or 1
-        advice = workers.unwise(here, cores(), on_cpu=compute_device().type == "cpu")
+        advice = workers.unwise(here, cores(), on_cpu=opened.evaluator.describe().get("compute") == "cpu")
         if advice:
             _talk.print(advice, highlight=False, soft_wrap=True)
         started: Any = workers.Workers(here, replace(job, sharing=here), opened.folder)

@@ -40,7 +40,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """What goes on before the first trial, and what went wrong since."""
         if not self._console.is_terminal and text != self._said:
-            self._console.print(text)
+            self._console.print(text, soft_wrap=True)
         self._said = text
         self._bar.update(self._task, description=text)
 
@@ -56,7 +56,7 @@ class RunProgress:
         done, now = self._reader.finished, self._now()
         self._bar.update(self._task, description="trials", completed=done, now=now)
         if not self._console.is_terminal and done != self._shown:
-            self._console.print(f"trial {done} of {self._total}  {now}")
+            self._console.print(f"trial {done} of {self._total}  {now}", soft_wrap=True)
         self._shown = done
 
     def look(self) -> None:

@@ -37,13 +37,12 @@ def main() -> int:
 
 
 def _work(told: dict[str, object]) -> None:
-    from evaluators.compute import share_cores
     from search.running import Job, open_run
 
     job = Job(**told)  # type: ignore[arg-type]
-    if job.sharing:
-        share_cores(job.sharing)
     run = open_run(job)
+    if job.sharing:
+        run.evaluator.share_cores(job.sharing)
     run.prepare(lambda said: _log.info("%s", said))
     run.run_trials(stay=True)
 

@@ -29,8 +29,9 @@ class Ended:
     said: str
 
     def __str__(self) -> str:
-        how = f"was killed (signal {-self.code})" if self.code < 0 else f"ended with exit code {self.code}"
-        return f"worker {self.number} {how}{': ' if self.said else ''}{self.said.removeprefix('error: ')}"
+        if self.code < 0:
+            return f"worker {self.number} was killed (signal {-self.code})"
+        return f"worker {self.number} ended with exit code {self.code}: {self.said.removeprefix('error: ')}"
 
 
 class Worker:

@@ -108,6 +108,14 @@ class Backend(ABC):
         """Ids of running trials without a sign of life for too long. None while this process itself was cut off."""
         return set()
 
+    def has_trials(self, study_id: int) -> bool:
+        """Whether a study has any, without reading them where that is possible."""
+        return bool(self.storage.get_all_trials(study_id, deepcopy=False))
+
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Write the system attributes of studies that are set inside together where that is faster."""
+        return contextlib.nullcontext()
+
     def was_cut_off(self) -> None:
         """Take note that the storage did not answer: others could not give signs of life either."""
         self._cut_off_at = time.monotonic()
@@ -134,6 +142,7 @@ class StudyDatabase(RDBStorage, Backend):
         self._locks_in = place.path.parent if isinstance(place, SqliteFile) else folder
         self._study_name = name
         self._holder: sqlalchemy.Connection | None = None
+        self._together: dict[tuple[int, str], Any] | None = None
         Backend.__init__(self)
         url, how = _engine(place)
         with warnings.catch_warnings():
@@ -237,6 +246,38 @@ class StudyDatabase(RDBStorage, Backend):
         if self._cut_off_at is not None and time.monotonic() - self._cut_off_at < GRACE_S:
             return set()
         return set(self._get_stale_trial_ids(study_id))
+
+    def has_trials(self, study_id: int) -> bool:
+        query = sqlalchemy.select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study_id).limit(1)
+        with self._one_transaction() as session:
+            return session.execute(query).first() is not None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        self._together = {}
+        try:
+            yield
+            together = self._together
+        finally:
+            self._together = None
+        table = models.StudySystemAttributeModel
+        rows = [
+            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+            for (study_id, key), value in together.items()
+        ]
+        with self._one_transaction() as session:
+            for row in rows:
+                same = (table.study_id == row["study_id"], table.key == row["key"])
+                session.execute(sqlalchemy.delete(table).where(*same))
+            if rows:
+                session.execute(sqlalchemy.insert(table), rows)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Optuna's; inside :meth:`at_once` at its end."""
+        if self._together is None:
+            super().set_study_system_attr(study_id, key, value)
+        else:
+            self._together[study_id, key] = value
 
     def _get_trials(
         self,

@@ -43,12 +43,12 @@ class OwnStudy(optuna.Study):
     Args:
         name: of the study.
         backend: where it is kept.
-        sampler: proposes configurations.
+        sampler: proposes configurations; none for a study that is only read.
     """
 
     _looked = False
 
-    def __init__(self, name: str, backend: Backend, sampler: BaseSampler) -> None:
+    def __init__(self, name: str, backend: Backend, sampler: BaseSampler | None = None) -> None:
         super().__init__(study_name=name, storage=backend.storage, sampler=sampler)
         self.backend = backend
 
@@ -69,7 +69,7 @@ class OwnStudy(optuna.Study):
         return super()._get_trials(deepcopy, states, use_cache or self._looked)
 
 
-def open_study(spec: StudySpec, folder: Path, storage: str | None = None) -> optuna.Study:
+def open_study(spec: StudySpec, folder: Path, storage: str | None = None) -> OwnStudy:
     """The finished or half-finished study for reading.
 
     Raises:
@@ -77,16 +77,8 @@ def open_study(spec: StudySpec, folder: Path, storage: str | None = None) -> opt
         SpecError: it was made with other settings, or there is no such storage.
         SplitsearchError: what is kept there cannot be read.
     """
-    place = read_place(folder, storage)
-    if isinstance(place, SqliteFile | Journal) and not place.path.is_file():
-        raise NotFinished(f"no results in {place.path.parent} yet; 'splitsearch run {spec.file}' makes them")
+    study, place = _found(spec, folder, storage)
     with explained(place):
-        try:
-            study = optuna.load_study(study_name=spec.name, storage=open_backend(place, folder, spec.name).storage)
-        except KeyError:
-            raise NotFinished(
-                f"no study '{spec.name}' in {place} yet; 'splitsearch run {spec.file}' makes it"
-            ) from None
         _check_settings(study, spec, place)
         study.get_trials(deepcopy=False)  # damage shows here, not in the middle of something
     return study
@@ -95,9 +87,25 @@ def open_study(spec: StudySpec, folder: Path, storage: str | None = None) -> opt
 def has_trials(spec: StudySpec, folder: Path, storage: str | None = None) -> bool:
     """Whether a study has begun. Makes nothing."""
     try:
-        return bool(open_study(spec, folder, storage).get_trials(deepcopy=False))
+        study, place = _found(spec, folder, storage)
     except NotFinished:
         return False
+    with explained(place):
+        return study.backend.has_trials(study._study_id)
+
+
+def _found(spec: StudySpec, folder: Path, storage: str | None) -> tuple[OwnStudy, Place]:
+    """The study and where it is; raises NotFinished if there is none."""
+    place = read_place(folder, storage)
+    if isinstance(place, SqliteFile | Journal) and not place.path.is_file():
+        raise NotFinished(f"no results in {place.path.parent} yet; 'splitsearch run {spec.file}' makes them")
+    with explained(place):
+        try:
+            return OwnStudy(spec.name, open_backend(place, folder, spec.name)), place
+        except KeyError:
+            raise NotFinished(
+                f"no study '{spec.name}' in {place} yet; 'splitsearch run {spec.file}' makes it"
+            ) from None
 
 
 def start_or_resume(

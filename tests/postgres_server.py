@@ -23,10 +23,15 @@ def binaries() -> Path | None:
 
 
 class PostgresServer:
-    """Running from ``start`` to ``stop``; may be started again on the same data and port."""
+    """Running from ``start`` to ``stop``; may be started again on the same data and port.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._bin = folder, binaries()
+    Args:
+        folder: of its data, which is made; a database's own user must be able to enter the folders above.
+        durable: whether it waits for the disk, as servers do; tests need not.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self.folder, self._bin, self._durable = folder, binaries(), durable
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -47,7 +52,8 @@ class PostgresServer:
 
     def start(self) -> None:
         """Until it takes connections."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        options += "" if self._durable else " -c fsync=off"
         self._control("start", "-w", "-o", options, "-l", str(self.folder / "log"))
 
     def stop(self, how: str = "fast") -> None:

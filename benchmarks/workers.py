@@ -278,7 +278,7 @@ def kill_lines(place: Place, known: dict[int, Any], toll: Toll) -> str:
     states = [trial.state for trial in trials]
     under_way = states.count(TrialState.RUNNING) + states.count(TrialState.WAITING)
     return (
-        f"{toll.workers_killed} times a worker and {toll.runs_killed} times the whole run (3 workers) killed by kill -9, "
+        f"kill -9 {toll.workers_killed} times on a worker and {toll.runs_killed} times on the whole run (3 workers), "
         f"at seeded moments, {toll.writing} of them while the store was being written. Finished trials lost: {lost} of "
         f"{len(done)}. Trials interrupted: {len(killed)}, of which {len(blank)} had no configuration yet; run again: "
         f"{len(again)}, with the same parameters: {same}. Left under way: {under_way}. Locks left behind: "
@@ -293,19 +293,30 @@ def count_writing(place: Place, toll: Toll) -> None:
     toll.writing += any((place.folder / "cache" / "store" / ".making").glob("*"))
 
 
-def locks_left(place: Place, study: optuna.Study) -> int:
-    """Lock files that are still locked, and locks in the database."""
-    held = 0
+def locks_left(place: Place, study: optuna.Study, limit_s: float = 5.0) -> int:
+    """Lock files that are still locked, and locks in the database.
+
+    A server gets to know within a moment that a client is no more, on a busy machine a longer one.
+    """
+    end = time.monotonic() + limit_s
+    while True:
+        files = [path.name for path in locked_files(place)]
+        with study._storage._backend.engine.connect() as connection:
+            query = sqlalchemy.text("SELECT pid, granted FROM pg_locks WHERE locktype = 'advisory'")
+            rows = connection.execute(query).all()
+        if (not files and not rows) or time.monotonic() > end:
+            return len(files) + len(rows)
+        time.sleep(0.2)
+
+
+def locked_files(place: Place) -> Iterator[Path]:
+    """Lock files that somebody holds."""
     for path in [*place.folder.glob(".locks/*"), *place.folder.glob("cache/store/.locks/*")]:
         try:
             with FileLock(path).acquire(timeout=0):
                 pass
         except Timeout:
-            held += 1
-    time.sleep(0.5)  # the server notices a lost connection in a moment
-    with study._storage._backend.engine.connect() as connection:
-        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-        return held + int(connection.execute(sqlalchemy.text(query)).scalar() or 0)
+            yield path
 
 
 def wait_for(place: Place, count: int) -> optuna.Study:

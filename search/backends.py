@@ -312,8 +312,11 @@ class StudyDatabase(RDBStorage, Backend):
             except BaseException:
                 connection.invalidate()  # closed, the lock with it, whatever went wrong
                 raise
-            connection.execute(back, {"key": number})
-            connection.commit()
+            try:
+                connection.execute(back, {"key": number})
+                connection.commit()
+            except sqlalchemy.exc.DBAPIError:  # the server was away meanwhile, and the lock with it
+                connection.invalidate()
 
     @contextmanager
     def _one_transaction(self) -> Iterator[Any]:

@@ -6,6 +6,7 @@ study's files lie under the same paths there.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
 import uuid
@@ -22,6 +23,7 @@ from spaces.errors import SpecError
 
 _SCHEME = "dask://"
 _POLL_S = 0.5
+_END_S = 90.0  # for workers to note what they were doing
 
 
 def check_cluster(address: str, storage: str | None) -> str:
@@ -58,7 +60,7 @@ class DaskWorkers:
             job = replace(job, storage=str(place.path.resolve()))
         self._count, self._job, self._scheduler = count, job, scheduler
         self._stop = f"splitsearch-stop-{uuid.uuid4().hex}"
-        self._futures: list[Any] = []
+        self._futures: list[tuple[Any, str]] = []  # and on which of the cluster's workers
 
     def __enter__(self) -> DaskWorkers:
         from distributed import Client, Event
@@ -74,15 +76,15 @@ class DaskWorkers:
         for number, place in enumerate(places, 1):
             told = replace(self._job, sharing=sharing[hosts[place]]).to_dict()
             how = {"workers": [place], "pure": False, "retries": 0, "allow_other_workers": False}
-            self._futures.append(self._client.submit(work_there, number, told, self._stop, **how))
+            self._futures.append((self._client.submit(work_there, number, told, self._stop, **how), place))
         return self
 
     def __exit__(self, *_: object) -> None:
         from distributed import wait
 
         self._event.set()
-        if self._futures:
-            wait(self._futures)
+        with contextlib.suppress(TimeoutError):
+            wait([future for future, _ in self._futures], timeout=_END_S)
         self._client.close()
 
     def watch(self, shown: Callable[[], None], say: Say) -> list[Ended]:
@@ -90,8 +92,9 @@ class DaskWorkers:
         ended: dict[int, Ended] = {}
         while len(ended) < len(self._futures):
             time.sleep(_POLL_S)
-            for number, future in enumerate(self._futures, 1):
-                if number in ended or not future.done():
+            there = self._client.scheduler_info(n_workers=-1)["workers"]
+            for number, (future, place) in enumerate(self._futures, 1):
+                if number in ended or (not future.done() and place in there):
                     continue
                 ended[number] = _how(number, future)
                 if ended[number].code:
@@ -122,6 +125,8 @@ def work_there(number: int, told: dict[str, Any], stop: str) -> tuple[int, str]:
 
 
 def _how(number: int, future: Any) -> Ended:
+    if not future.done():
+        return Ended(number=number, code=1, said="its machine has left the cluster")
     if future.status != "finished":
         return Ended(number=number, code=1, said=str(future.exception()))
     code, said = future.result()

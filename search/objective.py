@@ -65,8 +65,9 @@ def prepare(study: OwnStudy, space: SearchSpace, evaluator: Evaluator, progress:
         progress("measuring the baselines")
         found = [evaluation.to_dict() for evaluation in evaluator.baselines(trained=True)]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        study.set_user_attr(ENVIRONMENT, {"date": now, "optuna": optuna.__version__, **described})
-        study.set_user_attr(BASELINES, found)
+        patient, about = Patience(study.backend), {"date": now, "optuna": optuna.__version__, **described}
+        patient(lambda: study.set_user_attr(ENVIRONMENT, about))
+        patient(lambda: study.set_user_attr(BASELINES, found))
 
 
 def _check_machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

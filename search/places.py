@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from spaces.errors import SpecError, SplitsearchError
 _SQLITE_FILES = (".db", ".sqlite", ".sqlite3")
 _JOURNAL, _JOURNAL_FILE, _GRPC = "journal://", ".log", "grpc://"
 _GRPC_PORT = 13000  # Optuna's own
+_AWAY = (errno.ESTALE, errno.EIO, errno.ENOSPC, errno.ETIMEDOUT, errno.EHOSTDOWN)  # of a disk on another machine
 _STORAGES = (
     f"an SQLite file ({', '.join(_SQLITE_FILES)}) or a database's URL is needed: sqlite:///study.db, "
     "postgresql://user@host/name, mysql+pymysql://user@host/name; or a journal on a shared disk: study.log, "
@@ -140,6 +142,8 @@ def explained(place: Place) -> Iterator[None]:
 def is_unreachable(error: BaseException) -> bool:
     """Whether an error says that a storage does not answer just now, and may again: it restarts, is locked, is full."""
     cause = _cause(error)
+    if isinstance(cause, OSError) and cause.errno in _AWAY:
+        return True
     said = getattr(cause, "orig", None)
     if isinstance(said, sqlite3.Error):
         return isinstance(said, sqlite3.OperationalError) and any(

@@ -250,6 +250,41 @@ def test_without_locks_the_later_of_two_equal_trials_is_given_up(spec, tmp_path,
     assert len(counted) == 5 and len({study.sampler.config_of(each.params) for each in counted}) == 5
 
 
+class Measuring(FakeEvaluator):
+    """Says that it times its device here, on a processor with so many cores."""
+
+    def __init__(self, cores):
+        self._cores = cores
+
+    def describe(self):
+        found = super().describe()
+        machine = {"processor": "some processor", "cores": self._cores}
+        return {**found, "machine": machine, "device": {**found["device"], "name": "local", "source": "measured"}}
+
+
+def test_a_timing_belongs_to_a_machine(spec, tmp_path, postgres):
+    study, space = opened(spec, tmp_path / "run", postgres)
+    study.set_user_attr("environment", Measuring(4).describe())
+    prepare(study, space, Measuring(4), lambda _: None)
+    with pytest.raises(SpecError, match=r"of another machine \(some processor, 4 cores\), this one is .*, 8 cores"):
+        prepare(study, space, Measuring(8), lambda _: None)
+    prepare(study, space, FakeEvaluator(), lambda _: None)  # whose device is modelled, so the same everywhere
+
+
+def test_a_server_that_restarts_while_a_study_is_prepared(spec, tmp_path, postgres_server, postgres):
+    study, space = opened(spec, tmp_path / "run", postgres)
+
+    class Restarts(FakeEvaluator):
+        def prepare(self, space, progress):
+            postgres_server.stop("immediate")
+            postgres_server.start()
+
+    prepare(study, space, Restarts(), lambda _: None)
+    other, _ = opened(spec, tmp_path / "run", postgres)
+    with other.backend.alone("prepare", lambda: pytest.fail("the lock is held by nobody")):
+        pass
+
+
 def test_a_line_of_the_journal_that_was_cut_short_harms_nobody(spec, tmp_path):
     file = tmp_path / "study.log"
     run(with_trials(spec, 4), tmp_path / "run", str(file))

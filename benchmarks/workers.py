@@ -21,6 +21,7 @@ import heapq
 import json
 import os
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -379,7 +380,11 @@ def scaling(seconds: float = 5.0, each: int = 20) -> list[str]:
                 f"{rate / first / count:.0%} | {whole:.0f} |"
             )
             print(lines[-1], flush=True)
-    return lines
+    about = (
+        f"Trials that sleep {seconds:g} s, {each} for each worker: what is shown is what drawing, storing and waiting "
+    )
+    about += "for each other cost, not what two cores can train. All in all is with the start of the processes."
+    return [about, "", *lines]
 
 
 # -- the front with many workers ---------------------------------------------------------------------------------------
@@ -477,37 +482,43 @@ def many() -> list[str]:
             seconds = [resume_s(place)]
             for command in (["run", "--trials", str(MANY + 1)], ["front"], ["report"]):
                 seconds.append(command_s(place, command))
-            lines.append(f"| {kind} | {' | '.join(f'{each:.1f} s' for each in seconds)} |")
+            lines.append(f"| {kind} | {' | '.join(f'{wall:.1f} s ({busy:.1f})' for wall, busy in seconds)} |")
             print(lines[-1], flush=True)
-    return lines
+    load = os.getloadavg()[2]
+    said = (
+        f"On the clock, and in brackets of the processor; others kept the two cores busy meanwhile (load {load:.1f})."
+    )
+    return [said, "", *lines]
 
 
-def resume_s(place: Place) -> float:
-    """Of opening a study, reading all trials, and drawing the next one, in this process."""
+def resume_s(place: Place) -> tuple[float, float]:
+    """Of opening a study, reading all trials, and drawing the next one: on the clock, and of the processor."""
     spec, evaluator = replace(place.spec, search=replace(place.spec.search, trials=MANY + 1)), FakeEvaluator()
     space = space_of(spec)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), time.process_time()
     study = start_or_resume(spec, space, place.folder, place.storage, evaluator.identity(), ask_price=evaluator.price)
     loop = _Loop(study, spec, space, evaluator)
     with Presence(place.folder) as presence:
         asking = Asking(space=space, owner=presence.owner, wanted=MANY + 1, look=loop.look)
         begun = next_trial(study, asking, again=True)
-    took = time.perf_counter() - start
+    took = time.perf_counter() - start, time.process_time() - before
     assert begun is not None
     _write(study, begun.trial, _score(begun.config, loop))
     return took
 
 
-def command_s(place: Place, command: list[str]) -> float:
-    """Of a command, the start of Python included."""
+def command_s(place: Place, command: list[str]) -> tuple[float, float]:
+    """Of a command, the start of Python included: on the clock, and of the processor."""
     name, *more = command
     line = [sys.executable, "-c", RUN, name, str(place.file), "--out", str(place.folder), *more]
     line += ["--storage", place.storage] if place.storage else []
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "COLUMNS": "200"}
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, busy
 
 
 def fill(place: Place) -> None:

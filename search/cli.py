@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shlex
@@ -540,7 +541,9 @@ def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     from search import storage as storages
 
     loaded = spec.load_spec(study)
-    return loaded, storages.open_study(loaded, storages.run_folder(loaded, out), storage)
+    opened = storages.open_study(loaded, storages.run_folder(loaded, out), storage)
+    gc.freeze()  # what was read stays to the end: it need not be looked through for garbage again and again
+    return loaded, opened
 
 
 def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evaluators.result import Evaluation
 from search.front import Point, corner_of
 from search.hypervolume import GrowingFront
+from search.rows import uncollected
 from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
@@ -54,7 +55,8 @@ class PointReader:
     def new(self) -> list[Point]:
         """Points of the trials that ended since the last call."""
         ended = [trial for trial in finished_trials(self._study) if trial.number not in self._read]
-        points = [_point(trial) for trial in ended if EVALUATION in trial.user_attrs]
+        with uncollected():
+            points = [_point(trial) for trial in ended if EVALUATION in trial.user_attrs]
         self._read |= {trial.number for trial in ended}
         return points
 

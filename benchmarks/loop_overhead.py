@@ -51,7 +51,7 @@ def started(spec: StudySpec, folder: Path) -> tuple[OwnStudy, SearchSpace, FakeE
     evaluator = FakeEvaluator()
     space = spec.space(list(evaluator.partition_points()))
     study = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
-    prepare(study, space, evaluator, folder, lambda _: None)
+    prepare(study, space, evaluator, lambda _: None)
     return study, space, evaluator
 
 

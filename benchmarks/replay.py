@@ -41,7 +41,7 @@ def fill(loaded: spec.StudySpec, folder: Path) -> None:
     evaluator = FakeEvaluator()
     space = loaded.space(list(evaluator.partition_points()))
     opened = storage.start_or_resume(loaded, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
-    objective.prepare(opened, space, evaluator, folder, lambda _: None)
+    objective.prepare(opened, space, evaluator, lambda _: None)
     grid = itertools.product(("stem", "middle"), range(1, 9), ("packed", "lzma"), range(1, 100))
     trials = []
     for partition, bits, coder, percent in itertools.islice(grid, TRIALS):

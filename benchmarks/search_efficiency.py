@@ -210,7 +210,7 @@ def ours(table: Table, spec: StudySpec, space: SearchSpace, watch: Watch, seed: 
     )
     with tempfile.TemporaryDirectory() as folder:
         study = start_or_resume(spec, space, Path(folder), contents=table.identity(), ask_price=table.price)
-        prepare(study, space, table, Path(folder), lambda _: None)
+        prepare(study, space, table, lambda _: None)
 
         def finished() -> None:
             trial = study.get_trials(deepcopy=False)[-1]

@@ -23,8 +23,8 @@ class Evaluator(ABC):
 
     The order of calls:
 
-    - :meth:`partition_points`, :meth:`head_ms`, :meth:`rehearse`, :meth:`identity`, :meth:`describe` and :meth:`notes`
-      may be called at any time and any number of times; they train nothing.
+    - :meth:`partition_points`, :meth:`head_ms`, :meth:`rehearse`, :meth:`identity`, :meth:`describe`, :meth:`notes` and
+      :meth:`share_cores` may be called at any time and any number of times; they train nothing.
     - :meth:`baselines` without training raises NotFinished until the uncut model has its weights.
     - :meth:`prepare` comes before :meth:`price`, :meth:`evaluate`, ``baselines(trained=True)`` and :meth:`export`, in
       every process; a second call costs nothing.
@@ -48,6 +48,16 @@ class Evaluator(ABC):
 
         Raises:
             SplitsearchError: something would fail later; says what and what to do.
+        """
+
+    def share_cores(self, workers: int) -> None:  # noqa: B027  (who needs no cores has none to share)
+        """From now on train with no more than this process's share of the cores, at least one.
+
+        Two trainings that both use all of two cores take many times as long as one after the other. What is measured
+        is measured with all cores, as nobody else works meanwhile.
+
+        Args:
+            workers: processes that train on this machine, this one among them.
         """
 
     @abstractmethod

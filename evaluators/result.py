@@ -165,7 +165,7 @@ class LatencyParts:
     @property
     def total_ms(self) -> float:
         """Their sum: the latency."""
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
     @property
     def device_ms(self) -> float:
@@ -179,7 +179,7 @@ class LatencyParts:
 
     def to_dict(self) -> dict[str, float]:
         """As in ``front --json``."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

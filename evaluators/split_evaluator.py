@@ -28,7 +28,7 @@ from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import NotRecorded
-from evaluators.latency.profiles import Fitting, MachineProfile, Scaling
+from evaluators.latency.profiles import Fitting, MachineProfile, Scaling, cores
 from evaluators.latency.runners import Runner
 from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer
 from evaluators.latency.table import StageTable
@@ -185,6 +185,9 @@ class SplitEvaluator(Evaluator):
             trained=self.is_trained,
             fresh=self._fresh,
         )
+
+    def share_cores(self, workers: int) -> None:
+        torch.set_num_threads(max(1, cores() // workers))
 
     def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
         """Train the uncut model if no weights are given (or load it from an earlier training); time what can be."""

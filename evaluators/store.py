@@ -4,6 +4,10 @@ A key is the SHA-256 of everything a result depends on, so nothing is ever overw
 weights, other images or another recipe make another key. An entry is whole or absent, also after ``kill -9``: it is
 made in a folder of its own and appears by one rename. Whoever needs an entry that somebody is making waits for it.
 
+On a folder that several machines share, they wait for each other as far as its locks go (flock: NFS 4, CephFS, Lustre
+mounted with it). Where locks do nothing, two may make the same at once; the second then finds the first's and throws
+its own away, so an entry is whole or absent there too.
+
     <root>/<kind>/<key>/        an entry; ``entry.json`` in it lists its files with sizes and checksums
     <root>/.making/             entries that are being made; what a killed process left there goes with the next one
     <root>/.unfinished/         checkpoints of long makings, by kind and key

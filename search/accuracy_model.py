@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from spaces.config import HEADS, SplitConfig
+
+if TYPE_CHECKING:  # scikit-learn takes half a second to import, which only a search needs
+    from sklearn.gaussian_process.kernels import Kernel
 
 _REFIT = 1.25  # the kernel is fitted anew when there is by so much more to fit it to
 _FITTED_ROWS = 150  # that it is fitted to; this takes longest
@@ -83,6 +84,8 @@ class AccuracyModel:
         Returns:
             Two arrays (N,).
         """
+        from sklearn.gaussian_process import GaussianProcessRegressor
+
         rows = list(seen)[-_MOST_ROWS:]
         inputs = np.array([row.features for row in rows])
         targets = np.array([max(row.accuracy, floor) for row in rows])
@@ -99,6 +102,9 @@ class AccuracyModel:
 
     def _fitted(self, inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray) -> Kernel:
         """The kernel that makes some of the rows most likely."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+
         some = np.sort(np.random.default_rng(self._seed).permutation(len(inputs))[:_FITTED_ROWS])
         kernel = _new_kernel(inputs.shape[1])
         process = GaussianProcessRegressor(kernel=kernel, alpha=noise[some], random_state=self._seed)
@@ -108,5 +114,7 @@ class AccuracyModel:
 
 
 def _new_kernel(features: int) -> Kernel:
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
     smooth = Matern(length_scale=np.ones(features), length_scale_bounds=(0.1, 30.0), nu=2.5)
     return ConstantKernel(1.0, (0.05, 20.0)) * smooth + WhiteKernel(0.01, (1e-5, 0.3))

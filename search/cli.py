@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shlex
@@ -31,7 +32,13 @@ OutOption = Annotated[
     Optional[Path], typer.Option("--out", help="Folder of the results; runs/<study name> unless given.", metavar="DIR")
 ]
 StorageOption = Annotated[
-    Optional[str], typer.Option("--storage", help="Optuna storage URL; an SQLite file in the folder unless given.")
+    Optional[str],
+    typer.Option(
+        "--storage",
+        help="Where the study is kept; an SQLite file in the folder unless given. For several machines: "
+        "postgresql://user@host/name, a journal on a shared disk (study.log or journal:///shared/study.log), or "
+        "Optuna's gRPC proxy (grpc://host:13000).",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -71,43 +78,69 @@ def run(
     timeout: Annotated[
         Optional[float], typer.Option(min=0, help="Start no trial after so many seconds.", metavar="S")
     ] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Processes that share the trials; each has its share of the cores.")
+    ] = None,
+    on: Annotated[
+        Optional[str], typer.Option(help="Start the workers on a Dask cluster: dask://scheduler:8786.", metavar="URL")
+    ] = None,
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
     """Run the study, or go on with it where it stopped; ends with the front."""
-    from search import dashboard, front_sampler, objective, points, progress, report, spec, warm_start
-    from search import storage as storages
+    from search import dashboard, launch, points, progress, report, running
 
-    loaded = spec.with_trials(spec.load_spec(study), trials)
-    folder = storages.run_folder(loaded, out)
-    evaluator = wiring.build_evaluator(loaded, folder)
-    space = loaded.space(list(evaluator.partition_points()))
-    if not storages.has_trials(loaded, folder, storage):
-        wiring.rehearse(evaluator, loaded)
-    contents = evaluator.identity()
-    earlier = warm_start.earlier_points(loaded, contents)
-    opened = storages.start_or_resume(loaded, space, folder, storage, contents, ask_price=evaluator.price)
+    scheduler = None if on is None else launch.check_cluster(on, storage)
+    job = running.Job(
+        study=study, trials=trials, timeout_s=timeout, storage=storage, out=None if out is None else str(out)
+    )
+    opened = running.open_run(job)
     try:
-        with progress.run_progress(opened, loaded.search.trials, _talk) as shown:
-            objective.prepare(opened, space, evaluator, folder, shown.say)
-            if earlier and isinstance(opened.sampler, front_sampler.FrontSampler):
-                opened.sampler.learn_from(earlier)
+        with progress.run_progress(opened.study, opened.spec, _talk) as shown:
+            if scheduler is None:  # on a cluster one of the workers does it, on the machine that is timed
+                opened.prepare(shown.say)
             shown.start_trials()
-            objective.run_trials(opened, loaded, space, evaluator, folder, timeout_s=timeout, finished=shown.advance)
+            if scheduler is None and workers in (None, 1):
+                opened.run_trials(shown.advance)
+            else:
+                _run_workers(opened, workers, scheduler, shown)
     except KeyboardInterrupt:
-        done = len(points.finished_trials(opened))
+        done = len(points.finished_trials(opened.study))
         again = shlex.join(sys.argv[1:] if sys.argv[1:2] == ["run"] else ["run", study])
         raise _Interrupted(
-            f"interrupted; {done} finished trials are kept in {folder}. 'splitsearch {again}' goes on from there"
+            f"interrupted; {done} finished trials are kept in {opened.folder}. 'splitsearch {again}' goes on from there"
         ) from None
     except MeasurementError as error:
-        done = len(points.finished_trials(opened))
-        raise SplitsearchError(f"{error}. {done} finished trials are kept in {folder}; run again to go on") from error
-    target = folder / "report.html"
-    report.write_report(opened, loaded, target)
-    dashboard.publish(opened, loaded, folder)
-    _print_front(opened, loaded)
+        done = len(points.finished_trials(opened.study))
+        kept = f"{done} finished trials are kept in {opened.folder}"
+        raise SplitsearchError(f"{error}. {kept}; run again to go on") from error
+    target = opened.folder / "report.html"
+    report.write_report(opened.study, opened.spec, target)
+    dashboard.publish(opened.study, opened.spec, opened.folder)
+    _print_front(opened.study, opened.spec)
     _talk.print(f"report: {target}", soft_wrap=True)
+
+
+def _run_workers(opened: Any, count: int | None, scheduler: str | None, shown: Any) -> None:
+    """Start workers here or on a cluster, and show what they do until there is nothing left to do."""
+    from dataclasses import replace
+
+    from evaluators.latency.profiles import cores
+    from search import launch, points, workers
+
+    job = replace(opened.job, study=str(opened.spec.file.resolve()), out=str(opened.folder.resolve()))
+    if scheduler is None:
+        here = count or 1
+        advice = workers.unwise(here, cores(), on_cpu=opened.evaluator.describe().get("compute") == "cpu")
+        if advice:
+            _talk.print(advice, highlight=False, soft_wrap=True)
+        started: Any = workers.Workers(here, replace(job, sharing=here), opened.folder)
+    else:
+        started = launch.DaskWorkers(count, job, scheduler)
+    with started:
+        ends = started.watch(shown.look, shown.say)
+    wanted = min(opened.spec.search.trials, opened.space.size or opened.spec.search.trials)
+    workers.check_ends(ends, len(points.finished_trials(opened.study)), wanted, opened.folder)
 
 
 @app.command()
@@ -508,7 +541,9 @@ def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     from search import storage as storages
 
     loaded = spec.load_spec(study)
-    return loaded, storages.open_study(loaded, storages.run_folder(loaded, out), storage)
+    opened = storages.open_study(loaded, storages.run_folder(loaded, out), storage)
+    gc.freeze()  # what was read stays to the end: it need not be looked through for garbage again and again
+    return loaded, opened
 
 
 def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:

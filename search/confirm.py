@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 from rich.table import Table
-from scipy import stats
+from scipy.special import stdtrit
 
 from evaluators.base import Evaluator
 from evaluators.result import Evaluation
@@ -89,7 +89,7 @@ def mean_interval(shares: Sequence[float], images: int) -> tuple[float, float]:
     of_images = mean * (1.0 - mean) / images if images else 0.0
     of_seeds = statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0
     freedom = (len(shares) - 1) * ((of_seeds + of_images) / of_seeds) ** 2 if of_seeds > 0 else math.inf
-    half = float(stats.t.ppf(0.5 + _SURE / 2, min(freedom, _ENDLESS))) * math.sqrt(of_images + of_seeds)
+    half = float(stdtrit(min(freedom, _ENDLESS), 0.5 + _SURE / 2)) * math.sqrt(of_images + of_seeds)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 

@@ -25,6 +25,7 @@ from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
 from search.points import baseline_points, environment, hypervolumes, trial_points
 from search.presence import alone
 from search.spec import Constraints, StudySpec
+from search.storage import OwnStudy
 from search.tables import hardware_line
 from spaces.errors import SplitsearchError
 
@@ -32,7 +33,7 @@ _REPORT = "report.html"
 _CARD_PX = 440  # what the dashboard's cards show of a figure's height
 
 
-def publish(study: optuna.Study, spec: StudySpec, folder: Path) -> None:
+def publish(study: OwnStudy, spec: StudySpec, folder: Path) -> None:
     """Put our notes, figures and the report onto the dashboard's pages. Nothing without the extra.
 
     May be done again and again, and by several processes: each thing is there once, and what people wrote into a note
@@ -88,7 +89,7 @@ def _is_installed() -> bool:
     return importlib.util.find_spec("optuna_dashboard") is not None
 
 
-def _save_figures(study: optuna.Study, limits: Constraints) -> None:
+def _save_figures(study: OwnStudy, limits: Constraints) -> None:
     from optuna_dashboard import save_plotly_graph_object
 
     data = pareto_data(trial_points(study), baseline_points(study))
@@ -99,7 +100,8 @@ def _save_figures(study: optuna.Study, limits: Constraints) -> None:
     }
     for name, figure in figures.items():
         figure.update_layout(height=_CARD_PX)
-        save_plotly_graph_object(study, figure, graph_object_id=name)
+        with study.backend.at_once():  # of ten thousand trials it is thousands of attributes
+            save_plotly_graph_object(study, figure, graph_object_id=name)
 
 
 def _save_notes(study: optuna.Study, spec: StudySpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import math
@@ -14,47 +15,74 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evaluators.base import Evaluator, Progress
+from evaluators.latency.profiles import LOCAL
 from evaluators.result import Evaluation, LatencyParts
+from search.backends import HEARTBEAT_S
+from search.drawing import FOR_NOW, Asking, Begun, are_others_under_way, next_trial
 from search.front_sampler import FrontSampler
 from search.knowledge import ACCURACY_ERROR, RUNG_ACCURACIES, Knowledge
-from search.points import BASELINES, ENVIRONMENT, EVALUATION, STOPPED, baseline_points
-from search.presence import Presence, alone
+from search.patience import Patience
+from search.points import BASELINES, ENVIRONMENT, EVALUATION, STOPPED, baseline_points, environment, finished_trials
+from search.presence import Presence, beating
 from search.pruning import Pruning
+from search.retrying import times_killed
 from search.spec import SearchSettings, StudySpec
 from search.split_sampler import SplitSampler
-from search.storage import OwnStudy, database_of, fail_dead_trials
+from search.storage import OwnStudy
 from spaces.config import SplitConfig
-from spaces.errors import InfeasibleSplit, MeasurementError
+from spaces.errors import InfeasibleSplit, MeasurementError, SpecError
 from spaces.space import SearchSpace
 
-_FOR_NOW = "infeasible_for_now"
-_RETRY_OF = "retry_of"
 _SAME_TRAINING = "same_training_as_trial"  # attribute of one that differs in its lossless coder alone
 _HOPE = 2.0  # standard deviations that a configuration may exceed the best baseline by
 _MOST_UNANSWERED = 3  # in a row, before a run gives up
+_MOST_KILLED = 5  # times, before a configuration is taken for one that cannot run
+_POLL_S = 1.0  # of a worker that waits for others' trials
 # Where optuna-dashboard 0.21 looks for constraints; Optuna 5's own set_constraint writes one attribute each instead.
 _DASHBOARD_CONSTRAINTS = "constraints"
 
 _log = logging.getLogger("splitsearch")
 
 
-def prepare(study: optuna.Study, space: SearchSpace, evaluator: Evaluator, folder: Path, progress: Progress) -> None:
+def prepare(study: OwnStudy, space: SearchSpace, evaluator: Evaluator, progress: Progress) -> None:
     """Everything that precedes the first trial: the uncut model, the baselines, a note of the circumstances.
 
     Of several processes that run one study, one does it while the others wait; then each finds it done.
+
+    Raises:
+        SpecError: timings are taken on this machine, and the study's are of another one.
     """
-    with alone(folder, "prepare", lambda: progress("waiting: another run of this study prepares it")):
+    with study.backend.alone("prepare", lambda: progress("waiting: another run of this study prepares it")):
         evaluator.prepare(space, progress)
-        if BASELINES in study.user_attrs:
+        attributes, described = study.user_attrs, evaluator.describe()
+        if BASELINES in attributes:
+            _check_machine(environment(study), described)
             return
         progress("measuring the baselines")
         found = [evaluation.to_dict() for evaluation in evaluator.baselines(trained=True)]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        study.set_user_attr(ENVIRONMENT, {"date": now, "optuna": optuna.__version__, **evaluator.describe()})
-        study.set_user_attr(BASELINES, found)
+        patient, about = Patience(study.backend), {"date": now, "optuna": optuna.__version__, **described}
+        patient(lambda: study.set_user_attr(ENVIRONMENT, about))
+        patient(lambda: study.set_user_attr(BASELINES, found))
+
+
+def _check_machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A timing belongs to a machine: those of another one do not go into the same study."""
+    timed_here = [place for place in ("device", "server") if now.get(place, {}).get("name") == LOCAL]
+    was, is_now = (
+        ", ".join(str(side.get("machine", {}).get(key)) for key in ("processor", "cores")) for side in (then, now)
+    )
+    if timed_here and was != is_now:
+        raise SpecError(
+            timed_here[0],
+            LOCAL,
+            f"the study's timings are of another machine ({was} cores), this one is {is_now} cores. Run it there, or "
+            "name a device that is the same for all: a profile (splitsearch profile), or one over ssh://",
+        )
 
 
 def run_trials(
@@ -66,12 +94,14 @@ def run_trials(
     *,
     timeout_s: float | None = None,
     finished: Callable[[], None] = lambda: None,
+    stay: bool = False,
 ) -> None:
     """Run until the study has as many finished trials as the spec asks for, the space is exhausted, or time is over.
 
     Or until its front has stopped growing, where the spec says when. Trials that other processes have under way count
     as finished. A trial whose device did not answer is infeasible for now: it teaches the sampler nothing, and is tried
     again as soon as another one was measured, or when the study is run the next time. Its training is kept meanwhile.
+    A trial whose process was killed is run again. A storage that does not answer is waited for.
 
     Args:
         study: from :func:`start_or_resume`.
@@ -81,25 +111,30 @@ def run_trials(
         folder: of the study's results.
         timeout_s: no trial begins after so many seconds.
         finished: called after every trial that came to an end.
+        stay: while others' trials are under way, wait to take over one whose process is killed.
 
     Raises:
         MeasurementError: the device did not answer several times in a row.
+        StorageGone: the storage did not answer for too long.
     """
-    loop = _Loop(study, spec, space, evaluator)
+    patient, loop = Patience(study.backend), _Loop(study, spec, space, evaluator)
     wanted = min(spec.search.trials, space.size or spec.search.trials)
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     unanswered = 0
     with Presence(folder) as presence:
+        asking = Asking(space=space, owner=presence.owner, wanted=wanted, look=loop.look)
         while time.monotonic() < deadline:
-            with alone(folder, "study"):
-                begun = _begin(study, space, loop, presence.owner, wanted, again=unanswered == 0)
+            begun = patient(functools.partial(next_trial, study, asking, again=unanswered == 0))
             if begun is None:
+                if stay and patient(lambda: len(finished_trials(study)) < wanted and are_others_under_way(study)):
+                    time.sleep(_POLL_S)
+                    continue
                 return
-            outcome = _finish(study, begun, loop)
+            outcome = _finish(study, begun, loop, patient)
             if outcome.for_now is None:
-                finished()
+                patient(finished)
                 unanswered = 0
-                if loop.has_stopped_growing:
+                if patient(lambda: loop.has_stopped_growing):
                     _log.warning(
                         "over the last %d trials the front's hypervolume has grown by less than %g %%: the search ends",
                         spec.search.patience,
@@ -110,14 +145,6 @@ def run_trials(
             unanswered += 1
             if unanswered == _MOST_UNANSWERED:
                 raise outcome.for_now
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Begun:
-    """A trial that is running, with all its parameters in the storage."""
-
-    trial: FrozenTrial
-    config: SplitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,64 +212,29 @@ def stopped_growing(hypervolumes: Sequence[float], settings: SearchSettings) -> 
     return hypervolumes[-1] - hypervolumes[-1 - patience] < settings.min_growth * hypervolumes[-1]
 
 
-def _begin(
-    study: OwnStudy, space: SearchSpace, loop: _Loop, owner: dict[str, Any], wanted: int, *, again: bool
-) -> _Begun | None:
-    """The next trial, or None when there are enough. Called by one process of a study at a time.
-
-    Not ``study.ask``: that makes a trial which nobody owns and which has no parameters at first.
-    """
-    with study.one_look() as trials:
-        if not fail_dead_trials(study):
-            return _drawn(study, space, loop, trials, owner, wanted, again=again)
-    return _begin(study, space, loop, owner, wanted, again=again)  # what was seen is no longer so
-
-
-def _drawn(
-    study: OwnStudy,
-    space: SearchSpace,
-    loop: _Loop,
-    trials: list[FrozenTrial],
-    owner: dict[str, Any],
-    wanted: int,
-    *,
-    again: bool,
-) -> _Begun | None:
-    if sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING) for trial in trials) >= wanted:
-        return None
-    database, sampler = database_of(study), study.sampler
-    assert isinstance(sampler, SplitSampler)
-    loop.look()
-    lost = _unmeasured(trials) if again else None
-    trial = database.begin(study._study_id, owner, {_RETRY_OF: lost.number} if lost else {})
-    params = lost.params if lost else sampler.sample_relative(study, trial, sampler.distributions)
-    database.write_params(trial._trial_id, params, sampler.distributions)
-    return _Begun(trial=trial, config=space.suggest(optuna.trial.FixedTrial(params)))
-
-
-def _unmeasured(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The first trial whose device did not answer and that was not tried again."""
-    retried = {trial.user_attrs.get(_RETRY_OF) for trial in trials}
-    for trial in trials:
-        if trial.state == TrialState.FAIL and _FOR_NOW in trial.user_attrs and trial.number not in retried:
-            return trial
-    return None
-
-
-def _finish(study: OwnStudy, begun: _Begun, loop: _Loop) -> _Outcome:
+def _finish(study: OwnStudy, begun: Begun, loop: _Loop, patient: Patience) -> _Outcome:
     trial = begun.trial
     try:
-        outcome = _score(begun.config, loop)
+        with beating(lambda: study.backend.beat(trial._trial_id), HEARTBEAT_S):
+            outcome = _killed_too_often(trial, loop) or _score(begun.config, loop)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         said = "interrupted by the user" if stopped else f"{type(error).__name__}: {error}"
         with contextlib.suppress(Exception):  # what went wrong matters more than the note of it
-            database_of(study).finish(trial._trial_id, TrialState.FAIL, (), {"stopped": said}, {})
+            study.backend.finish(trial._trial_id, TrialState.FAIL, (), {"stopped": said}, {})
         raise
-    _write(study, trial, outcome)
+    patient(functools.partial(_write, study, trial, outcome))
     if outcome.for_now:
         _log.warning("trial %d: %s. It is tried again later", trial.number, outcome.for_now)
     return outcome
+
+
+def _killed_too_often(trial: FrozenTrial, loop: _Loop) -> _Outcome | None:
+    """A configuration that takes its process along each time, for want of memory perhaps, is one that cannot run."""
+    times = times_killed(trial)
+    if times < _MOST_KILLED:
+        return None
+    return _cannot_run(f"its process was killed {times} times; is the memory too small for it?", loop)
 
 
 def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
@@ -261,7 +253,7 @@ def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
             values=(),
             constraints={"measured": 1.0},
             reason=f"for now: {reason}",
-            attributes={_FOR_NOW: str(reason)},
+            attributes={FOR_NOW: str(reason)},
             for_now=reason,
         )
     except Exception as error:
@@ -372,4 +364,9 @@ def _write(study: OwnStudy, trial: FrozenTrial, outcome: _Outcome) -> None:
     state = TrialState.COMPLETE if outcome.values else TrialState.FAIL
     study.sampler.after_trial(study, trial, state, outcome.values or None)
     rungs = outcome.attributes.get(RUNG_ACCURACIES, {})
-    database_of(study).finish(trial._trial_id, state, outcome.values, user, system, list(rungs.values()))
+    try:
+        study.backend.finish(trial._trial_id, state, outcome.values, user, system, list(rungs.values()))
+    except UpdateFinishedTrialError:
+        # Written already, and only the answer was lost; or taken for dead by others, whose retry finds the training.
+        if study._storage.get_trial(trial._trial_id).state != state:
+            _log.warning("trial %d was given up by others while it ran; they try it again", trial.number)

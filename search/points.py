@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -11,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evaluators.result import Evaluation
 from search.front import Point, corner_of
 from search.hypervolume import GrowingFront
+from search.rows import uncollected
 from search.spec import Constraints
 from spaces.errors import SplitsearchError
 
@@ -27,17 +30,21 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 def trial_points(study: optuna.Study) -> list[Point]:
     """Every trial that was scored, in order. Configurations that could not run have no point.
 
+    What was read of a study is kept for the next who asks: a trial that has ended does not change any more.
+
     Raises:
         SplitsearchError: a trial that cannot be read.
     """
-    return PointReader(study).new()
+    reader, points = _READ.setdefault(study, (PointReader(study), []))
+    points += reader.new()
+    return sorted(points, key=lambda point: point.trial or 0)
 
 
 class PointReader:
     """Reads each trial of a study once, however often it is asked."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+        self._study = weakref.proxy(study)
         self._read: set[int] = set()
 
     @property
@@ -48,8 +55,13 @@ class PointReader:
     def new(self) -> list[Point]:
         """Points of the trials that ended since the last call."""
         ended = [trial for trial in finished_trials(self._study) if trial.number not in self._read]
+        with uncollected():
+            points = [_point(trial) for trial in ended if EVALUATION in trial.user_attrs]
         self._read |= {trial.number for trial in ended}
-        return [_point(trial) for trial in ended if EVALUATION in trial.user_attrs]
+        return points
+
+
+_READ: WeakKeyDictionary[optuna.Study, tuple[PointReader, list[Point]]] = WeakKeyDictionary()
 
 
 def baseline_points(study: optuna.Study) -> list[Point]:

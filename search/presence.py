@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 _SAY_AFTER_S = 2.0
+_LAST_BEAT_S = 10.0  # for a sign of life that is on its way
 _FORGOTTEN_AFTER = timedelta(days=1)  # of a machine whose lock files cannot be seen from here
 
 
@@ -41,23 +43,38 @@ class Presence:
         self._lock.release()
 
 
-def is_alive(owner: Mapping[str, Any] | None, since: datetime | None) -> bool:
+def is_alive(owner: Mapping[str, Any] | None, since: datetime | None, *, beats: bool = False) -> bool:
     """Whether the process that began a trial still runs.
 
     Args:
         owner: what :attr:`Presence.owner` said there; None for a trial that nobody owns.
         since: when the trial began.
+        beats: whether the storage knows of signs of life, which then tell of processes on other machines.
     """
     if owner is None:
         return False
     if owner["host"] != platform.node():
-        return since is not None and datetime.now() - since < _FORGOTTEN_AFTER
+        return beats or (since is not None and datetime.now() - since < _FORGOTTEN_AFTER)
     return _is_held(Path(owner["lock"]))
 
 
-def others_at_work(folder: Path) -> int:
-    """Number of processes that work on the study in a folder."""
-    return sum(_is_held(path) for path in _locks(folder).glob("run-*.lock"))
+@contextmanager
+def beating(beat: Callable[[], None], interval_s: float) -> Iterator[None]:
+    """Give a sign of life every so often, from a thread, until the block ends. One that fails is left out."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(interval_s):
+            with contextlib.suppress(Exception):
+                beat()
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_LAST_BEAT_S)
 
 
 @contextmanager

@@ -126,8 +126,8 @@ class SplitSampler(BaseSampler):
 
 
 def _counts(trial: FrozenTrial) -> bool:
-    """Whether its configuration is taken: it came to an end, is being scored, or waits for its device."""
-    kept = (TrialState.COMPLETE, TrialState.RUNNING)
+    """Whether its configuration is taken: it came to an end, is being scored, or waits to be tried again."""
+    kept = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
     return trial.state in kept or "measured" in trial.constraints
 
 

@@ -1,9 +1,15 @@
 """A study file whose evaluator is the fake one: instant, with a front that is known."""
 
 import copy
+import shutil
+import sqlite3
+import tempfile
+import uuid
+from pathlib import Path
 
 import pytest
 import yaml
+from postgres_server import PostgresServer, why_not
 from sqlalchemy import Engine, event
 
 from evaluators.fake import FakeEvaluator
@@ -31,7 +37,8 @@ STUDY = {
 @event.listens_for(Engine, "connect")
 def _no_waiting_for_the_disk(connection, _record):
     """Tests need no durability against power cuts; without this, most of their time is fsync."""
-    connection.execute("PRAGMA synchronous=OFF")
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,3 +75,25 @@ def fake(monkeypatch):
     evaluator = FakeEvaluator()
     monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: evaluator)
     return evaluator
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A PostgreSQL server, for all tests of a process."""
+    if why_not():
+        pytest.skip(why_not())
+    pytest.importorskip("psycopg")
+    # Not in pytest's own folder, which nobody but its owner may enter.
+    scratch = Path(tempfile.mkdtemp(prefix="splitsearch-postgres-"))
+    scratch.chmod(0o755)
+    server = PostgresServer(scratch / "server")
+    server.start()
+    yield server
+    server.stop("immediate")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres(postgres_server):
+    """URL of an empty database."""
+    return postgres_server.make(f"study_{uuid.uuid4().hex[:12]}")

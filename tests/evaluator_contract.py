@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from evaluators.result import LatencyParts, Source
 from spaces.config import OTHER_CODERS
@@ -34,6 +35,15 @@ class EvaluatorContract:
         low, high = found.drop_interval_pp
         assert low <= found.accuracy_drop_pp <= high
         assert type(found).from_dict(found.to_dict()) == found
+
+    def test_sharing_cores_leaves_an_evaluation_whole(self, evaluator, config):
+        threads = torch.get_num_threads()
+        try:
+            evaluator.share_cores(1000)
+            assert evaluator.evaluate(config).config == config
+            assert torch.get_num_threads() in (1, threads)
+        finally:
+            torch.set_num_threads(threads)
 
     def test_again_gives_the_same(self, evaluator, config):
         assert evaluator.evaluate(config) == evaluator.evaluate(config)

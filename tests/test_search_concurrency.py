@@ -15,7 +15,7 @@ from test_search_study import start
 
 from evaluators.fake import FakeEvaluator
 from search.points import finished_trials
-from search.presence import Presence, is_alive, others_at_work
+from search.presence import Presence, is_alive
 from search.spec import load_spec, with_trials
 from search.storage import open_study, start_or_resume
 
@@ -44,7 +44,7 @@ class Slow(FakeEvaluator):
 spec, evaluator = load_spec(file), Slow()
 space = spec.space(list(evaluator.partition_points()))
 study = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
-prepare(study, space, evaluator, folder, lambda _: None)
+prepare(study, space, evaluator, lambda _: None)
 run_trials(study, spec, space, evaluator, folder)
 """
 
@@ -123,10 +123,9 @@ def test_half_of_another_process_s_parameters_is_no_configuration(forty, tmp_pat
 
 
 def test_a_process_is_at_work_as_long_as_it_lives(tmp_path):
-    assert others_at_work(tmp_path) == 0
     with Presence(tmp_path) as presence:
-        assert others_at_work(tmp_path) == 1 and is_alive(presence.owner, None)
-    assert others_at_work(tmp_path) == 0 and not is_alive(presence.owner, None)
+        assert is_alive(presence.owner, None)
+    assert not is_alive(presence.owner, None)
     assert not is_alive(None, None)
     assert not list((tmp_path / ".locks").glob("run-*"))
 

@@ -120,7 +120,7 @@ def search(write_study, study_dict, tmp_path):
         study = start_or_resume(
             spec, space, tmp_path / folder, contents=evaluator.identity(), ask_price=evaluator.price
         )
-        prepare(study, space, evaluator, tmp_path / folder, lambda _: None)
+        prepare(study, space, evaluator, lambda _: None)
         run_trials(study, spec, space, evaluator, tmp_path / folder)
         return study
 

@@ -22,7 +22,7 @@ def start(spec, folder, evaluator=None, **options):
     evaluator = evaluator or FakeEvaluator()
     space = spec.space(list(evaluator.partition_points()))
     study = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
-    prepare(study, space, evaluator, folder, lambda _: None)
+    prepare(study, space, evaluator, lambda _: None)
     run_trials(study, spec, space, evaluator, folder, **options)
     return study
 
@@ -174,7 +174,7 @@ def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(spec, tmp_path):
 
 def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):
     study = start(with_trials(spec, 2), tmp_path / "run")
-    study.ask()
+    study._storage.create_new_trial(study._study_id)
     study = start(with_trials(spec, 4), tmp_path / "run")
     assert [trial.state for trial in study.trials].count(TrialState.RUNNING) == 0
     assert len(finished_trials(study)) == 4

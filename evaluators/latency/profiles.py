@@ -182,7 +182,7 @@ def load_machine(value: Any, key: str) -> MachineProfile:
         profile = _remote(section, name)
     else:
         # Threads are of the study, what else there is of the profile.
-        runtime, threads = section.take("runtime", None), section.whole("threads", _cores())
+        runtime, threads = section.take("runtime", None), section.whole("threads", cores())
         profile = _from_file(read_profile(name, "devices", key), runtime, threads)
     section.finish()
     return profile
@@ -193,7 +193,7 @@ def _here(section: Section) -> MachineProfile:
         runtime=section.choice("runtime", "onnxruntime", get_args(Runtime)),  # type: ignore[arg-type]
         provider=section.choice("provider", "cpu", get_args(Provider)),  # type: ignore[arg-type]
     )
-    return MachineProfile(name=LOCAL, how=here, threads=section.whole("threads", _cores()))
+    return MachineProfile(name=LOCAL, how=here, threads=section.whole("threads", cores()))
 
 
 def _remote(section: Section, url: str) -> MachineProfile:
@@ -302,6 +302,6 @@ def _row(row: Any, key: str) -> Timing:
     raise SpecError(key, row, "milliseconds are needed, or {p50_ms, p90_ms, spread, repeats}")
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may run on, which a container or taskset can make fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

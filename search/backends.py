@@ -405,7 +405,7 @@ def open_backend(place: Place, folder: Path, name: str) -> Backend:
     """
     if isinstance(place, SqliteFile | Journal):
         place.path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(place, SqliteFile) and place.path.is_file() and place.path.stat().st_size == 0:
+    if isinstance(place, SqliteFile) and _stays_empty(place.path):
         raise SplitsearchError(f"{place} is empty: writing it was cut short. Remove it and run the study again")
     if isinstance(place, Journal | Proxy):
         return PlainBackend(place, folder)
@@ -421,6 +421,15 @@ def open_backend(place: Place, folder: Path, name: str) -> Backend:
                 raise
             time.sleep(_PAUSE_S)  # another process makes the same tables at this moment
     return StudyDatabase(place, folder, name)
+
+
+def _stays_empty(path: Path) -> bool:
+    """Whether a file is there and empty, and not only because another process has this moment made it."""
+    for _ in range(_TRIES):
+        if not path.is_file() or path.stat().st_size:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
 def _engine(place: SqliteFile | Database) -> tuple[str, dict[str, Any]]:

@@ -17,6 +17,12 @@ def locks(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_folder_for_locks_is_made_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSEARCH_LOCKS", str(tmp_path / "not" / "there"))
+    with machine_lock.measuring(1.0):
+        assert (tmp_path / "not" / "there").is_dir()
+
+
 def train(ticks, stop):
     with machine_lock.training(), machine_lock.training():
         while not stop.is_set():

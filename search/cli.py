@@ -400,8 +400,15 @@ def serve(
 @app.command()
 def infer(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, and folders of pictures.")],
+    images: Annotated[
+        Optional[list[Path]], typer.Argument(metavar="IMAGE...", help="Pictures, and folders of pictures.")
+    ] = None,
     server: ServerOption = None,
+    camera: Annotated[
+        Optional[str],
+        typer.Option(help="A command that takes one picture and writes it to standard output.", metavar="COMMAND"),
+    ] = None,
+    frames: Annotated[Optional[int], typer.Option(min=1, help="Of the camera; without it, until Ctrl-C.")] = None,
     as_json: JsonOption = False,
     draw: Annotated[Optional[Path], typer.Option(help="For detectors: folder for pictures with boxes.")] = None,
     least_score: Annotated[float, typer.Option(help="For detectors: of a box.")] = 0.25,
@@ -418,7 +425,7 @@ def infer(
 
     access = deploy.access(server, token_file, ca, timeout, retries)
     wishes = {"as_json": as_json, "draw": draw, "least_score": least_score, "max_drop_pp": max_drop_pp}
-    raise typer.Exit(deploy.infer(bundle, images, access, **wishes))
+    raise typer.Exit(deploy.infer(bundle, images or [], access, deploy.camera(camera, frames), **wishes))
 
 
 @app.command()

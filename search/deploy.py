@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluators.edge import infer as inferring
 from evaluators.edge import verify as verifying
+from evaluators.edge.camera import Camera
 from evaluators.edge.client import Access, ServerClient, read_token
 from evaluators.edge.halves import DeviceHalf
 from search.export import FORMAT
@@ -41,20 +42,28 @@ def serve(bundle: Path, **settings: Any) -> None:
         server.serve(folder, server.Settings(**settings))
 
 
-def infer(bundle: Path, images: Sequence[Path], access: Access | None, **wishes: Any) -> int:
+def infer(
+    bundle: Path, images: Sequence[Path], access: Access | None, camera: Camera | None = None, **wishes: Any
+) -> int:
     """Answer pictures with a bundle's device half; the exit code.
 
     Args:
         bundle: its folder.
         images: pictures, and folders of pictures.
         access: the server; None answers on the device alone.
+        camera: takes further pictures.
         wishes: as :class:`evaluators.edge.infer.Wishes` has them.
 
     Raises:
         SplitsearchError: no bundle, a damaged one, nothing to do, or a server of another bundle.
     """
     with _as_ours():
-        return inferring.infer(half_of(bundle, "device"), images, access, inferring.Wishes(**wishes))
+        return inferring.infer(half_of(bundle, "device"), images, access, inferring.Wishes(**wishes), camera)
+
+
+def camera(command: str | None, frames: int | None) -> Camera | None:
+    """The camera behind a command, if there is one."""
+    return None if command is None else Camera(command, frames)
 
 
 def verify(bundle: Path, access: Access | None, measured_link: bool, repeats: int) -> dict[str, Any]:

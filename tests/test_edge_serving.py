@@ -851,6 +851,48 @@ def test_a_detectors_boxes_are_drawn(tmp_path, capsys):
         assert image.size == (8, 8)
 
 
+def test_a_camera_is_whatever_program_writes_a_picture(running, bundle, tmp_path, capsys):
+    picture = tiny_bundle.picture(tmp_path)
+    command = f"cat {picture}"
+    said = device(
+        bundle, capsys, "infer", picture, "--camera", command, "--frames", 2, "--server", running.url, "--json"
+    )
+    given, *frames = json.loads(said.out)
+    assert [row["picture"] for row in frames] == ["frame 1", "frame 2"]
+    assert all(row["scores"] == given["scores"] for row in frames) and "3 pictures" in said.err
+    ours = run_command(["infer", str(bundle), "--camera", command, "--frames", "1", "--server", running.url, "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert ours == 0 and row["scores"] == given["scores"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("false", "ended with 1: nothing on standard output"), ("no-such-camera", "No such file"), ("echo x", "picture")],
+)
+def test_a_camera_that_gives_no_picture_is_no_answer(bundle, capsys, command, told):
+    said = device(bundle, capsys, "infer", "--camera", command, "--frames", 1, "--json", code=1)
+    (row,) = json.loads(said.out)
+    assert row["picture"] == "frame 1" and told in row["error"]
+
+
+def test_neither_pictures_nor_a_camera_is_said(bundle, capsys):
+    assert "name some, or --camera" in device(bundle, capsys, "infer", *NOWHERE, code=1).err
+
+
+def test_ctrl_c_ends_a_camera_without_frames(bundle, tmp_path, capsys, monkeypatch):
+    shots, picture = [], tiny_bundle.picture(tmp_path)
+
+    def shot(camera):
+        shots.append(1)
+        if len(shots) == 3:
+            raise KeyboardInterrupt
+        return main.picture.open_upright(picture)
+
+    monkeypatch.setattr(main.Camera, "shot", shot)
+    said = device(bundle, capsys, "infer", "--camera", "one", "--json")
+    assert len(json.loads(said.out)) == 2 and "2 pictures" in said.err
+
+
 # -- several points in one bundle --------------------------------------------------------------------------------------
 
 

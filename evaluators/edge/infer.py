@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import json
 import statistics
 import sys
@@ -16,6 +19,7 @@ from PIL import Image
 
 from . import boxes
 from . import picture as images
+from .camera import Camera
 from .client import Access, RefusedError, ServerClient, ServerError
 from .errors import PayloadError
 from .halves import DeviceHalf
@@ -23,6 +27,7 @@ from .letterbox import Letterbox
 from .points import Chooser
 from .points import read as read_points
 
+_Picture = tuple[str, Callable[[], Image.Image], Optional[Path]]  # its name, how to get it, where to draw it
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ALONE_S = 10.0  # after a server was away, how long the device answers alone before it asks again
 
@@ -94,7 +99,13 @@ class Answerer:
         return reply.answer, {**about, "point": version} if self.chooser else about
 
 
-def infer(folder: Path, sources: Sequence[Path], access: Optional[Access], wishes: Wishes) -> int:
+def infer(
+    folder: Path,
+    sources: Sequence[Path],
+    access: Optional[Access],
+    wishes: Wishes,
+    camera: Optional[Camera] = None,
+) -> int:
     """Answer pictures and folders of pictures; print the answers, and progress on standard error.
 
     Args:
@@ -102,6 +113,7 @@ def infer(folder: Path, sources: Sequence[Path], access: Optional[Access], wishe
         sources: pictures, and folders whose pictures are taken in the order of their names.
         access: the server; None answers on the device alone.
         wishes: what to do with the answers.
+        camera: takes further pictures, after those of the sources.
 
     Returns:
         The exit code: 1 where a picture got no answer.
@@ -110,19 +122,26 @@ def infer(folder: Path, sources: Sequence[Path], access: Optional[Access], wishe
         ValueError: nothing to do, a damaged bundle, or a server of another bundle.
     """
     half, paths = DeviceHalf(folder), pictures_of(sources)
+    if not paths and camera is None:
+        raise ValueError("no pictures given: name some, or --camera COMMAND")
     if access is None and not half.has("whole"):
         raise ValueError(f"{folder} has no whole.onnx, so --server URL is needed; or export again with --with-whole")
     targets = _drawings(half, paths, wishes)
-    progress, rows = _Progress(len(paths), sys.stderr), []
+    pictures = itertools.chain(_files(paths, targets), _frames(camera, wishes) if camera else ())
+    frames = 0 if camera is None else camera.frames
+    endless = frames is None
+    progress, rows = _Progress(None if frames is None else len(paths) + frames, sys.stderr), []
     with ServerClient(access, half.sealed.fingerprint) if access else nullcontext() as client:
         points = read_points(folder, wishes.max_drop_pp) if client else []
         chooser = Chooser(half, client, points, progress.say) if client and points else None
-        for row in _rows(Answerer(half, client, progress.say, chooser=chooser), paths, targets, wishes):
-            rows.append(row)
-            if not wishes.as_json:
-                progress.clear()
-                print(_line(row), flush=True)
-            progress.show(len(rows))
+        answerer = Answerer(half, client, progress.say, chooser=chooser)
+        with contextlib.suppress(KeyboardInterrupt) if endless else nullcontext():  # that is how such a camera ends
+            for row in _rows(answerer, pictures, wishes):
+                rows.append(row)
+                if not wishes.as_json:
+                    progress.clear()
+                    print(_line(row), flush=True)
+                progress.show(len(rows))
     progress.clear()
     if wishes.as_json:
         print(json.dumps(rows))
@@ -167,18 +186,28 @@ def _drawings(half: DeviceHalf, paths: list[Path], wishes: Wishes) -> list[Optio
     return list(targets)
 
 
-def _rows(answerer: Answerer, paths: list[Path], targets: list[Optional[Path]], wishes: Wishes) -> Iterator[dict]:
-    """What is printed of each picture, in order; one that cannot be answered has an ``error``."""
+def _files(paths: list[Path], targets: list[Optional[Path]]) -> Iterator[_Picture]:
     for path, target in zip(paths, targets):
+        yield str(path), functools.partial(images.open_upright, path), target
+
+
+def _frames(camera: Camera, wishes: Wishes) -> Iterator[_Picture]:
+    for number in itertools.count(1) if camera.frames is None else range(1, camera.frames + 1):
+        yield f"frame {number}", camera.shot, wishes.draw and wishes.draw / f"frame-{number}.png"
+
+
+def _rows(answerer: Answerer, pictures: Iterator[_Picture], wishes: Wishes) -> Iterator[dict]:
+    """What is printed of each picture, in order; one that cannot be answered has an ``error``."""
+    for name, take, target in pictures:
         try:
-            image = images.open_upright(path)
+            image = take()
             answer, about = answerer.answer(images.fit_picture(image, answerer.half.picture), image.size)
         except RefusedError:
             raise  # it would refuse the next one too
         except (images.PictureError, PayloadError, ServerError) as error:
-            yield {"picture": str(path), "error": str(error)}
+            yield {"picture": name, "error": str(error)}
             continue
-        yield {"picture": str(path), **_found(answerer.half, answer, image, target, wishes), **about}
+        yield {"picture": name, **_found(answerer.half, answer, image, target, wishes), **about}
 
 
 def _found(half: DeviceHalf, answer: np.ndarray, image: Image.Image, target: Optional[Path], wishes: Wishes) -> dict:
@@ -218,12 +247,12 @@ def _summary(rows: list[dict]) -> str:
 class _Progress:
     """A line on a terminal that says how far it is; only sentences where there is no terminal."""
 
-    def __init__(self, total: int, stream: TextIO) -> None:
+    def __init__(self, total: Optional[int], stream: TextIO) -> None:
         self._total, self._stream, self._terminal = total, stream, stream.isatty()
 
     def show(self, done: int) -> None:
-        if self._terminal and done < self._total:
-            self._stream.write(f"\r{done} of {self._total}")
+        if self._terminal and (self._total is None or done < self._total):
+            self._stream.write(f"\r{done}" + (f" of {self._total}" if self._total else ""))
             self._stream.flush()
 
     def clear(self) -> None:

@@ -12,6 +12,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from . import boxes, halves, infer, measure, picture, probe, verify
+from .camera import Camera
 from .client import Access, ServerClient, read_token
 from .errors import PayloadError
 from .infer import unique_targets
@@ -67,7 +68,9 @@ def _guard(work: Callable[[], Optional[int]]) -> int:
 
 def _add_infer(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("infer", help="turn pictures into answers, through a server")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("--camera", metavar="COMMAND", help="takes one picture and writes it to standard output")
+    parser.add_argument("--frames", type=int, metavar="N", help="of the camera; without it, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="everything, one JSON list")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="for detectors: draw the boxes; DIR is made if absent")
     parser.add_argument("--least-score", type=float, default=boxes.LEAST_SCORE, help="default: %(default)s")
@@ -105,7 +108,8 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
 
 def _infer(folder: Path, options: argparse.Namespace) -> int:
     wishes = infer.Wishes(options.json, options.draw, options.least_score, options.max_drop_pp)
-    return infer.infer(folder, options.images, _access(options) if options.server else None, wishes)
+    camera = Camera(options.camera, options.frames) if options.camera else None
+    return infer.infer(folder, options.images, _access(options) if options.server else None, wishes, camera)
 
 
 def _verify(folder: Path, options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from evaluators.result import Price
-from search.accuracy_model import AccuracyModel
+from search.accuracy_model import AccuracyModel, Seen
 from search.front import Point
 from search.knowledge import AskPrice, Knowledge
 from search.spec import Constraints
@@ -24,6 +24,7 @@ from spaces.space import SearchSpace
 _STRENGTHS = 4  # of a continuous TCL, evenly on its scale
 _PLANNED = 50  # a plan is made for one trial in so many, at least one
 _TWIN_COST = 0.2  # of a training, for a configuration that differs from a trained one in its coder alone
+_BELIEVED_ERROR = 0.01  # in accuracy, of a running trial
 _MEMBER_COST = 0.05  # of a training for a whole cut, for one more configuration that it answers for
 
 
@@ -121,13 +122,13 @@ class FrontSampler(SplitSampler):
         latency_ms = candidates.latencies_ms(open_ones, knowledge)
         running = [self.of_trial(each) for each in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
         pending = [config for config in running if config is not None and knowledge.price(config) is not None]
-        wanted = [candidates.features[open_ones], *(knowledge.features_of(config)[None] for config in pending)]  # type: ignore[index]
-        mean, deviation = self._model.predict(knowledge.seen, np.concatenate(wanted), knowledge.floor)
+        believed = self._believed(pending)
         assumed = [
-            (float(accuracy), knowledge.expected_ms(config) or 0.0)
-            for accuracy, config in zip(mean[len(open_ones) :], pending, strict=True)
+            (each.accuracy, knowledge.expected_ms(config) or 0.0)
+            for each, config in zip(believed, pending, strict=True)
         ]
-        mean, deviation = mean[: len(open_ones)], deviation[: len(open_ones)]
+        seen = [*knowledge.seen, *believed]
+        mean, deviation = self._model.predict(seen, candidates.features[open_ones], knowledge.floor)
         cost = np.ones(len(open_ones))
         trained = {result.config.training_key: result.accuracy for result in knowledge.results}
         cuts = {_cut_of(result.config) for result in knowledge.results} if self._once_per_cut else set()
@@ -145,6 +146,17 @@ class FrontSampler(SplitSampler):
             assumed.append((float(mean[best]), float(latency_ms[best])))
             deviation[best], mean[best] = 0.0, -1.0  # not twice
         return chosen
+
+    def _believed(self, pending: Sequence[SplitConfig]) -> list[Seen]:
+        """Of running trials, as if they had come out as the model expects ("kriging believer")."""
+        if not pending:
+            return []
+        features = np.array([self.knowledge.features_of(config) for config in pending])
+        mean, _ = self._model.predict(self.knowledge.seen, features, self.knowledge.floor)
+        return [
+            Seen(features=each, accuracy=float(accuracy), error=_BELIEVED_ERROR)
+            for each, accuracy in zip(features, mean, strict=True)
+        ]
 
 
 def _cut_of(config: SplitConfig) -> tuple[object, ...]:

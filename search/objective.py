@@ -9,7 +9,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evaluators.base import Evaluator, Progress
 from evaluators.latency.profiles import LOCAL
 from evaluators.result import Evaluation, LatencyParts
-from search.backends import HEARTBEAT_S
+from search.backends import HEARTBEAT_S, OWNER
 from search.drawing import FOR_NOW, Asking, Begun, are_others_under_way, next_trial
 from search.front_sampler import FrontSampler
 from search.knowledge import ACCURACY_ERROR, RUNG_ACCURACIES, Knowledge
@@ -121,7 +122,7 @@ def run_trials(
     wanted = min(spec.search.trials, space.size or spec.search.trials)
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     unanswered = 0
-    with Presence(folder) as presence:
+    with Presence(folder) as presence, _noting_what_stopped(study, presence.owner):
         asking = Asking(space=space, owner=presence.owner, wanted=wanted, look=loop.look)
         while time.monotonic() < deadline:
             begun = patient(functools.partial(next_trial, study, asking, again=unanswered == 0))
@@ -212,17 +213,24 @@ def stopped_growing(hypervolumes: Sequence[float], settings: SearchSettings) -> 
     return hypervolumes[-1] - hypervolumes[-1 - patience] < settings.min_growth * hypervolumes[-1]
 
 
+@contextmanager
+def _noting_what_stopped(study: OwnStudy, owner: Mapping[str, Any]) -> Iterator[None]:
+    """What ends a run ends the trial that it had begun, be it a moment ago or almost over."""
+    try:
+        yield
+    except BaseException as error:
+        said = "interrupted by the user" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(Exception):  # what went wrong matters more than the note of it
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.user_attrs.get(OWNER) == owner:
+                    study.backend.finish(trial._trial_id, TrialState.FAIL, (), {"stopped": said}, {})
+        raise
+
+
 def _finish(study: OwnStudy, begun: Begun, loop: _Loop, patient: Patience) -> _Outcome:
     trial = begun.trial
-    try:
-        with beating(lambda: study.backend.beat(trial._trial_id), HEARTBEAT_S):
-            outcome = _killed_too_often(trial, loop) or _score(begun.config, loop)
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        said = "interrupted by the user" if stopped else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(Exception):  # what went wrong matters more than the note of it
-            study.backend.finish(trial._trial_id, TrialState.FAIL, (), {"stopped": said}, {})
-        raise
+    with beating(lambda: study.backend.beat(trial._trial_id), HEARTBEAT_S):
+        outcome = _killed_too_often(trial, loop) or _score(begun.config, loop)
     patient(functools.partial(_write, study, trial, outcome))
     if outcome.for_now:
         _log.warning("trial %d: %s. It is tried again later", trial.number, outcome.for_now)

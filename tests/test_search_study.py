@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from test_search_spec import change
 
 from evaluators.fake import FakeEvaluator
+from search.backends import StudyDatabase
 from search.front import pareto_front
 from search.objective import prepare, run_trials
 from search.points import finished_trials, trial_points
@@ -170,6 +171,25 @@ def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(spec, tmp_path):
     assert study.trials[3].user_attrs["stopped"] == "interrupted by the user"
     study = start(spec, tmp_path / "run")
     assert len(finished_trials(study)) == 20
+
+
+@pytest.mark.parametrize("moment", ["begin", "write_params", "finish"])
+def test_ctrl_c_at_any_moment_of_a_trial_leaves_none_running(spec, tmp_path, monkeypatch, moment):
+    start(with_trials(spec, 3), tmp_path / "run")
+    done = getattr(StudyDatabase, moment)
+
+    def interrupted(*args, **options):
+        monkeypatch.setattr(StudyDatabase, moment, done)
+        if moment != "finish":
+            done(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyDatabase, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(spec, tmp_path / "run")
+    last = open_study(spec, tmp_path / "run").trials[-1]
+    assert last.number == 3 and last.state == TrialState.FAIL
+    assert last.user_attrs["stopped"] == "interrupted by the user"
 
 
 def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):

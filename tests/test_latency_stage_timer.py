@@ -14,13 +14,14 @@ from evaluators.edge.picture import PictureFormat
 from evaluators.latency import stage_timer
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.profiles import MachineProfile, load_machine
-from evaluators.latency.stage_timer import StageTimer, untrained
+from evaluators.latency.stage_timer import StageTimer, shapes_in_words, untrained
 from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.result import Timing
 from evaluators.store import Store
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
+from spaces.partition import PartitionPoint
 
 PICTURE = PictureFormat(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -125,9 +126,35 @@ def test_two_that_contradict_each_other_are_both_taken_again_and_the_faster_timi
     packed = [timer.bottleneck(SplitConfig(partition="1", ae_ratio=ratio, bits=1), [1]) for ratio in (0.5, 1.0)]
     assert [stages.timings["pack b1"].p50_ms for stages in packed] == [2.0, 0.9]
     assert [stages.timings["pack b1"].warning for stages in packed] == [
-        "slower than the pack of 1/r1/b1, which does more",
-        "faster than the pack of 1/r0.5/b1, which does less",
+        "slower than the pack of 8x8x8/r1/b1, which does more",
+        "faster than the pack of 8x8x8/r0.5/b1, which does less",
     ]
+
+
+def test_bottlenecks_of_equal_features_are_timed_once(runner, tmp_path):
+    """Points 1 and 3 have features of one shape, 5 of another."""
+    layers = [
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, 2, 1),
+        nn.ReLU(),
+    ]
+    split = SplitModel(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(), 16)
+    machine = machine_for(MachineProfile(name="local", threads=1), StageTable(Store(tmp_path / "store")), runner)
+    timer = StageTimer(machine, machine, split, PICTURE, PIXELS)
+    timer.time_ahead(["1", "3"], [0.5], [1], [1], ["own"], lambda _: None)
+    asked = sorted(stage for stages in runner.asked for stage in stages)
+    assert asked == ["decode", "encode", "head", "head", "pack b1", "tail", "tail", "unpack b1"]
+    decoders = [timer.bottleneck(SplitConfig(partition=point, ae_ratio=0.5, bits=1), [1]) for point in ("1", "3", "5")]
+    assert [stages.stage_keys["decode"].key for stages in decoders] == ["8x8x8/r0.5", "8x8x8/r0.5", "4x4x4/r0.5"]
+
+
+def test_where_channels_are_belongs_to_the_shape():
+    point = PartitionPoint(name="a", shapes=((197, 384), (4, 2, 2)), head_macs=0, tail_macs=0, channel_axes=(-1, 1))
+    assert shapes_in_words(point) == "197x384*+4x2x2"
+    assert shapes_in_words(replace(point, channel_axes=())) == "197x384+4x2x2"
 
 
 def test_bit_widths_are_no_neighbours(timer, runner):

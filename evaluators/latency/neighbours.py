@@ -1,7 +1,8 @@
 """Neighbours of a timing: the same kind of stage at other settings, where more work does not take less time.
 
-A head contains the heads of all earlier points, a tail those of all later ones; at one point, more bottleneck channels
-make more work for encoder, decoder and packing. A timing out of this order is suspect, however calm it was.
+A head contains the heads of all earlier points, a tail those of all later ones; for features of one shape, more
+bottleneck channels make more work for encoder, decoder and packing. A timing out of this order is suspect, however calm
+it was.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Timed:
 
     @property
     def neighbourhood(self) -> tuple[str, str]:
-        """Timings that agree in this are neighbours: all heads, all tails; one point's bottlenecks."""
+        """Timings that agree in this are neighbours: all heads, all tails; bottlenecks of one shape of features."""
         ratio = _RATIO.search(self.stage_key.key)
         if ratio is None:
             return stage_kind(self.stage), ""

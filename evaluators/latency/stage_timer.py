@@ -32,7 +32,7 @@ from evaluators.models.work import head_work, module_work, tail_work
 from evaluators.result import StageKey
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
-from spaces.partition import INPUT, OUTPUT
+from spaces.partition import INPUT, OUTPUT, PartitionPoint
 
 StageKeys = dict[str, StageKey]
 _NOTHING: Mapping[str, object] = {}
@@ -83,15 +83,16 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Keys:
-    """What the stages of a configuration depend on, besides its partition point."""
+    """What the stages at a bottleneck depend on: features of one shape are squeezed alike at all points."""
 
     config: SplitConfig
+    point: PartitionPoint
 
     @property
     def squeezed(self) -> str:
         """The shape of the bottleneck: of its decoder and of what is sent, whatever head stands before it."""
         stride = f"/s{self.config.stride}" if self.config.stride > 1 else ""
-        return f"{self.config.partition}/r{self.config.ae_ratio:g}{stride}"
+        return f"{shapes_in_words(self.point)}/r{self.config.ae_ratio:g}{stride}"
 
     def encoder(self, squeeze: Squeeze) -> str:
         """The encoder. Behind a distilled head, one serves for all points with maps of this size."""
@@ -213,7 +214,7 @@ class StageTimer:
         """
         squeeze = untrained(self._split, config)
         forms = {width: _of_width(squeeze.form, width) for width in bits}
-        keys = {f"b{width}": StageKey(key=_Keys(replace(config, bits=width)).packed) for width in bits}
+        keys = {f"b{width}": StageKey(key=self._keys(replace(config, bits=width)).packed) for width in bits}
         wires: dict[str, object] = {"timed_wires": [form.to_dict() for form in forms.values()]}
         stages = Stages(stage_keys={}, timings={})
         if "device" in sides:
@@ -231,7 +232,7 @@ class StageTimer:
 
     def device_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
         """What happens on the device, where the sample picture becomes ``payload``."""
-        keys = _Keys(config)
+        keys = self._keys(config)
         packing = {"pack": StageKey(key=keys.packed)}
         if config.lossless != "packed":
             packing["compress"] = StageKey(key=keys.content(payload))
@@ -239,7 +240,7 @@ class StageTimer:
 
     def server_side(self, config: SplitConfig, squeeze: Squeeze, payload: bytes) -> Stages:
         """What happens on the server, where the sample picture's payload arrives."""
-        keys = _Keys(config)
+        keys = self._keys(config)
         packing = {"unpack": StageKey(key=keys.packed)}
         if config.lossless != "packed":
             packing["decompress"] = StageKey(key=keys.content(payload))
@@ -266,7 +267,7 @@ class StageTimer:
             head = self._head_key(config.partition)
         else:
             head = StageKey(key=squeeze.head.key, work=module_work(squeeze.head, picture))
-        encode = StageKey(key=_Keys(config).encoder(squeeze), work=module_work(squeeze.encoder, maps))
+        encode = StageKey(key=self._keys(config).encoder(squeeze), work=module_work(squeeze.encoder, maps))
         stage_keys = {"head": head, "encode": encode, **packing}
         return self._ask(self.device, stage_keys, write)
 
@@ -286,7 +287,7 @@ class StageTimer:
             self._save_part(self.server, config.partition, OUTPUT, folder / "tail")
             _save(self.server, squeeze.decoder, activations, folder / "decoder")
 
-        decode = StageKey(key=_Keys(config).squeezed, work=module_work(squeeze.decoder, activations))
+        decode = StageKey(key=self._keys(config).squeezed, work=module_work(squeeze.decoder, activations))
         stage_keys = {**packing, "decode": decode, "tail": self._tail_key(config.partition)}
         return self._ask(self.server, stage_keys, write)
 
@@ -347,6 +348,9 @@ class StageTimer:
         """A device folder for the device, without its models."""
         folders.write_device(folder, _manifest(self.device, self._picture, extra), self._sample)
 
+    def _keys(self, config: SplitConfig) -> _Keys:
+        return _Keys(config, self._split.tap(config.partition).point)
+
     def _head_key(self, partition: str) -> StageKey:
         return StageKey(key=partition, work=head_work(self._split, partition))
 
@@ -380,6 +384,15 @@ class StageTimer:
         module = self._split.head(end) if start == INPUT else self._split.tail(start)
         shapes = self._split.tap(start).point.shapes
         _save(machine, module, [torch.zeros(1, *shape) for shape in shapes], stem)
+
+
+def shapes_in_words(point: PartitionPoint) -> str:
+    """The shapes of a point's tensors, ``512x8x8``; channels that do not come first are marked, ``197x384*``."""
+    axes = point.channel_axes or (1,) * len(point.shapes)
+    words = (
+        "x".join(map(str, shape)) + ("" if axis == 1 else "*") for shape, axis in zip(point.shapes, axes, strict=True)
+    )
+    return "+".join(words)
 
 
 def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:

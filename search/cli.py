@@ -14,7 +14,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from search import wiring
+from search import bundle_commands, wiring
 from spaces.errors import MeasurementError, SplitsearchError
 
 _INTERRUPTED = 130  # as shells say it: 128 and the number of the signal
@@ -290,8 +290,7 @@ def export(
     out: OutOption = None,
 ) -> None:
     """Write a bundle that runs: device half, server half, evidence."""
-    from search import bundle_points
-    from search import confirm as confirms
+    from search import choosing
     from search import dashboard as dashboards
     from search import export as exports
     from search import front as fronts
@@ -303,152 +302,29 @@ def export(
     if form not in exports.FORMS:
         raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
-    searched = all_points.trial_points(opened)
-    confirmed = {each.trial: each for each in confirms.confirmed_points(opened) if each.validation}
-    known = fronts.judged(confirms.as_searched(list(confirmed.values()), searched), loaded.constraints)
-    if trial is None:
-        front = fronts.pareto_front(known or searched)
-        if known and not front:
-            raise SplitsearchError(
-                f"none of the {len(known)} confirmed points keeps the study's limits; take one even so with --trial, "
-                "or run more trials and confirm again"
-            )
-        point = fronts.pick_point(front, pick, max_drop_pp, max_latency_ms)
-    else:
-        point = fronts.find_trial(searched if trial not in confirmed else known, trial)
-    if point.trial not in confirmed:
-        _talk.print(
-            f"trial {point.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
-            f"'splitsearch confirm {study}' trains the front anew and tests it",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for line in fronts.warnings_for(point, fronts.judged(all_points.baseline_points(opened), loaded.constraints)):
+    wish = choosing.Wish(trial=trial, pick=pick, max_drop_pp=max_drop_pp, max_latency_ms=max_latency_ms, points=points)
+    chosen = choosing.choose(opened, loaded, wish)
+    for line in chosen.advice:
         _talk.print(line, highlight=False, soft_wrap=True)
-    asked_pp = bundle_points.accuracy_asked(point, max_drop_pp)
-    others = bundle_points.further_points(point, known or searched, points - 1, asked_pp)
-    if len(others) < points - 1:
-        _talk.print(
-            f"only {1 + len(others)} points: no other with a drop of at most {asked_pp:.2f} points (--max-drop-pp) "
-            "is the fastest at any rate",
-            highlight=False,
-            soft_wrap=True,
-        )
     exports.check_target(output)
     folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
-    environment, proof = all_points.environment(opened), confirmed.get(point.trial) if point.trial is not None else None
     bundle = exports.write_bundle(
-        point,
-        loaded,
-        evaluator,
-        environment,
-        output,
-        proof,
-        form=form,
-        with_whole=with_whole,
-        others=[(each, confirmed.get(each.trial)) for each in others if each.trial is not None],
-        max_drop_pp=asked_pp,
+        chosen, loaded, evaluator, all_points.environment(opened), output, form=form, with_whole=with_whole
     )
-    assert point.trial is not None
-    dashboards.attach_bundle(opened, folder, point.trial, output)
-    halves = bundle["evidence"]["halves"]
-    _stdout().print(f"trial {point.trial} ({point.name}) exported to {output}", soft_wrap=True)
+    first, halves = chosen.first, bundle["evidence"]["halves"]
+    assert first.trial is not None
+    dashboards.attach_bundle(opened, folder, first.trial, output)
+    _stdout().print(f"trial {first.trial} ({first.name}) exported to {output}", soft_wrap=True)
     _stdout().print(
         f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['images']} images"
     )
 
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that 'splitsearch export' wrote.")]
-ServerOption = Annotated[Optional[str], typer.Option("--server", help="http://HOST:PORT or https://HOST:PORT.")]
-TokenOption = Annotated[
-    Optional[Path], typer.Option("--token-file", help="Holds the bearer token; else SPLITSEARCH_TOKEN.")
-]
-AuthorityOption = Annotated[Optional[Path], typer.Option("--ca", help="PEM of whom to trust; else the system's.")]
-
-
-@app.command()
-def serve(
-    bundle: BundleArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8500,
-    token_file: TokenOption = None,
-    cert: Annotated[Optional[Path], typer.Option(help="PEM certificate for TLS.")] = None,
-    key: Annotated[Optional[Path], typer.Option(help="Its key.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Beyond loopback even without token or TLS.")] = False,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to arrive, and to answer.")] = 10.0,
-    batch: Annotated[Optional[int], typer.Option(min=1, help="Pictures at once; measured unless given.")] = None,
-) -> None:
-    """Answer payloads over HTTP, by the Open Inference Protocol."""
-    from search import deploy
-
-    deploy.serve(
-        bundle,
-        host=host,
-        port=port,
-        token_file=token_file,
-        certificate=cert,
-        key=key,
-        insecure=insecure,
-        deadline_s=deadline,
-        batch=batch,
-    )
-
-
-@app.command()
-def infer(
-    bundle: BundleArgument,
-    images: Annotated[
-        Optional[list[Path]], typer.Argument(metavar="IMAGE...", help="Pictures, and folders of pictures.")
-    ] = None,
-    server: ServerOption = None,
-    camera: Annotated[
-        Optional[str],
-        typer.Option(help="A command that takes one picture and writes it to standard output.", metavar="COMMAND"),
-    ] = None,
-    frames: Annotated[Optional[int], typer.Option(min=1, help="Of the camera; without it, until Ctrl-C.")] = None,
-    as_json: JsonOption = False,
-    draw: Annotated[Optional[Path], typer.Option(help="For detectors: folder for pictures with boxes.")] = None,
-    least_score: Annotated[float, typer.Option(help="For detectors: of a box.")] = 0.25,
-    max_drop_pp: Annotated[
-        Optional[float], typer.Option(help="Of the points to choose from, where the bundle has several.")
-    ] = None,
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the server.")] = 10.0,
-    retries: Annotated[int, typer.Option(min=0, help="Further tries where it is away.")] = 4,
-) -> None:
-    """Answer pictures: the device half here, the server half at a URL."""
-    from search import deploy
-
-    access = deploy.access(server, token_file, ca, timeout, retries)
-    wishes = {"as_json": as_json, "draw": draw, "least_score": least_score, "max_drop_pp": max_drop_pp}
-    raise typer.Exit(deploy.infer(bundle, images or [], access, deploy.camera(camera, frames), **wishes))
-
-
-@app.command()
-def verify(
-    bundle: BundleArgument,
-    server: ServerOption = None,
-    as_json: JsonOption = False,
-    measured_link: Annotated[
-        bool, typer.Option("--measured-link", help="Predict with the link as it is now; always so without --server.")
-    ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Pictures that count.")] = 50,
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-) -> None:
-    """Compare predicted and measured latency part by part; exit code 1 where the whole is off by more than 10 %."""
-    from search import deploy
-
-    found = deploy.verify(bundle, deploy.access(server, token_file, ca), measured_link, repeats)
-    if as_json:
-        _print_json(found)
-    else:
-        sys.stdout.write(deploy.table(found) + "\n")
-    raise typer.Exit(0 if found["within"] else 1)
+for _command in (bundle_commands.serve, bundle_commands.infer, bundle_commands.verify):
+    app.command()(_command)
 
 
 @app.command()

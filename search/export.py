@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from evaluators.edge.verify import write_prediction
 from evaluators.store import file_digest, whole_folder
 from evaluators.triton import repository
 from search import bundle_points
+from search.choosing import Chosen
 from search.confirm import Confirmed
 from search.front import Point
 from search.spec import StudySpec
@@ -73,24 +73,20 @@ the one that is fastest over it. To the server they are versions of the model. F
 
 
 def write_bundle(
-    point: Point,
+    chosen: Chosen,
     spec: StudySpec,
     evaluator: Evaluator,
     environment: dict[str, Any],
     target: Path,
-    confirmed: Confirmed | None = None,
     *,
     form: str = "bundle",
     with_whole: bool = False,
-    others: Sequence[tuple[Point, Confirmed | None]] = (),
-    max_drop_pp: float | None = None,
 ) -> dict[str, Any]:
-    """Write the bundle of a trial; it appears at ``target`` whole or not at all.
+    """Write a bundle; it appears at ``target`` whole or not at all.
 
-    A confirmed one is exported as it was trained then, with the first of its seeds. The form ``triton`` has the server
-    half as a Triton model repository too. ``with_whole`` puts the uncut network beside the device half, for when no
-    server can be reached. ``others`` are further points in the same bundle, among which ``infer`` chooses by the link
-    as it is, down to an accuracy drop of ``max_drop_pp``.
+    Confirmed points are exported as they were trained then, with the first of their seeds. Among several ``infer``
+    chooses by the link as it is. The form ``triton`` has the server half as a Triton model repository too.
+    ``with_whole`` puts the uncut network beside the device half, for when no server can be reached.
 
     Returns:
         What ``bundle.json`` says.
@@ -99,7 +95,7 @@ def write_bundle(
         SplitsearchError: the target exists already.
     """
     check_target(target)
-    config = point.evaluation.config
+    point, confirmed, config = chosen.first, chosen.confirmed, chosen.first.evaluation.config
     assert config is not None
     with whole_folder(target) as folder:
         budget, seed = (confirmed.budget, confirmed.seeds[0]) if confirmed else (None, None)
@@ -110,7 +106,7 @@ def write_bundle(
         found, metric = point.evaluation, environment.get("metric", "top-1")
         parts, sources = found.latency.to_dict(), found.sources.to_dict()
         write_prediction(folder / "device", parts, sources, found.payload_bytes, environment.get("link", {}))
-        table = bundle_points.write_points(folder, point, others, evaluator, environment, max_drop_pp)
+        table = bundle_points.write_points(folder, point, chosen.others, evaluator, environment, chosen.max_drop_pp)
         fingerprint = seal.write(folder, spec.name)
         readme = _readme(point, spec, evidence, metric, confirmed, whole, table)
         if form == "triton":

@@ -1,0 +1,103 @@
+"""Which points a bundle is made of: what was asked for, among the confirmed points where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+
+from search import bundle_points
+from search.confirm import Confirmed, as_searched, confirmed_points
+from search.front import Point, find_trial, judged, pareto_front, pick_point, warnings_for
+from search.points import baseline_points, trial_points
+from search.spec import StudySpec
+from spaces.errors import SplitsearchError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        trial: by number; None for a pick from the front.
+        pick: one of :data:`search.front.PICKS`.
+        max_drop_pp: highest accuracy drop in percentage points.
+        max_latency_ms: highest latency.
+        points: so many in one bundle, for links of other rates.
+    """
+
+    trial: int | None = None
+    pick: str = "knee"
+    max_drop_pp: float | None = None
+    max_latency_ms: float | None = None
+    points: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a bundle is made of.
+
+    Attributes:
+        first: the point that was asked for.
+        confirmed: its confirmation, if it has one.
+        others: further points, with theirs.
+        max_drop_pp: highest accuracy drop of a further point.
+        advice: what speaks against the choice, a sentence each.
+    """
+
+    first: Point
+    confirmed: Confirmed | None
+    others: Sequence[tuple[Point, Confirmed | None]]
+    max_drop_pp: float
+    advice: Sequence[str]
+
+
+def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
+    """The points for a bundle.
+
+    Raises:
+        SplitsearchError: no point is as asked for; says how near others come.
+    """
+    searched = trial_points(study)
+    proofs = {each.trial: each for each in confirmed_points(study) if each.validation}
+    known = judged(as_searched(list(proofs.values()), searched), spec.constraints)
+    first = _first(wish, searched, known)
+    asked_pp = bundle_points.accuracy_asked(first, wish.max_drop_pp)
+    others = bundle_points.further_points(first, known or searched, wish.points - 1, asked_pp)
+    advice = list(warnings_for(first, judged(baseline_points(study), spec.constraints)))
+    if first.trial not in proofs:
+        advice.insert(
+            0,
+            f"trial {first.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
+            f"'splitsearch confirm {spec.file}' trains the front anew and tests it",
+        )
+    if len(others) < wish.points - 1:
+        advice.append(
+            f"only {1 + len(others)} points: no other with a drop of at most {asked_pp:.2f} points (--max-drop-pp) "
+            "is the fastest at any rate"
+        )
+
+    def proof(point: Point) -> Confirmed | None:
+        return None if point.trial is None else proofs.get(point.trial)
+
+    return Chosen(
+        first=first,
+        confirmed=proof(first),
+        others=[(each, proof(each)) for each in others],
+        max_drop_pp=asked_pp,
+        advice=advice,
+    )
+
+
+def _first(wish: Wish, searched: Sequence[Point], known: Sequence[Point]) -> Point:
+    """The point that is asked for; ``known`` are the confirmed ones."""
+    if wish.trial is not None:
+        return find_trial(known if any(point.trial == wish.trial for point in known) else searched, wish.trial)
+    front = pareto_front(known or searched)
+    if known and not front:
+        raise SplitsearchError(
+            f"none of the {len(known)} confirmed points keeps the study's limits; take one even so with --trial, "
+            "or run more trials and confirm again"
+        )
+    return pick_point(front, wish.pick, wish.max_drop_pp, wish.max_latency_ms)

@@ -1,4 +1,4 @@
-"""README and docs/: short enough, no dead links, and no option of the command line that is not there."""
+"""README, docs/ and the kept results: short enough, no dead links, and no option of the command line that is not there."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,13 @@ import typer.main
 from search.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(RESULTS.glob("*.md")),
+]
 _LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)[^)]*\)")
 _COMMAND = re.compile(r"splitsearch (\w+)((?: [^`\n]*)?)")
 
@@ -18,7 +24,13 @@ def test_the_readme_is_read_in_minutes():
     assert len((ROOT / "README.md").read_bytes()) <= 10_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_claims_are_one_page_that_leads_to_all_that_is_kept():
+    claims = (RESULTS / "README.md").read_text()
+    assert len(claims.encode()) <= 8_000
+    assert {page.name for page in RESULTS.glob("*.md")} - {"README.md"} <= set(_LINK.findall(claims))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_lead_somewhere(page):
     missing = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not missing
@@ -29,7 +41,7 @@ def test_every_page_is_found_from_the_readme():
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= linked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_commands_and_their_options_exist(page):
     known = typer.main.get_command(app).commands
     for name, rest in _COMMAND.findall(page.read_text()):

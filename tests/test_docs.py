@@ -1,4 +1,4 @@
-"""README, docs/ and the kept results: short enough, no dead links, and no option of the command line that is not there."""
+"""README, docs/ and the kept results: short enough, no dead links, no option that the command line does not have."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Numbers in the README, in docs/results.md and on the page of claims are those of the kept files that they link to."""
+"""Numbers in the README, in tables of docs/ and on the page of claims are those of the kept files they link to."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(?<![\w.])(?<!\d,)(?<![A-Za-z]-)(?:\d{1,3}(?:,\d{3})+|\d+
 
 
 def numbers(text: str) -> list[str]:
-    """What stands in prose and tables as a number, without thousands separators; not in code, dates and names."""
+    """Numbers of prose and tables, without thousands separators; those in code, dates and names are left out."""
     return [each.replace(",", "") for each in _NUMBER.findall(_LINK.sub("]", _SET_ASIDE.sub("", text)))]
 
 
@@ -42,18 +42,18 @@ def evidence(page: Path, text: str) -> list[Path]:
 
 
 def printed(text: str) -> list[set[str]]:
-    """Every number of a page that was printed."""
+    """One set with every number of a page, as it stands there."""
     return [{each.replace(",", "") for each in re.findall(r"\d[\d,]*(?:\.\d+)?", text)}]
 
 
 def rounded(text: str) -> list[set[str]]:
-    """Every number of a file of rows, as people write it: with no to three decimals, as it is and in percent."""
+    """One set with every number of a file of rows, rounded to zero to three decimals, as it is and in percent."""
     values = {float(each) for each in re.findall(r"\d+(?:\.\d+)?", text)}
     return [{f"{value * scale:.{decimals}f}" for value in values for scale in (1, 100) for decimals in range(4)}]
 
 
 def points(text: str) -> list[set[str]]:
-    """The same of each point of a kept front, apart."""
+    """For a kept front one such set for each of its points, for other files one set."""
     objects: list[dict] = []
     json.loads(text, object_hook=lambda each: objects.append(each) or each)
     return [rounded(json.dumps(each))[0] for each in objects if "trial" in each] or rounded(text)
@@ -63,9 +63,9 @@ _READERS = {".md": printed, ".txt": printed, ".jsonl": rounded, ".json": points}
 
 
 def without_evidence(page: Path, text: str, linked: str) -> set[str]:
-    """Numbers of a text that are not in the kept files that ``linked``, a text around it, links to.
+    """Numbers of a text that are in none of the kept files that ``linked``, the text around it, links to.
 
-    Pages and rows count together; of a kept front, all that they leave must be in one point.
+    What stands in no page must stand in one and the same point of a kept front: a table's row describes one point.
     """
     fronts: list[set[str]] = [set()]
     missing = set(numbers(text))
@@ -89,7 +89,7 @@ def rows(text: str) -> list[str]:
 
 
 def title(section: str) -> str:
-    """Its heading."""
+    """The first line, which names a section or row in the output of pytest."""
     return section.partition("\n")[0]
 
 

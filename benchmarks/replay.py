@@ -1,6 +1,6 @@
 """How long a replay takes: a study of 1,000 trials, composed anew for other hardware.
 
-    python benchmarks/replay.py          # seconds; prints a table, see benchmarks/results/README.md
+    python benchmarks/replay.py          # seconds; prints a table, see benchmarks/results/replay.md
 
 The study is in an SQLite file, as a user's is; its trials are those of the closed-form evaluator. Timed is everything
 from opening the study to the last result, without starting Python.

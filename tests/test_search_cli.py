@@ -270,7 +270,9 @@ def test_ctrl_c_on_the_real_command_line(write_study, study_dict, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    found = re.search(r"interrupted; (\d+) finished trials are kept in runs/demo\. 'splitsearch run .*demo\.yaml'", said)
+    found = re.search(
+        r"interrupted; (\d+) finished trials are kept in runs/demo\. 'splitsearch run .*demo\.yaml'", said
+    )
     assert found and 3 <= int(found[1]) < 20, said
 
 

@@ -116,9 +116,8 @@ class Bottleneck(nn.Module):
         features.
 
         The components are rotated at random, weighted by the square root of their deviation, so that all channels tell
-        about equally much: at one bit each, a strong component deserves several. Untrained, at ResNet-50's stem with 64
-        channels of one bit, that lifts accuracy from 34 to 41 % (benchmarks/results/README.md). Each decoder's 1x1
-        convolution is the least squares solution, its branch starts at nothing.
+        about equally much: at one bit each, a strong component deserves several. Each decoder's 1x1 convolution is the
+        least squares solution, its branch starts at nothing.
 
         Args:
             features: a sample of every tensor at the cut, (N, C, H, W) or as the network has it.

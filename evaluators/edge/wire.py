@@ -10,7 +10,7 @@
 Symbols come channel by channel, row by row, tensors one after the other, and are packed as bit planes: the most
 significant bit of each, then the next; the last byte is filled with zeros. Their number follows from the configuration,
 so it is not sent. A lossless coder may follow. (LZMA makes as much of planes as of whole symbols side by side, and
-planes pack many times faster: benchmarks/results/README.md.)
+planes pack many times faster: benchmarks/results/coders.md.)
 """
 
 from __future__ import annotations

@@ -82,13 +82,14 @@ def verify(
         bool, typer.Option("--measured-link", help="Predict with the link as it is now; always so without --server.")
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Pictures that count.")] = 50,
+    point: Annotated[int, typer.Option(min=1, help="Of a bundle with several; the table in its README has them.")] = 1,
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
 ) -> None:
     """Compare predicted and measured latency part by part; exit code 1 where the whole is off by more than 10 %."""
     from search import deploy
 
-    found = deploy.verify(bundle, deploy.access(server, token_file, ca), measured_link, repeats)
+    found = deploy.verify(bundle, deploy.access(server, token_file, ca), measured_link, repeats, str(point))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:

@@ -66,7 +66,7 @@ def camera(command: str | None, frames: int | None) -> Camera | None:
     return None if command is None else Camera(command, frames)
 
 
-def verify(bundle: Path, access: Access | None, measured_link: bool, repeats: int) -> dict[str, Any]:
+def verify(bundle: Path, access: Access | None, measured_link: bool, repeats: int, point: str = "1") -> dict[str, Any]:
     """Predicted against measured latency, see :func:`evaluators.edge.verify.verify`.
 
     Args:
@@ -74,15 +74,16 @@ def verify(bundle: Path, access: Access | None, measured_link: bool, repeats: in
         access: the server; None starts the bundle's own on loopback, whose link is not the study's and is measured.
         measured_link: whether the link is predicted as it is now.
         repeats: pictures that count.
+        point: of a bundle with several, by its number there.
 
     Raises:
-        SplitsearchError: no bundle, a damaged one, or no server.
+        SplitsearchError: no bundle, a damaged one, no such point, or no server.
     """
     with _as_ours():
         if access is None:
             with started(half_of(bundle, "server")) as url:
-                return _verified(bundle, Access(url), True, repeats)
-        return _verified(bundle, access, measured_link, repeats)
+                return _verified(bundle, Access(url), True, repeats, point)
+        return _verified(bundle, access, measured_link, repeats, point)
 
 
 def access(
@@ -137,12 +138,11 @@ def _url(process: subprocess.Popen[str]) -> str:
     raise SplitsearchError(f"the bundle's server half did not start: {said.removeprefix('error: ').strip()}")
 
 
-def _verified(bundle: Path, access: Access, measured_link: bool, repeats: int) -> dict[str, Any]:
-    folder = half_of(bundle, "device")
-    half = DeviceHalf(folder)
+def _verified(bundle: Path, access: Access, measured_link: bool, repeats: int, point: str) -> dict[str, Any]:
+    half = DeviceHalf(half_of(bundle, "device"))
     with ServerClient(access, half.sealed.fingerprint) as client:
         link = client.measure_link() if measured_link else None
-        return verifying.verify(half, client, verifying.read_prediction(folder), link, repeats)
+        return verifying.verify(half, client, link, repeats, point)
 
 
 @contextmanager

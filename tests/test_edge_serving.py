@@ -994,13 +994,12 @@ def timed_pair(bundle, monkeypatch):
             clock.now += slower * sum(tiny_bundle.DEVICE.values()) / 1000
             return b"payload", {key.removesuffix("_ms"): slower * ms for key, ms in tiny_bundle.DEVICE.items()}
 
-        def ask(name, payload):
+        def ask(name, payload, version):
             clock.now += (link_ms + sum(tiny_bundle.SERVER.values())) / 1000
             return clients.Reply(np.zeros(5), dict(tiny_bundle.SERVER), 1)
 
         monkeypatch.setattr(verify.staged, "encode", encode)
-        half = halves.DeviceHalf(bundle / "device")
-        return half, SimpleNamespace(infer=ask), verify.read_prediction(half.folder)
+        return halves.DeviceHalf(bundle / "device"), SimpleNamespace(infer=ask)
 
     return pair
 
@@ -1046,6 +1045,23 @@ def test_verify_on_the_running_pair(running, bundle, capsys):
     found = json.loads(capsys.readouterr().out)
     assert code == (0 if found["within"] else 1) and found["rows"][3]["source"] == "measured"
     assert main.device(bundle / "device", ["verify"]) == 1 and "--server URL" in capsys.readouterr().err
+
+
+def test_verify_on_each_point_of_a_bundle(tmp_path, capsys):
+    folder = tiny_bundle.write_points(tmp_path / "bundle")
+    payloads = [(points.folder_of(folder / "server", each) / "sample.payload").read_bytes() for each in ("1", "2")]
+    with tiny_bundle.served(folder) as process:
+        said = ["--server", process.url, "--json", "--repeats", "3"]
+        for version, payload in enumerate(payloads, 1):
+            run_command(["verify", str(folder), *said, "--point", str(version)])
+            found = json.loads(capsys.readouterr().out)
+            main.device(folder / "device", ["verify", *said, "--point", str(version)])
+            there = json.loads(capsys.readouterr().out)
+            parts = [[row["part"] for row in each["rows"]] for each in (found, there)]
+            assert found["payload_bytes"] == there["payload_bytes"] == len(payload)
+            assert [("compress" in each, "decompress" in each) for each in parts] == [(version == 2,) * 2] * 2
+        assert run_command(["verify", str(folder), *said, "--point", "3"]) == 1
+        assert "point '3' given; this bundle has 1, 2" in capsys.readouterr().err
 
 
 def test_the_link_is_measured_over_http(running, bundle):

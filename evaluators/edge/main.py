@@ -82,6 +82,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("verify", help="compare what was predicted with what this pair takes")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--repeats", type=int, default=50, help="pictures that count; default: %(default)s")
+    parser.add_argument("--point", default="1", help="of a bundle with several; default: %(default)s")
     parser.add_argument("--measured-link", action="store_true", help="predict with the link as it is now")
     _add_access(parser)
 
@@ -118,7 +119,7 @@ def _verify(folder: Path, options: argparse.Namespace) -> int:
     half = halves.DeviceHalf(folder)
     with ServerClient(_access(options), half.sealed.fingerprint) as client:
         link = client.measure_link() if options.measured_link else None
-        found = verify.verify(half, client, verify.read_prediction(folder), link, options.repeats)
+        found = verify.verify(half, client, link, options.repeats, options.point)
     print(json.dumps(found) if options.json else verify.table(found))
     return 0 if found["within"] else 1
 

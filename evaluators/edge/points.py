@@ -106,6 +106,16 @@ def read(folder: Path, max_drop_pp: Optional[float] = None) -> list[PointInBundl
     return kept
 
 
+def open_point(half: DeviceHalf, version: str) -> DeviceHalf:
+    """A point of a device half. Raises ValueError where it has no such one."""
+    if version == FIRST:
+        return half
+    places = sorted((each.name for each in (half.folder / "points").glob("*")), key=int)
+    if version not in places:
+        raise ValueError(f"point '{version}' given; this bundle has {', '.join([FIRST, *places])}")
+    return DeviceHalf(folder_of(half.folder, version))
+
+
 class Chooser:
     """The point for the link as it is now; looks at the link once a minute, and changes where it gains enough.
 
@@ -138,7 +148,7 @@ class Chooser:
         assert self._now is not None
         version = self._now.version
         if version not in self._halves:
-            self._halves[version] = DeviceHalf(folder_of(self._half.folder, version))
+            self._halves[version] = open_point(self._half, version)
         return self._halves[version], version
 
     def _look(self) -> None:

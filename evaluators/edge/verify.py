@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 
-from . import staged
-from .client import LinkNumbers, ServerClient
+from . import points, staged
+from .client import LinkNumbers, Reply, ServerClient
 from .halves import DeviceHalf
 
 FILE = "predicted.json"
@@ -49,16 +50,20 @@ def read_prediction(folder: Path) -> dict:
 
 
 def verify(
-    half: DeviceHalf, client: ServerClient, predicted: dict, link: Optional[LinkNumbers] = None, repeats: int = 50
+    half: DeviceHalf,
+    client: ServerClient,
+    link: Optional[LinkNumbers] = None,
+    repeats: int = 50,
+    version: str = points.FIRST,
 ) -> dict:
     """Send the half's sample picture through the pair, again and again, and compare.
 
     Args:
         half: the device's.
         client: of the server that runs the other half.
-        predicted: as :func:`read_prediction` returns it.
         link: what to predict the link with; None takes the prediction's own.
         repeats: pictures that count.
+        version: of the point, where the bundle has several.
 
     Returns:
         JSON-ready: ``rows`` of ``part``, ``predicted_ms``, ``measured_ms`` (the median; of the link what is left of
@@ -67,8 +72,12 @@ def verify(
 
     Raises:
         ServerError: the server does not answer.
+        ValueError: no such point, or nothing was predicted of it.
     """
-    runs, payload = _runs(half, client, repeats)
+    point = points.open_point(half, version)
+    predicted = read_prediction(point.folder)
+    asking = functools.partial(client.infer, half.sealed.name, version="" if version == points.FIRST else version)
+    runs, payload = _runs(point, asking, repeats)
     expected = {part: float(predicted["latency"].get(f"{part}_ms", 0.0)) for part in PARTS}
     sources = dict(predicted["sources"])
     if link is not None:
@@ -113,15 +122,15 @@ def table(found: dict) -> str:
     return "\n".join(lines)
 
 
-def _runs(half: DeviceHalf, client: ServerClient, repeats: int) -> tuple[list[dict[str, float]], bytes]:
+def _runs(half: DeviceHalf, ask: Callable[[bytes], Reply], repeats: int) -> tuple[list[dict[str, float]], bytes]:
     """Milliseconds of every part, and of all together, of each picture that counts."""
-    pixels, name = np.load(half.folder / "sample.npy"), half.sealed.name
+    pixels = np.load(half.folder / "sample.npy")
     size, runs, payload = (pixels.shape[1], pixels.shape[0]), [], b""
     for _ in range(_WARMUP + repeats):
         start = time.perf_counter()
         payload, stages = staged.encode(half, pixels, size)
         sent = time.perf_counter()
-        reply = client.infer(name, payload)
+        reply = ask(payload)
         end = time.perf_counter()
         there = {stage: float(reply.said.get(f"{stage}_ms", 0.0)) for stage in SERVER}
         link = (end - sent) * 1000 - sum(there.values())

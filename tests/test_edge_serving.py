@@ -673,7 +673,7 @@ def busy(handler):
 
 
 def slow(handler):
-    time.sleep(0.6)
+    time.sleep(1.5)
     handler.close_connection = True
 
 
@@ -681,7 +681,7 @@ def slow(handler):
 def test_the_client_asks_again(bad):
     pauses = []
     with behaving(bad, bad, reply) as (url, asked):
-        client = ServerClient(Access(url, timeout_s=0.3, retries=4), "f", pauses.append)
+        client = ServerClient(Access(url, timeout_s=1.0, retries=4), "f", pauses.append)
         found = client.infer("m", b"abc")
         client.close()
     assert found.answer.tolist() == [0, 1, 2] and found.tries == 3

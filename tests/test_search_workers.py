@@ -1,6 +1,5 @@
 """Several workers on one study: real processes, killed, interrupted, cut off from their storage."""
 
-import datetime
 import json
 import os
 import re
@@ -106,13 +105,18 @@ def started(file, *more):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def just_begun(study, within_s=0.2):
-    """The process of a trial that began a moment ago, so that it is not over at the next."""
+def stopped_in_a_trial(study):
+    """The process of a trial that is running, and stays so: it stands still."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if trial.params and (datetime.datetime.now() - trial.datetime_start).total_seconds() < within_s:
-                return trial.user_attrs["owner"]["pid"]
+            if not trial.params:
+                continue
+            pid = trial.user_attrs["owner"]["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            if trial.number in [each.number for each in study.get_trials(states=(TrialState.RUNNING,))]:
+                return pid
+            os.kill(pid, signal.SIGCONT)
     pytest.fail("no trial began")
 
 
@@ -161,7 +165,7 @@ def test_a_killed_worker_s_trial_is_run_again_by_the_others(file, paced):
     paced(seconds=0.5)
     process = started(file)
     study = when_running(file, 4)
-    os.kill(just_begun(study), signal.SIGKILL)
+    os.kill(stopped_in_a_trial(study), signal.SIGKILL)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     assert re.search(r"worker \d was killed \(signal 9\)\. Its trial is tried again", said)
@@ -218,12 +222,20 @@ def test_all_killed_in_mid_write_of_the_store_nothing_is_lost(file, paced, capsy
     assert not list((store.root / "candidate").glob(".*"))
 
 
+def what_workers_said():
+    return "".join(path.read_text() for path in Path("runs/demo/workers").glob("*.log"))
+
+
 def test_a_database_server_that_restarts_is_waited_for(file, paced, postgres_server, postgres):
     paced(seconds=0.2)
     process = started(file, "--storage", postgres)
     study = when_running(file, 4, storage=postgres)
     before = {trial.number: trial.values for trial in finished_trials(study)}
     postgres_server.stop("immediate")
+    end = time.monotonic() + 60
+    while "the storage does not answer" not in what_workers_said():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
     time.sleep(1.5)
     assert process.poll() is None
     postgres_server.start()
@@ -233,8 +245,7 @@ def test_a_database_server_that_restarts_is_waited_for(file, paced, postgres_ser
     check_whole(study, file)
     after = {trial.number: trial.values for trial in finished_trials(study)}
     assert before.items() <= after.items()
-    log = "".join(path.read_text() for path in Path("runs/demo/workers").glob("*.log"))
-    assert "the storage does not answer" in log and "the storage answers again" in log
+    assert "the storage answers again" in what_workers_said()
 
 
 def test_a_worker_that_cannot_work_says_why(file, capsys, monkeypatch):

@@ -114,8 +114,9 @@ def every_baseline(tmp_path, split, data, runner, trained=False):
     return list(baselines.baselines(split, cache, watch, kept))
 
 
-def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, little):
+def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, little, caplog):
     runner = CountingRunner()
+    caplog.set_level("INFO", "splitsearch")
     found = {each.name: each for each in every_baseline(tmp_path, learned, little, runner, trained=True)}
     names = ["all-on-device", "server-only, raw", *(f"server-only, {label}" for label in LABELS)]
     assert list(found) == [name + end for name in names for end in ("", FINE_TUNED)]
@@ -129,6 +130,8 @@ def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, litt
     whole = sum(parameter.numel() for parameter in learned.head("output").parameters())
     assert found["all-on-device"].details["device_model_mb"] == pytest.approx(4e-6 * whole)
     assert jpeg.details["device_model_mb"] == 0
+    said = [message for message in caplog.messages if "fine-tuning the uncut network" in message]
+    assert len(said) == 1 + sum(codec.available for codec in CODECS.values())  # each once, when it begins
 
 
 def test_all_qualities_of_a_codec_are_timed_in_one_go_and_once(few, tmp_path, learned, little):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ from evaluators.training.finetune_data import FinetuneData
 RECIPE = 3  # raise when the fine-tuning of references changes
 _WEIGHTS = "weights.safetensors"
 _STATISTICS_IMAGES = 500  # for each quality of each codec: fewer cost accuracy, more cost minutes
+_log = logging.getLogger("splitsearch")
 
 
 class Whole(nn.Module):
@@ -98,11 +101,13 @@ class StoredReferences:
         recipe = {"version": RECIPE, "pillow": PIL.__version__, **asdict(self._settings)}
         del recipe["shared"]
         own = {"fine-tuned on": images, "from": self._point, "recipe": recipe, "seed": self._seed}
-        folder = self._store.get(
-            StoreKey("reference", {**self._depends_on, **own}),
-            lambda place: save_state(train(), place / _WEIGHTS),
-            f"fine-tuned on {images} images",
-        )
+
+        def make(place: Path) -> None:
+            _log.info("baseline: fine-tuning the uncut network on %s images, as candidates are", images)
+            save_state(train(), place / _WEIGHTS)
+
+        key = StoreKey("reference", {**self._depends_on, **own})
+        folder = self._store.get(key, make, f"fine-tuned on {images} images")
         found = Whole(*(copy.deepcopy(half) for half in (self._split.head(self._point), self._split.tail(self._point))))
         found.load_state_dict(load_file(folder / _WEIGHTS))
         return found.eval()

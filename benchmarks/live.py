@@ -1,0 +1,192 @@
+"""Searched live, with real trainings: splitsearch's searches and the script that a competent user writes, equally long.
+
+    python benchmarks/live.py quickstart --seconds 150
+    python benchmarks/live.py resnet50_tinyimagenet50 --seconds 1800
+
+Each search is a process of its own, one after the other on the quiet machine, over the study's whole space. What all of
+them need before they begin (the uncut network, baselines, timings) is made once and shared; what a search trains is its
+own. A trial counts if it has ended within the seconds. The hypervolume is the study's: between the front, the drop that
+it allows, and its slowest baseline. Rows are appended to benchmarks/results/live.jsonl, the table goes to live.md.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plain_optuna
+
+from evaluators.base import Evaluator
+from search.front import corner_of
+from search.hypervolume import Corner, Staircase
+from search.objective import prepare, run_trials
+from search.points import baseline_points, trial_points
+from search.spec import StudySpec, load_spec
+from search.storage import start_or_resume
+from search.wiring import build_evaluator
+
+RESULTS = Path(__file__).parent / "results"
+CACHE = Path("runs") / "benchmarks" / "live"
+TRAINED = (
+    "candidate",
+    "distilled-head",
+    "cut-training",
+    "context-tables",
+)  # kinds of the store that are a search's own
+MOMENTS = (0.25, 0.5, 1.0)  # of the time
+SAMPLERS: dict[str, Callable[[int], Any]] = {
+    "plain TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "plain GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
+}
+OURS = {"front (the default)": False, "front, once per cut": True}
+_PAGE = """# Searched live
+
+`python benchmarks/live.py`; its first lines say how. Hypervolumes are parts of the largest that a search of the same
+study and seed came to.
+"""
+Result = tuple[float, float, float, bool]  # seconds, accuracy, latency in ms, whether it keeps the limits
+
+
+def spec_of(study: str, way: str, seed: int) -> StudySpec:
+    """The study with its whole space, for one of the searches."""
+    spec = load_spec(study)
+    once = OURS.get(way, False)
+    return replace(
+        spec,
+        finetune=replace(spec.finetune, shared=once),
+        search=replace(spec.search, sampler="front", pruning="none", patience=None, trials=10_000, seed=seed),
+    )
+
+
+def searched(study: str, way: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """One search in this process. No way is to prepare what all of them need.
+
+    Returns:
+        ``results``, a :data:`Result` each, and ``corner``.
+    """
+    spec = spec_of(study, way, seed)
+    evaluator = build_evaluator(spec, folder)
+    space = spec.space(list(evaluator.partition_points()))
+    opened = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
+    prepare(opened, space, evaluator, lambda said: print(said, file=sys.stderr, flush=True))
+    corner, results, start = corner_of(baseline_points(opened), spec.constraints), list[Result](), time.perf_counter()
+
+    def found(_: Any, accuracy: float, latency_ms: float, feasible: bool) -> bool:
+        results.append((time.perf_counter() - start, accuracy, latency_ms, feasible))
+        return results[-1][0] >= seconds
+
+    def finished() -> None:
+        last = max(trial_points(opened), key=lambda point: point.trial or 0)
+        found(None, last.accuracy, last.latency_ms, last.feasible)
+
+    if way in SAMPLERS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain_optuna.search(evaluator, space, spec.constraints, SAMPLERS[way](seed), spec.search.trials, found)
+    elif way:
+        run_trials(opened, spec, space, evaluator, folder, timeout_s=seconds, finished=finished)
+    return {"results": results, "corner": [corner.accuracy, corner.latency_ms], **_about(evaluator)}
+
+
+def _about(evaluator: Evaluator) -> dict[str, Any]:
+    described = evaluator.describe()
+    return {"machine": platform.processor() or platform.machine(), "compute": described.get("compute")}
+
+
+def hypervolume(row: dict[str, Any], until_s: float) -> float:
+    """Of what a search had found after so many seconds."""
+    kept = [(accuracy, ms) for at, accuracy, ms, feasible in row["results"] if feasible and at <= until_s]
+    accuracy, latency_ms = row["corner"]
+    return Staircase(kept, Corner(accuracy=accuracy, latency_ms=latency_ms)).hypervolume
+
+
+@contextlib.contextmanager
+def cache_of(way: str, study: str) -> Iterator[dict[str, str]]:
+    """The environment of one search: a store with all that is shared, and nothing that any search trained."""
+    shared, own = CACHE / study / "shared", CACHE / study / "own"
+    if way:
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(shared, own, ignore=shutil.ignore_patterns(*TRAINED, ".locks"))
+    place = own if way else shared
+    yield {**os.environ, "SPLITSEARCH_CACHE": str(place.resolve())}
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def run(study: str, way: str, seed: int, seconds: float) -> dict[str, Any]:
+    """One search in a process of its own."""
+    place = CACHE / study / "runs"
+    shutil.rmtree(place, ignore_errors=True)
+    arguments = [study, "--one", way, "--seed", str(seed), "--seconds", str(seconds), "--folder", str(place)]
+    with cache_of(way, study) as environment:
+        command = [sys.executable, __file__, *arguments]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of hypervolumes, as parts of the largest that any search of that study and seed came to."""
+    lines = [
+        "| study | seconds | seed | search | trials | "
+        + " | ".join(f"after {moment:.0%} of the time" for moment in MOMENTS)
+        + " |",
+        "| --- | ---: | ---: | --- | ---: |" + " ---: |" * len(MOMENTS),
+    ]
+    for row in rows:
+        peers = [each for each in rows if (each["study"], each["seed"]) == (row["study"], row["seed"])]
+        most = max(hypervolume(each, each["seconds"]) for each in peers) or 1.0
+        parts = (hypervolume(row, moment * row["seconds"]) / most for moment in MOMENTS)
+        ended = sum(at <= row["seconds"] for at, *_ in row["results"])
+        cells = [
+            row["study"],
+            f"{row['seconds']:g}",
+            row["seed"],
+            row["search"],
+            ended,
+            *(f"{part:.1%}" for part in parts),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study")
+    parser.add_argument("--seconds", type=float, default=1800.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(searched(options.study, options.one, options.seed, options.seconds, options.folder)))
+        return
+    kept = RESULTS / "live.jsonl"
+    run(options.study, "", options.seed, 0.0)
+    for way in (*OURS, *SAMPLERS):
+        rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+        asked = {"study": options.study, "seed": options.seed, "search": way, "seconds": options.seconds}
+        if any(asked.items() <= row.items() for row in rows):
+            continue
+        found = run(options.study, way, options.seed, options.seconds)
+        row = {**asked, "date": datetime.date.today().isoformat(), **found}
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(way, len(found["results"]), "trials", flush=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    (RESULTS / "live.md").write_text(f"{_PAGE}\n{table(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()

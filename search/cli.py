@@ -88,7 +88,7 @@ def run(
     out: OutOption = None,
 ) -> None:
     """Run the study, or go on with it where it stopped; ends with the front."""
-    from search import dashboard, launch, points, progress, report, running
+    from search import dashboard, launch, points, progress, report, running, verdict
 
     scheduler = None if on is None else launch.check_cluster(on, storage)
     job = running.Job(
@@ -119,6 +119,8 @@ def run(
     dashboard.publish(opened.study, opened.spec, opened.folder)
     _print_front(opened.study, opened.spec)
     _talk.print(f"report: {target}", soft_wrap=True)
+    for line in verdict.next_steps(study, points.trial_points(opened.study)):
+        _talk.print(line, soft_wrap=True, highlight=False)
 
 
 def _run_workers(opened: Any, count: int | None, scheduler: str | None, shown: Any) -> None:

@@ -96,6 +96,25 @@ def verdicts(trials: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
     return lines + _beaten(front, baselines)
 
 
+def next_steps(study: str, trials: Sequence[Point]) -> list[str]:
+    """What to type next.
+
+    Args:
+        study: as the user names it.
+        trials: all of its.
+    """
+    if not pareto_front(trials):
+        more = f"'splitsearch run {study} --trials {2 * len(trials)}' looks at more of the space" if trials else ""
+        return [f"next: loosen the study's constraints, under another name{'; or ' if more else ''}{more}"]
+    commands = {
+        f"splitsearch confirm {study}": "the front trained anew, with more budget and three seeds, and tested",
+        f"splitsearch replay {study} --rates 0.01,0.1,1,10": "other links; nothing is trained",
+        f"splitsearch export {study} -o bundle": "two halves that run, with the evidence",
+    }
+    width = max(map(len, commands))
+    return ["next:", *(f"  {command:<{width}}   {does}" for command, does in commands.items())]
+
+
 def _deployment(usable: Sequence[Point]) -> list[str]:
     best, highest = recommended(usable), max(usable, key=lambda point: (point.accuracy, -point.latency_ms))
     why = "nothing that keeps the limits is more accurate, and what comes within a point of it is slower"

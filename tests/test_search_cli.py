@@ -45,6 +45,8 @@ def test_run_ends_with_the_front_and_the_report(write_study, study_dict, fake, c
     printed = out(capsys, "run", write_study(study_dict), "--trials", 12)
     assert "<- knee" in printed.out and "server-only, JPEG 50" in printed.out
     assert "trial 12 of 12" in printed.err and "report.html" in printed.err
+    steps = [line.split()[:2] for line in printed.err.partition("\nnext:\n")[2].splitlines()]
+    assert steps == [["splitsearch", command] for command in ("confirm", "replay", "export")]
     assert (tmp_path / "runs" / "demo" / "report.html").exists() and (tmp_path / "runs" / "demo" / "study.db").exists()
 
 

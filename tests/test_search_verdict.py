@@ -9,7 +9,7 @@ import pytest
 from evaluators.result import Evaluation, LatencyParts, Source, Sources
 from search.front import Point, judged
 from search.spec import Constraints
-from search.verdict import fastest_by_rate, latency_at, recommended, verdicts
+from search.verdict import fastest_by_rate, latency_at, next_steps, recommended, verdicts
 from spaces.config import SplitConfig
 
 HOW = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
@@ -121,3 +121,12 @@ def test_without_anything_to_recommend():
     assert lines[0] == "No trial kept the constraints, so there is no front."
     assert lines[1].startswith("At this link deploy all-on-device: 90.0%, 4.00 ms; nothing")
     assert len(lines) == 2  # nothing is sent, so there is no rate to speak of
+
+
+def test_without_a_front_the_next_step_is_another_limit():
+    broken = way(0, 0.9, 10.0, 100, feasible=False)
+    assert next_steps("mine", [broken] * 3) == [
+        "next: loosen the study's constraints, under another name; or 'splitsearch run mine --trials 6' looks at more "
+        "of the space"
+    ]
+    assert next_steps("mine", []) == ["next: loosen the study's constraints, under another name"]

@@ -126,7 +126,7 @@ PLANS: dict[str, list[Run]] = {
         Run(partition="stem", ae_ratio=1.0, stride=2),
     ],
     "codecs": [Run(codec=codec) for codec in ("webp", "jpeg")],
-    "fewer": [_distilled(ratio, 0) for ratio in (0.03125, 0.25)],
+    "sizes": [_distilled(ratio, seed) for seed in (1, 0) for ratio in (0.25, 0.03125)],
     "cuts": [
         Run(partition="layer3.5", head=head, ae_ratio=ratio, budget="quick")
         for ratio in (0.0625, 0.25)

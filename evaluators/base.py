@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluators.result import Evaluation, Price
+from evaluators.result import Evaluation, HeadCost, Price
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import SplitsearchError
@@ -23,8 +23,9 @@ class Evaluator(ABC):
 
     The order of calls:
 
-    - :meth:`partition_points`, :meth:`head_ms`, :meth:`rehearse`, :meth:`identity`, :meth:`describe`, :meth:`notes` and
-      :meth:`share_cores` may be called at any time and any number of times; they train nothing.
+    - :meth:`partition_points`, :meth:`head_ms`, :meth:`distilled_heads`, :meth:`rehearse`, :meth:`identity`,
+      :meth:`describe`, :meth:`notes` and :meth:`share_cores` may be called at any time and any number of times; they
+      train nothing that is kept.
     - :meth:`baselines` without training raises NotFinished until the uncut model has its weights.
     - :meth:`prepare` comes before :meth:`price`, :meth:`evaluate`, ``baselines(trained=True)`` and :meth:`export`, in
       every process; a second call costs nothing.
@@ -43,8 +44,15 @@ class Evaluator(ABC):
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
         """Latency of the head of each point on the device in milliseconds; None where it is not known."""
 
-    def rehearse(self) -> None:  # noqa: B027  (nothing to try is fine)
+    def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
+        """What each distilled head of a space takes, and at which of its points there is none."""
+        return []
+
+    def rehearse(self, space: SearchSpace | None = None) -> None:  # noqa: B027  (nothing to try is fine)
         """Try in seconds what a run does in hours: a training step, the form of the answer, an export.
+
+        Args:
+            space: what will be searched; where it has distilled heads, one of them is tried too.
 
         Raises:
             SplitsearchError: something would fail later; says what and what to do.

@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluators.base import Evaluator, Progress, Split
 from evaluators.latency.links import LinkProfile
-from evaluators.result import FINE_TUNED, Evaluation, LatencyParts, Price, Source, Sources, StageKey, Timing
+from evaluators.result import FINE_TUNED, Evaluation, HeadCost, LatencyParts, Price, Source, Sources, StageKey, Timing
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
@@ -44,6 +44,14 @@ class FakeEvaluator(Evaluator):
 
     def head_ms(self, points: Sequence[PartitionPoint]) -> list[float | None]:
         return [point.head_macs / 10 for point in points]
+
+    def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
+        params, ms = _PARAMETERS * _DISTILLED, _DISTILLED / 10
+        return [
+            HeadCost(head=head, points=space.partitions, macs=_DISTILLED, params=params, ms=ms)
+            for head in space.heads
+            if head != "own"
+        ]
 
     def prepare(self, space: SearchSpace | None, progress: Progress) -> None:
         progress("nothing to prepare")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from evaluators.latency.compose import compose
 from evaluators.latency.links import LinkProfile
+from evaluators.latency.machines import NotRecorded
 from evaluators.latency.stage_timer import StageTimer, untrained
 from evaluators.models.cut import SplitModel
-from evaluators.result import Price, Timing
+from evaluators.models.distilled import DistilledHead, distilled_head
+from evaluators.models.work import module_work
+from evaluators.result import HeadCost, Price, Timing
 from spaces.config import SplitConfig
+from spaces.errors import InfeasibleSplit
 from spaces.partition import PartitionPoint, model_mb
+from spaces.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,39 @@ class Pricing:
             busy_ms=link.busy_ms(payload_bytes),
             device_model_mb=bottleneck.device_model_mb,
         )
+
+    def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
+        """As :meth:`evaluators.base.Evaluator.distilled_heads` says; times each head where that is not known yet."""
+        served: dict[tuple[str, str], list[str]] = {}
+        made: dict[tuple[str, str], DistilledHead] = {}
+        sizes = [size for size in space.heads if size != "own"]
+        for size, name in itertools.product(sizes, space.partitions):
+            try:
+                head = distilled_head(size, self._split.tap(name).point, self._split.image_size)
+                place = (size, head.key)
+                made[place] = head
+            except InfeasibleSplit as reason:
+                place = (size, str(reason))
+            served.setdefault(place, []).append(name)
+        return [self._cost(place, made.get(place), tuple(names), space) for place, names in served.items()]
+
+    def _cost(
+        self, place: tuple[str, str], head: DistilledHead | None, points: tuple[str, ...], space: SearchSpace
+    ) -> HeadCost:
+        """Of the head at a place, its size and its key; or there is none, and the reason stands in the key's stead."""
+        size, reason = place
+        if head is None:
+            return HeadCost(head=size, points=points, why=reason)
+        work = module_work(head, [torch.zeros(1, 3, self._split.image_size, self._split.image_size)])
+        config = SplitConfig(partition=points[0], ae_ratio=max(space.ae_ratios), bits=min(space.bits), head=size)
+        return HeadCost(head=size, points=points, macs=work.macs, params=parameters_of(head), ms=self._head_ms(config))
+
+    def _head_ms(self, config: SplitConfig) -> float | None:
+        try:
+            stages = self._stage_timer().bottleneck(config, [config.bits], sides=["device"])
+        except NotRecorded:
+            return None
+        return stages.timings["head"].p50_ms
 
     def _untrained(self, config: SplitConfig) -> _Untrained:
         squeezed = replace(config, bits=1, tcl=0.0, rate=0.0, lossless="packed")

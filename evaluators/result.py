@@ -225,6 +225,31 @@ class Price:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadCost:
+    """What a distilled head takes, or why there is none. Points whose maps are equally large share one.
+
+    Attributes:
+        head: its size, ``distilled`` say.
+        points: names of the partition points that it leads to.
+        macs: multiply-accumulate operations for one picture.
+        params: values that it learns.
+        ms: latency on the device; None where it is not known.
+        why: there is none at these points; empty where there is one.
+    """
+
+    head: str
+    points: tuple[str, ...]
+    macs: int | None = None
+    params: int | None = None
+    ms: float | None = None
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """By attribute. JSON-ready."""
+        return {**vars(self), "points": list(self.points)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One candidate or baseline, scored.
 

@@ -37,7 +37,7 @@ from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.distilled import DistilledHead
 from evaluators.models.load import build
 from evaluators.pricing import Pricing, device_model_mb
-from evaluators.result import RIGHT, Evaluation, Price, right_text
+from evaluators.result import RIGHT, Evaluation, HeadCost, Price, right_text
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
@@ -173,7 +173,10 @@ class SplitEvaluator(Evaluator):
             "recipe": str(RECIPE),
         }
 
-    def rehearse(self) -> None:
+    def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
+        return self._pricing.distilled_heads(space)
+
+    def rehearse(self, space: SearchSpace | None = None) -> None:
         settings = self._settings
         rehearse(
             self._network,
@@ -184,6 +187,7 @@ class SplitEvaluator(Evaluator):
             settings.baseline,
             trained=self.is_trained,
             fresh=self._fresh,
+            space=space,
         )
 
     def share_cores(self, workers: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from evaluators.base import Evaluator
+from evaluators.result import HeadCost
 from search import tables
 from search.front import FORMAT, Point, judged
 from search.spec import StudySpec
@@ -18,11 +19,16 @@ from spaces.partition import Choice, warn_of_encoders
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What ``check`` found. ``head_ms`` goes with ``choices``; no baselines while the uncut model is untrained."""
+    """What ``check`` found.
+
+    ``head_ms`` goes with ``choices``; ``distilled_heads`` are those of the space, if it has any; no baselines while the
+    uncut model is untrained.
+    """
 
     spec: StudySpec
     choices: list[Choice]
     head_ms: list[float | None]
+    distilled_heads: list[HeadCost]
     baselines: list[Point]
     space_size: int | None
     hardware: dict[str, Any]
@@ -30,12 +36,14 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``check --json`` prints it."""
+        heads = [cost.to_dict() for cost in self.distilled_heads]
         return {
             "format": FORMAT,
             "model": self.spec.model.name,
             "space_size": self.space_size,
             "points": [_point(choice, ms) for choice, ms in zip(self.choices, self.head_ms, strict=True)],
             "baselines": [point.to_dict() for point in self.baselines],
+            **({"distilled_heads": heads} if heads else {}),
         }
 
 
@@ -57,6 +65,7 @@ def check(spec: StudySpec, evaluator: Evaluator) -> Check:
         spec=spec,
         choices=warn_of_encoders(spec.choices(points), space.ae_ratios),
         head_ms=evaluator.head_ms(points),
+        distilled_heads=evaluator.distilled_heads(space),
         baselines=baselines,
         space_size=space.size,
         hardware=hardware,
@@ -69,6 +78,9 @@ def tables_of(found: Check) -> Iterator[RenderableType]:
     yield tables.points_table(
         found.choices, found.head_ms, f"{found.spec.name}: partition points of {found.spec.model.name}"
     )
+    if found.distilled_heads:
+        yield ""
+        yield tables.heads_table(found.distilled_heads)
     if found.baselines:
         yield ""
         yield tables.front_table([], found.baselines, None, "baselines")

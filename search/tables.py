@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from evaluators.result import MOST_OTHERS, MOST_SPREAD, Evaluation, LatencyParts
+from evaluators.result import MOST_OTHERS, MOST_SPREAD, Evaluation, HeadCost, LatencyParts
 from search.front import Point, baseline_front, not_told_apart, warnings_for
 from spaces.partition import Choice
 
@@ -131,6 +131,23 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
             f"yes{', but ' if choice.warning else ''}{choice.warning}" if choice.kept else f"no: {choice.why}",
             style="" if choice.kept else "dim",
         )
+    return table
+
+
+def heads_table(costs: Sequence[HeadCost]) -> Table:
+    """Distilled heads, one row for all points that share one; then the points that have none, and why."""
+    table = Table(title="distilled heads", title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("head", no_wrap=True)
+    table.add_column("in place of the own head up to", overflow="fold")
+    for heading in ("MMACs", "k params", "head ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cost in sorted(costs, key=lambda cost: bool(cost.why)):
+        points = ", ".join(cost.points)
+        if cost.macs is None or cost.params is None:
+            table.add_row(cost.head, f"none for {points}: {cost.why}", style="dim")
+            continue
+        ms = "-" if cost.ms is None else f"{cost.ms:.2f}"
+        table.add_row(cost.head, points, f"{cost.macs / 1e6:,.1f}", f"{cost.params / 1e3:,.0f}", ms)
     return table
 
 

@@ -40,7 +40,7 @@ def rehearse(evaluator: Evaluator, spec: StudySpec) -> None:
         SplitsearchError: something would fail later.
     """
     with _named(spec):
-        evaluator.rehearse()
+        evaluator.rehearse(spec.space(list(evaluator.partition_points())))
 
 
 @contextmanager

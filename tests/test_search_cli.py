@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,12 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+import rich.console
 from test_search_spec import change
 
 from evaluators.fake import FakeEvaluator
-from evaluators.result import LatencyParts
+from evaluators.result import HeadCost, LatencyParts
 from evaluators.store import StoreKey, shared_store
-from search import wiring
+from search import tables, wiring
 from search.caching import parse_size
 from search.cli import app, run_command
 from spaces.errors import SpecError, SplitsearchError
@@ -107,6 +109,31 @@ def test_check_json_keeps_its_contract(write_study, study_dict, fake, capsys, tm
 def test_check_for_people(write_study, study_dict, fake, capsys):
     printed = out(capsys, "check", write_study(study_dict)).out
     assert "stem" in printed and "3 points are searched; the space is 108 configurations" in printed
+
+
+def test_check_prices_distilled_heads_where_the_space_has_them(write_study, study_dict, fake, capsys):
+    study_dict["space"]["head"] = ["own", "distilled"]
+    path = write_study(study_dict)
+    data = json.loads(out(capsys, "check", path, "--json").out)
+    assert list(data) == ["format", "model", "space_size", "points", "baselines", "distilled_heads"]
+    points = ["stem", "middle", "deep"]
+    assert data["distilled_heads"] == [
+        {"head": "distilled", "points": points, "macs": 15, "params": 150_000, "ms": 1.5, "why": ""}
+    ]
+    table = out(capsys, "check", path).out.partition("distilled heads")[2].partition("baselines")[0]
+    assert re.search(r"distilled *│ stem, middle, deep +│ +0\.0 │ +150 │ +1\.50", table)
+
+
+def test_heads_that_cannot_be_made_stand_last_with_their_reason():
+    costs = [
+        HeadCost(head="distilled", points=("last", "most"), why="it has no map"),
+        HeadCost(head="distilled", points=("stem",), macs=2_500_000, params=1_000),
+    ]
+    printed = io.StringIO()
+    rich.console.Console(file=printed, width=120).print(tables.heads_table(costs))
+    *_, stem, none = printed.getvalue().splitlines()
+    assert [cell.strip() for cell in stem.split("│")] == ["distilled", "stem", "2.5", "1", "-"]
+    assert "none for last, most: it has no map" in none
 
 
 def test_report_is_one_page_that_needs_nothing_else(done, capsys, tmp_path):
@@ -425,7 +452,7 @@ def test_no_sizes(text):
 class Broken(FakeEvaluator):
     """Something is wrong with the model, or with the halves."""
 
-    def rehearse(self):
+    def rehearse(self, space=None):
         raise SpecError("model.name", "torchvision/resnet18", "it answers with a dict")
 
     def export(self, config, directory, **training):

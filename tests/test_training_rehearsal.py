@@ -17,7 +17,8 @@ from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import Detection
 from evaluators.training import rehearsal, uncut
 from evaluators.training.rehearsal import rehearse
-from spaces.errors import SpecError, SplitsearchError
+from spaces.errors import InfeasibleSplit, SpecError, SplitsearchError
+from spaces.space import SearchSpace
 
 
 class Net(nn.Module):
@@ -51,20 +52,25 @@ def no_export(monkeypatch):
     monkeypatch.setattr(rehearsal, "_export", lambda *_: None)
 
 
-def tried(network, size=32, *, trained=False, fresh=None, finetune=None, **baseline):
+def tried(network, size=32, *, trained=False, fresh=None, finetune=None, space=None, **baseline):
     network.eval()
     data = open_dataset(DataSettings(name="digits", image_size=size))
     recipe = BaselineSettings(**baseline)
     split = SplitModel(network, size)
     settings = finetune or FinetuneSettings()
-    rehearse(network, split, data, Classification(), settings, recipe, trained=trained, fresh=fresh)
+    rehearse(network, split, data, Classification(), settings, recipe, trained=trained, fresh=fresh, space=space)
 
 
-def test_a_rehearsal_leaves_everything_as_it_was():
+def space_of(*partitions, heads=("own", "distilled")):
+    return SearchSpace(partitions=partitions, ae_ratios=(0.25, 1.0), bits=(1, 4), tcl=(0.0,), heads=heads)
+
+
+@pytest.mark.parametrize("space", [None, space_of("one")])
+def test_a_rehearsal_leaves_everything_as_it_was(space):
     network = Dressed(nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))).eval()
     network.requires_grad_(False)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    tried(network, size=64)
+    tried(network, size=64, space=space)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in network.modules())
@@ -201,6 +207,61 @@ def test_onnx_that_computes_something_else_is_noticed(monkeypatch):
     monkeypatch.setattr(rehearsal, "_run", lambda file, tensors: [each + 1 for each in run(file, tensors)])
     with pytest.raises(SplitsearchError, match=r"Net as ONNX does not compute what torch does, up to two"):
         tried(Net(), trained=True)
+
+
+BOTH = space_of("one", "two")
+
+
+@pytest.fixture
+def distilled(monkeypatch):
+    """Partition points whose distilled heads are trained."""
+    trained, train = [], rehearsal.FinetuneTrainer.train
+
+    def watched(self, config, budget, seed):
+        trained.append((config.partition, config.head))
+        return train(self, config, budget, seed)
+
+    monkeypatch.setattr(rehearsal.FinetuneTrainer, "train", watched)
+    return trained
+
+
+@pytest.mark.parametrize("scope", ["tail", "bottleneck", "all"])
+def test_one_distilled_head_is_tried_where_the_space_has_any(no_export, distilled, scope):
+    settings = FinetuneSettings(scope=scope, quantization="straight-through", distillation=0.5)
+    tried(Net(), trained=True, finetune=settings, space=space_of("one", "two", heads=("own", "distilled-wide")))
+    assert distilled == [("two", "distilled-wide")]
+    tried(Net(), trained=True, space=space_of("one", "two", heads=("own",)))
+    oblong = Net(nn.AdaptiveAvgPool2d((2, 4)), width=64)
+    tried(oblong, trained=True, space=space_of("middle"))  # each such trial will say by itself why it cannot run
+    assert len(distilled) == 1
+    tried(oblong, trained=True, space=space_of("one", "middle"))
+    assert distilled[1:] == [("one", "distilled")]
+
+
+def test_a_distilled_head_that_fails_is_told_beforehand(no_export, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such batch\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluators.training.distilled_heads.distil", fails)
+        with pytest.raises(SplitsearchError, match=r"training a distilled head for two fails.*: no such batch; search"):
+            tried(Net(), trained=True, space=BOTH)
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluators.edge.wire.decode", fails)
+        with pytest.raises(SplitsearchError, match="sending a picture through a distilled head for two fails"):
+            tried(Net(), trained=True, space=BOTH)
+    run = rehearsal._run
+    monkeypatch.setattr(rehearsal, "_run", lambda file, tensors: [each + 1 for each in run(file, tensors)])
+    with pytest.raises(SplitsearchError, match="a distilled head for two as ONNX does not compute what torch does"):
+        tried(Net(), trained=True, space=BOTH)
+
+
+def test_a_step_that_diverges_on_two_images_is_no_fault_of_the_study(no_export, monkeypatch):
+    def diverges(*_):
+        raise InfeasibleSplit("training a distilled head diverged")
+
+    monkeypatch.setattr("evaluators.training.distilled_heads.distil", diverges)
+    tried(Net(), trained=True, space=BOTH)
 
 
 def test_detectors_are_tried_except_for_their_training(tmp_path, no_export, monkeypatch):

@@ -62,7 +62,7 @@ def distilled_head(size: str, point: PartitionPoint, image_size: int, seed: int 
     Raises:
         InfeasibleSplit: a tensor there is no square map whose side is the picture's, halved.
     """
-    halvings = tuple(_halvings(size, point, sides, image_size) for sides in point.maps)
+    halvings = tuple(_halvings(size, sides, image_size) for sides in point.maps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DistilledHead(size, halvings).eval()
@@ -73,7 +73,7 @@ def stand_in(config: SplitConfig, point: PartitionPoint, image_size: int) -> Dis
     return None if config.head == "own" else distilled_head(config.head, point, image_size)
 
 
-def _halvings(size: str, point: PartitionPoint, sides: tuple[int, ...], image_size: int) -> int:
+def _halvings(size: str, sides: tuple[int, ...], image_size: int) -> int:
     if len(sides) == 2 and sides[0] == sides[1]:
         count = round(math.log2(image_size / sides[0]))
         # A convolution of stride 2 rounds up where a side is odd.
@@ -81,7 +81,7 @@ def _halvings(size: str, point: PartitionPoint, sides: tuple[int, ...], image_si
             return count
     found = "x".join(map(str, sides)) if sides else "no map at all"
     raise InfeasibleSplit(
-        f"a {size} head halves pictures of {image_size} pixels a side; {point.name} has {found}, which that never makes"
+        f"a {size} head halves pictures of {image_size} pixels a side; this point has {found}, which that never makes"
     )
 
 

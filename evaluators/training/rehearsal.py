@@ -21,17 +21,24 @@ from torch import nn
 
 from evaluators.compression.bottleneck import Bottleneck, new_bottleneck
 from evaluators.compute import autocast, compute_device
+from evaluators.edge import wire
 from evaluators.models.answer import without_auxiliary_heads
 from evaluators.models.cut import SplitModel
+from evaluators.models.distilled import distilled_head
 from evaluators.models.onnx_export import OnnxNetwork, save_module
 from evaluators.models.trace import line_of
 from evaluators.settings import BaselineSettings, FinetuneSettings
 from evaluators.tasks.data import Dataset
 from evaluators.tasks.task import Task
+from evaluators.training.candidate import Candidate
+from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.trainers import FinetuneTrainer
 from evaluators.training.uncut import batches, optimizer_for, plan, training_step, unfreeze
+from spaces.budget import Budget
 from spaces.config import SplitConfig
-from spaces.errors import SpecError, SplitsearchError
+from spaces.errors import InfeasibleSplit, SpecError, SplitsearchError
 from spaces.partition import INPUT, OUTPUT
+from spaces.space import SearchSpace
 
 _IMAGES = 2  # on a CPU; a GPU gets whole batches, since its memory is what may not be enough
 _LARGEST_ERROR = 1e-2  # of ONNX against torch, as a share of the largest value
@@ -48,13 +55,15 @@ def rehearse(
     trained: bool,
     fresh: Collection[str] | None = None,
     exported: OnnxNetwork | None = None,
+    space: SearchSpace | None = None,
 ) -> None:
     """Try what a study will do; nothing of what is given changes.
 
     Tried are the form of the network's answer, a training step of the uncut network at each size of image that it will
     see and for a left-over batch of one, a fine-tuning step of a candidate at a partition point in the middle, and the
-    export to ONNX of the network and of a bottleneck, both run once, cut there. The training of detectors, which is
-    ultralytics' own, is not tried.
+    export to ONNX of the network and of a bottleneck, both run once, cut there. Where the space has distilled heads,
+    one of them goes the whole way: trained for a step, exported, a picture encoded by it and decoded. The training of
+    detectors, which is ultralytics' own, is not tried.
 
     Args:
         network: the uncut one, on the CPU, in eval mode.
@@ -66,6 +75,7 @@ def rehearse(
         trained: whether it will not be trained, since it has its weights.
         fresh: names of its weights that were not given, see :func:`train_classifier`.
         exported: the network as ONNX, where the caller has it already.
+        space: what will be searched.
 
     Raises:
         SpecError: the answer's form or a setting does not fit.
@@ -81,6 +91,8 @@ def rehearse(
             middle = points[len(points) // 2]
             _train_candidate(split, dataset, task, finetune, middle)
             _export(network, split, middle, exported)
+        if space is not None and (config := _with_distilled_head(split, space)) is not None:
+            _try_distilled_head(split, dataset, task, finetune, config)
 
 
 def _check_answer(network: nn.Module, split: SplitModel, dataset: Dataset) -> None:
@@ -208,6 +220,67 @@ def _run(file: Path, tensors: list[np.ndarray]) -> list[np.ndarray]:
 
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and bool(np.abs(one - other).max() <= _LARGEST_ERROR * np.abs(other).max())
+
+
+# -- distilled heads ---------------------------------------------------------------------------------------------------
+
+
+def _with_distilled_head(split: SplitModel, space: SearchSpace) -> SplitConfig | None:
+    """A configuration with a distilled head, in the middle of the points that can have one; None where none can."""
+    for head in space.heads:
+        if fitting := [name for name in space.partitions if head != "own" and _fits(head, split, name)]:
+            middle = fitting[len(fitting) // 2]
+            return SplitConfig(partition=middle, ae_ratio=max(space.ae_ratios), bits=min(space.bits), head=head)
+    return None
+
+
+def _fits(head: str, split: SplitModel, partition: str) -> bool:
+    try:
+        distilled_head(head, split.tap(partition).point, split.image_size)
+    except InfeasibleSplit:
+        return False
+    return True
+
+
+def _try_distilled_head(
+    split: SplitModel, dataset: Dataset, task: Task, settings: FinetuneSettings, config: SplitConfig
+) -> None:
+    """All that a trial with such a head does, with two images and a step of each training."""
+    budget = Budget(images=_IMAGES, reconstruction_steps=1, epochs=1, head_steps=1)
+    trainer = FinetuneTrainer(split, FeatureCache(split, dataset, task), settings)
+    what, advice = f"distilled head for {config.partition}", "search without distilled heads (space.head: own)"
+    with _trying(f"training a {what}", advice), contextlib.suppress(InfeasibleSplit):  # as a trial, this is no fault
+        candidate = trainer.train(config, budget, 0)
+        picture = dataset.train(1, 0).inputs(dataset.picture)
+        with _trying(f"sending a picture through a {what}", advice):
+            _send(picture, candidate, config, what)
+
+
+def _send(picture: torch.Tensor, candidate: Candidate, config: SplitConfig, what: str) -> None:
+    """Encode a picture as the device does, with ONNX models, and decode the payload as the server does."""
+    head, bottleneck, form = candidate.head, candidate.bottleneck, candidate.wire_format(config)
+    assert head is not None
+    on_device = _InTurn(head, bottleneck.encoder).eval()
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="splitsearch-") as folder:
+        expected, file = on_device(picture), Path(folder) / "device.onnx"
+        save_module(on_device, [picture], file, len(expected))
+        found = _run(file, [picture.numpy()])
+        received = wire.decode(wire.encode([tensor[0] for tensor in found], form), form)
+        candidate.tail(*bottleneck.decoder(*(torch.from_numpy(tensor)[None] for tensor in received)))
+    if not all(_agree(one, other.numpy()) for one, other in zip(found, expected, strict=True)):
+        raise SplitsearchError(f"a {what} as ONNX does not compute what torch does; please report this")
+
+
+class _InTurn(nn.Module):
+    """A head and an encoder as one network: one export takes half as long as two."""
+
+    def __init__(self, head: nn.Module, encoder: nn.Module) -> None:
+        super().__init__()
+        self.head, self.encoder = head, encoder
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found: tuple[torch.Tensor, ...] = self.encoder(*self.head(images))
+        return found
 
 
 # -- saying what fails -------------------------------------------------------------------------------------------------

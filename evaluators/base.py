@@ -95,7 +95,9 @@ class Evaluator(ABC):
 
         Args:
             config: what to score.
-            budget: how much to train; the study's own unless given.
+            budget: how much to train; the study's own unless given. A training that stops before ``full`` may be
+                scored on some of the search-validation images, always the same; ``details["scored_images"]`` says on
+                how many.
             seed: of the training; the study's own unless given.
             split: which images to score on. ``test`` is for reporting a point that was chosen without it.
 

@@ -48,7 +48,7 @@ from evaluators.tasks.detection_data import DetectionFiles
 from evaluators.tasks.task import Task, TaskMetrics
 from evaluators.training.candidate import Candidate
 from evaluators.training.distilled_heads import DistilledHeads
-from evaluators.training.feature_cache import FeatureCache
+from evaluators.training.feature_cache import FEW, FeatureCache, Part
 from evaluators.training.references import StoredReferences
 from evaluators.training.rehearsal import rehearse
 from evaluators.training.renewal import kept_statistics, renewed
@@ -91,6 +91,7 @@ class SplitSettings:
     seed: int = 0
 
 
+_RUNGS = {"rungs": "a quarter of the pictures, 200 at least"}  # that a training stopped early is scored on
 _SEEN = (
     "These weights come from ImageNet, and so do TinyImageNet's held-out images: they may have been seen, and "
     "accuracies may be too high."
@@ -143,7 +144,7 @@ class SplitEvaluator(Evaluator):
         self._feature_cache = FeatureCache(self._split, self._dataset, self._task, self._base)
         self._loaded_trained = self._has_weights = loaded.trained
         self._fresh = loaded.fresh
-        self._references: dict[Split, TaskMetrics] = {}
+        self._references: dict[Part, TaskMetrics] = {}
         self._start_digest = state_digest(self._network) if settings.model.weights is not None else ""
 
     # -- the contract ------------------------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ class SplitEvaluator(Evaluator):
             "weights": self._weights_digest,
             "images": digest_of([self._dataset.fingerprint, asdict(self._dataset.picture)]),
             "recipe": str(RECIPE),
+            **_RUNGS,
         }
 
     def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
@@ -226,8 +228,9 @@ class SplitEvaluator(Evaluator):
         """Train (or load), encode to bytes and back, measure, compose."""
         self._need_weights()
         candidate = self._candidate(config, budget, seed)
+        part: Part = FEW if split == "validation" and budget is not None and budget.until != "full" else split
         with infeasible_if_it_breaks(), machine_lock.training():
-            score = candidate.score(config, self._feature_cache, split)
+            score = candidate.score(config, self._feature_cache, part)
         bottleneck, form = candidate.bottleneck, candidate.wire_format(config)
         distilled = candidate.head if isinstance(candidate.head, DistilledHead) else None
         squeeze = Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form, head=distilled)
@@ -241,7 +244,7 @@ class SplitEvaluator(Evaluator):
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
         }
-        return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details, split)
+        return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details, part)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         self._need_weights()
@@ -380,7 +383,8 @@ class SplitEvaluator(Evaluator):
     @functools.cached_property
     def _basis(self) -> dict[str, Any]:
         """What every training of this evaluator depends on, besides its own settings."""
-        return {**self.identity(), "arithmetic": arithmetic()}
+        identity = {name: value for name, value in self.identity().items() if name not in _RUNGS}
+        return {**identity, "arithmetic": arithmetic()}
 
     @functools.cached_property
     def _trainer(self) -> CandidateTrainer:
@@ -439,18 +443,18 @@ class SplitEvaluator(Evaluator):
         assert isinstance(data, DetectionFiles)
         return train_detector(network, self._settings.model, data, recipe, seed, checkpoint, progress)
 
-    def _reference(self, split: Split) -> TaskMetrics:
+    def _reference(self, part: Part) -> TaskMetrics:
         """The uncut model as given."""
-        if split not in self._references:
-            images = self._feature_cache.images(split)
-            self._references[split] = self._task.judge(self._feature_cache.answers(split), images)
-        return self._references[split]
+        if part not in self._references:
+            images = self._feature_cache.images(part)
+            self._references[part] = self._task.judge(self._feature_cache.answers(part), images)
+        return self._references[part]
 
-    def _drop_pp(self, answers: torch.Tensor, metrics: TaskMetrics, split: Split) -> tuple[float, tuple[float, float]]:
+    def _drop_pp(self, answers: torch.Tensor, metrics: TaskMetrics, part: Part) -> tuple[float, tuple[float, float]]:
         """Drop against the uncut model with its interval, which is of no width for the uncut model itself."""
-        if torch.equal(answers, self._feature_cache.answers(split)):
+        if torch.equal(answers, self._feature_cache.answers(part)):
             return 0.0, (0.0, 0.0)
-        return self._task.drop_pp(self._reference(split), metrics)
+        return self._task.drop_pp(self._reference(part), metrics)
 
     def _evaluation(
         self,
@@ -460,15 +464,15 @@ class SplitEvaluator(Evaluator):
         stages: Stages,
         config: SplitConfig | None = None,
         details: dict[str, Any] | None = None,
-        split: Split = "validation",
+        part: Part = "validation",
     ) -> Evaluation:
-        metrics = self._task.judge(found, self._feature_cache.images(split))
-        drop, interval = self._drop_pp(found, metrics, split)
+        metrics = self._task.judge(found, self._feature_cache.images(part))
+        drop, interval = self._drop_pp(found, metrics, part)
         watch = self._stage_timer
-        details = {**(details or {}), "scored_images": len(self._feature_cache.images(split))}
+        details = {**(details or {}), "scored_images": len(self._feature_cache.images(part))}
         if metrics.right is not None:
             details[RIGHT] = right_text(metrics.right)
-        if (divergence := self._task.divergence(self._feature_cache.answers(split), found)) is not None:
+        if (divergence := self._task.divergence(self._feature_cache.answers(part), found)) is not None:
             details["divergence"] = divergence
         return Evaluation(
             name=name,

@@ -20,6 +20,7 @@ _CONTENTS = {
     "network": "the network",
     "images": "the images",
     "code": "the code that the study names",
+    "rungs": "the pictures that cheap rungs are scored on",
     "recipe": "the way of training in this version of splitsearch",
 }
 
@@ -59,7 +60,7 @@ def differing_contents(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     """``the images differ (were 1f0c33a2, are 77b1e0d4)`` for each digest of an evaluator's identity that differs."""
     keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     return [
-        f"{_CONTENTS.get(key, key)} differ{'' if key in ('weights', 'images') else 's'} "
+        f"{_CONTENTS.get(key, key)} differ{'' if key in ('weights', 'images', 'rungs') else 's'} "
         f"(before {_shown(then.get(key))}, now {_shown(now.get(key))})"
         for key in keys
     ]

@@ -22,6 +22,7 @@ from spaces.errors import InfeasibleSplit
 from spaces.space import SearchSpace
 
 RUNG_ACCURACIES = "rungs"  # attribute of a trial: accuracy by name of the rung
+RUNG_ERRORS = "rung_errors"  # attribute of a trial: standard deviation of each of these
 ACCURACY_ERROR = "accuracy_error"  # attribute of a trial: standard deviation of its accuracy
 _USUAL_ERROR = 0.01
 _LEAST_GAINS = 6  # trials, before a rung's accuracies promise anything
@@ -92,15 +93,16 @@ class Knowledge:
             error = math.hypot(point.evaluation.accuracy_error or _USUAL_ERROR, _DOUBT_OF_OTHERS)
             self.seen.append(Seen(features=features, accuracy=point.accuracy, error=error))
 
-    def promise(self, rung: str, accuracy: float) -> tuple[float, float] | None:
+    def promise(self, rung: str, accuracy: float, error: float = 0.0) -> tuple[float, float] | None:
         """What an accuracy at a rung lets hope for after all of the training: mean and standard deviation.
 
-        By what earlier trials gained from there on; None before there are enough of them.
+        By what earlier trials gained from there on; None before there are enough of them. The gains scatter by the
+        rung's own error too, but a few of them may agree by chance: no promise is surer than ``error``.
         """
         gains = self._gains.get(rung, [])
         if len(gains) < _LEAST_GAINS:
             return None
-        return accuracy + statistics.fmean(gains), statistics.stdev(gains)
+        return accuracy + statistics.fmean(gains), max(statistics.stdev(gains), error)
 
     def tells(self, rung: str) -> bool:
         """Whether a rung is worth scoring: it is not known yet to say little of what comes out in the end."""
@@ -188,10 +190,10 @@ class Knowledge:
         features = None if config is None else self.features_of(config)
         if config is None or features is None:
             return None
-        rungs = trial.user_attrs.get(RUNG_ACCURACIES, {})
+        rungs, errors = (trial.user_attrs.get(name, {}) for name in (RUNG_ACCURACIES, RUNG_ERRORS))
         if EVALUATION not in trial.user_attrs:
             for name, accuracy in list(rungs.items())[-1:]:
-                if (hope := self.promise(name, accuracy)) is not None:
+                if (hope := self.promise(name, accuracy, errors.get(name, 0.0))) is not None:
                     self.seen.append(Seen(features=features, accuracy=hope[0], error=max(hope[1], _USUAL_ERROR)))
             return None
         accuracy, latency_ms = trial.values

@@ -25,7 +25,7 @@ from evaluators.result import Evaluation, LatencyParts
 from search.backends import HEARTBEAT_S, OWNER
 from search.drawing import FOR_NOW, Asking, Begun, are_others_under_way, next_trial
 from search.front_sampler import FrontSampler
-from search.knowledge import ACCURACY_ERROR, RUNG_ACCURACIES, Knowledge
+from search.knowledge import ACCURACY_ERROR, RUNG_ACCURACIES, RUNG_ERRORS, Knowledge
 from search.patience import Patience
 from search.points import BASELINES, ENVIRONMENT, EVALUATION, STOPPED, baseline_points, environment, finished_trials
 from search.presence import Presence, beating
@@ -247,7 +247,7 @@ def _killed_too_often(trial: FrozenTrial, loop: _Loop) -> _Outcome | None:
 
 def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
     """What becomes of a configuration: a result, a reason why it has none, or a reason to try it again later."""
-    rungs: dict[str, float] = {}
+    rungs: dict[str, Evaluation] = {}
     twin = loop.trained_in(config)
     try:
         found = _up_the_rungs(config, loop, rungs)
@@ -277,18 +277,18 @@ def _score(config: SplitConfig, loop: _Loop) -> _Outcome:
         constraints=loop.constraints(**excess),
         reason="; ".join(f"{name} exceeded by {over:.3g}" for name, over in excess.items() if over > 0),
         attributes=_attributes(evaluation)
-        | ({RUNG_ACCURACIES: rungs} if rungs else {})
+        | (_of_rungs(rungs) if rungs else {})
         | ({_SAME_TRAINING: twin} if twin is not None else {}),
     )
 
 
-def _up_the_rungs(config: SplitConfig, loop: _Loop, accuracies: dict[str, float]) -> Evaluation | str:
+def _up_the_rungs(config: SplitConfig, loop: _Loop, scores: dict[str, Evaluation]) -> Evaluation | str:
     """The result of all the training, or why it was stopped before.
 
     Args:
         config: what to score.
         loop: with the budget and with what may stop a trial.
-        accuracies: gets those of the cheaper rungs, by name.
+        scores: gets those of the cheaper rungs, by name.
     """
     evaluator, pruning = loop.evaluator, loop.pruning
     if pruning is None or loop.trained_in(config) is not None:
@@ -298,21 +298,28 @@ def _up_the_rungs(config: SplitConfig, loop: _Loop, accuracies: dict[str, float]
     for name, budget in loop.budget.rungs.items():
         if name == "full" or not pruning.tells(name):
             continue
-        found = evaluator.evaluate(replace(config, lossless="packed"), budget=budget)
-        accuracies[name] = found.accuracy
-        if why := pruning.by_rung(config, accuracies):
+        scores[name] = evaluator.evaluate(replace(config, lossless="packed"), budget=budget)
+        if why := pruning.by_rung(config, scores):
             return why
     return evaluator.evaluate(config)
 
 
-def _stopped(why: str, rungs: Mapping[str, float], config: SplitConfig, loop: _Loop) -> _Outcome:
+def _of_rungs(scores: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """As attributes of a trial."""
+    return {
+        RUNG_ACCURACIES: {name: score.accuracy for name, score in scores.items()},
+        RUNG_ERRORS: {name: round(score.accuracy_error, 5) for name, score in scores.items()},
+    }
+
+
+def _stopped(why: str, rungs: Mapping[str, Evaluation], config: SplitConfig, loop: _Loop) -> _Outcome:
     """Optuna knows no pruning with two objectives, so such a trial is one that breaks a constraint: it teaches every
     sampler something and is on no front.
     """
     return _Outcome(
-        values=(max(rungs.values(), default=0.0), loop.expected_ms(config)),
+        values=(max((score.accuracy for score in rungs.values()), default=0.0), loop.expected_ms(config)),
         constraints=loop.constraints(trained=1.0),
-        attributes={STOPPED: why, RUNG_ACCURACIES: dict(rungs)},
+        attributes={STOPPED: why, **_of_rungs(rungs)},
     )
 
 

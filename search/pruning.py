@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evaluators.result import Evaluation
 from search.knowledge import Knowledge
 from spaces.config import SplitConfig
 
@@ -35,15 +36,16 @@ class Pruning:
             f"{self._most_accuracy:.1%} is the most to be hoped for"
         )
 
-    def by_rung(self, config: SplitConfig, accuracies: Mapping[str, float]) -> str:
+    def by_rung(self, config: SplitConfig, scores: Mapping[str, Evaluation]) -> str:
         """Why more training is in vain, or nothing.
 
         Args:
             config: of the trial.
-            accuracies: after its rungs so far, by their names.
+            scores: after its rungs so far, by their names.
         """
-        knowledge, (rung, accuracy) = self._knowledge, list(accuracies.items())[-1]
-        latency_ms, promise = knowledge.expected_ms(config), knowledge.promise(rung, accuracy)
+        knowledge, (rung, score) = self._knowledge, list(scores.items())[-1]
+        accuracy, error = score.accuracy, score.accuracy_error
+        latency_ms, promise = knowledge.expected_ms(config), knowledge.promise(rung, accuracy, error)
         if latency_ms is None or promise is None:
             return ""
         hoped_for, reached = promise[0] + _DOUBT * promise[1], knowledge.front().level(latency_ms)

@@ -26,6 +26,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 FORMAT = 2  # of a study's attributes: 1 had no number, and the study file's text in place of resolved values
 _FORMAT, _SPEC, _CONTENTS = "format", "spec", "contents"
+_RUNGS = "rungs"  # of an evaluator's identity; nothing to a study that trains every trial to its end
 _SEARCHED = "space.partitions"  # known only with the model at hand, so kept with its contents
 _STREAMS = "random_streams"  # attribute of a study: how many processes have begun to draw for it
 _STREAM_STRIDE = 1_000_003  # between the seeds of two of them
@@ -209,6 +210,9 @@ def _check_contents(study: optuna.Study, spec: StudySpec, place: Place, now: Map
     then = dict(study.user_attrs.get(_CONTENTS, {}))
     searched = differing_settings({_SEARCHED: then.pop(_SEARCHED, None)}, {_SEARCHED: now[_SEARCHED]})
     digests = {name: value for name, value in now.items() if name != _SEARCHED}
+    if spec.search.pruning == "none":
+        for each in (then, digests):
+            each.pop(_RUNGS, None)
     _refuse(spec, place, [*differing_contents(then, digests), *searched])
 
 

@@ -136,6 +136,20 @@ class TestSplitEvaluator(EvaluatorContract):
         assert 0 < right < 359 and right == pytest.approx(round(right))
         assert real.evaluate(config) == own
 
+    def test_cheap_rungs_are_scored_on_few_images_and_say_so(self, real, config):
+        rungs, full = real._settings.finetune.budget.rungs, real.evaluate(config)
+        for name, budget in rungs.items():
+            found = real.evaluate(config, budget=budget)
+            images = 360 if name == "full" else 200
+            assert found.details["scored_images"] == images == len(found.right)
+            error = (found.accuracy * (1 - found.accuracy) / images) ** 0.5
+            assert found.accuracy_error == pytest.approx(error) and found.accuracy == found.right.mean()
+        assert (
+            found == full and real.evaluate(config, budget=rungs["start"], split="test").details["scored_images"] == 359
+        )
+        # Who stops trials early wants to know; what is trained and kept is the same.
+        assert "rungs" in real.identity() and "rungs" not in real._basis
+
     @pytest.mark.parametrize("change", [{"learning_rate": 1e9}, {"tail_learning_rate": 1e12, "scope": "tail"}])
     def test_diverged_training_is_infeasible_with_its_reason(self, real, config, change):
         settings = digits_settings(finetune=replace(digits_settings().finetune, reconstruction_steps=0, **change))
@@ -152,7 +166,7 @@ class TestSplitEvaluator(EvaluatorContract):
 
     def test_identity_follows_content(self, real):
         one = real.identity()
-        assert set(one) == {"network", "weights", "images", "recipe"}
+        assert set(one) == {"network", "weights", "images", "recipe", "rungs"}
         assert SplitEvaluator(digits_settings(), real._folder).identity() == one
         size = digits_settings(data=DataSettings(name="digits", image_size=48))
         assert SplitEvaluator(size, real._folder).identity()["images"] != one["images"]

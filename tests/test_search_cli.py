@@ -492,6 +492,25 @@ def test_other_weights_under_the_same_path_are_refused(done, monkeypatch, capsys
     out(capsys, "front", done)  # which has no model at hand
 
 
+class OtherRungs(FakeEvaluator):
+    """Scores cheap rungs on other pictures."""
+
+    def identity(self):
+        return {**super().identity(), "rungs": "a tenth of the pictures"}
+
+
+@pytest.mark.parametrize("pruning", ["none", "rungs"])
+def test_other_pictures_for_cheap_rungs_matter_where_there_are_any(
+    write_study, study_dict, monkeypatch, capsys, pruning
+):
+    study_dict["search"] |= {"pruning": pruning, "trials": 3}
+    path, evaluators = write_study(study_dict), [FakeEvaluator(), OtherRungs()]
+    monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: evaluators.pop(0))
+    out(capsys, "run", path)
+    said = out(capsys, "run", path, code=0 if pruning == "none" else 2).err
+    assert ("the pictures that cheap rungs are scored on differ" in said) == (pruning == "rungs")
+
+
 def test_help_is_quick_and_every_command_is_in_the_readme():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "from search.cli import main; main()", "--help"],

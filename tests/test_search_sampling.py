@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from optuna.trial import create_trial
 
 from evaluators.fake import UNCUT_ACCURACY, FakeEvaluator
 from evaluators.result import RIGHT, LatencyParts, right_text
@@ -12,7 +13,7 @@ from search.accuracy_model import AccuracyModel, Seen
 from search.cli import run_command
 from search.front import Point, not_told_apart
 from search.hypervolume import Corner, GrowingFront, Staircase
-from search.knowledge import RUNG_ACCURACIES, Knowledge
+from search.knowledge import RUNG_ACCURACIES, RUNG_ERRORS, Knowledge
 from search.objective import prepare, run_trials, stopped_growing
 from search.points import STOPPED, finished_trials, hypervolumes, trial_points
 from search.pruning import Pruning
@@ -254,6 +255,53 @@ def test_what_a_rung_promises_is_what_others_gained_from_there(search):
     assert knowledge.promise("start", 0.5) is None and knowledge.tells("start")
     knowledge.update(study)
     assert knowledge.promise("start", 0.5) == pytest.approx((0.55, 0.0), abs=1e-6)
+
+
+class OnFew(Counting):
+    """Cheap rungs are scored on 25 images."""
+
+    def evaluate(self, config, *, budget=None, seed=None, split="validation"):
+        found = super().evaluate(config, budget=budget)
+        cheaper = budget is not None and budget.until != "full"
+        return dataclasses.replace(found, details={**found.details, "scored_images": 25}) if cheaper else found
+
+
+def stopped_at_rungs(study):
+    return [trial for trial in finished_trials(study) if STOPPED in trial.user_attrs and trial.user_attrs[RUNG_ERRORS]]
+
+
+def test_a_score_on_few_images_stops_fewer_trials_and_says_how_sure_it_is(search):
+    study = search(OnFew(), sampler="random", trials=40, folder="few")
+    few, whole = stopped_at_rungs(study), stopped_at_rungs(search(Counting(), sampler="random", trials=40))
+    assert len(few) < len(whole) > 0
+    for trial in finished_trials(study):
+        for name, accuracy in trial.user_attrs.get(RUNG_ACCURACIES, {}).items():
+            error = (accuracy * (1 - accuracy) / 25) ** 0.5
+            assert trial.user_attrs[RUNG_ERRORS][name] == pytest.approx(error, abs=1e-5)
+    knowledge = Knowledge(study.sampler._space, FakeEvaluator().price, Constraints(), study.sampler.of_trial)
+    knowledge.update(study)
+    assert knowledge.promise("start", 0.5, 0.1) == pytest.approx((0.55, 0.1), abs=1e-6)
+    assert knowledge.promise("start", 0.5) == pytest.approx((0.55, 0.0), abs=1e-6)
+    assert knowledge.tells("start")  # which asks how gains scatter, not how sure one score is
+
+
+def test_the_model_of_accuracy_believes_a_score_on_few_images_less(search):
+    study = search(OnFew(), sampler="random", trials=40, constraints={"max_accuracy_drop_pp": 30.0})
+    knowledge = Knowledge(study.sampler._space, FakeEvaluator().price, Constraints(), study.sampler.of_trial)
+    (ended, score), gains = (0.7, {"start": 0.6, "reconstruction": 0.6}), [0.05] * 6
+    knowledge._gains = {"start": list(gains), "reconstruction": list(gains)}
+    trial = finished_trials(study)[-1]
+    errors = {"start": 0.01, "reconstruction": 0.08}
+    trial = create_trial(
+        params=trial.params,
+        distributions=trial.distributions,
+        values=[ended, 10.0],
+        user_attrs={STOPPED: "why", RUNG_ACCURACIES: score, RUNG_ERRORS: errors},
+    )
+    trial.number = 99
+    knowledge._take(trial)
+    (seen,) = knowledge.seen
+    assert (seen.accuracy, seen.error) == pytest.approx((0.65, 0.08))
 
 
 def test_without_pruning_every_trial_is_trained_to_the_end_at_once(search):

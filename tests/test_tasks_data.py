@@ -21,7 +21,7 @@ from PIL import Image
 from evaluators.settings import DataSettings
 from evaluators.tasks import archives, datasets, image_files, own_data, voc
 from evaluators.tasks.archives import Archive, fetch
-from evaluators.tasks.data import divide
+from evaluators.tasks.data import LabelledImages, divide, few_of
 from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection_data import size_of
 from search.spec import load_spec
@@ -52,6 +52,33 @@ def test_samples_are_balanced_and_seeded():
     assert as_bytes(sample) <= as_bytes(data.train(None, 0))
     inputs = sample.inputs(data.picture, 5, 8)
     assert inputs.shape == (3, 3, 32, 32) and inputs.dtype == torch.float32
+
+
+def test_few_images_are_a_balanced_quarter_and_always_the_same():
+    labels = torch.arange(2000) % 8
+    images = LabelledImages(np.arange(2000), labels)
+    few = few_of(images)
+    assert len(few) == 500 == len(set(few)) and few == sorted(few) == few_of(images)
+    assert set(torch.bincount(labels[few]).tolist()) == {62, 63}
+    assert len(few_of(images.only(range(600)))) == 200
+    assert few_of(images.only(range(150))) == list(range(150))
+
+
+def test_some_images_keep_their_labels_and_are_not_read_before_they_are_asked_for():
+    class Unread(list):
+        def __getitem__(self, number):
+            assert number in (4, 2)
+            return super().__getitem__(number)
+
+    pixels = Unread(np.full((2, 2, 3), number, np.uint8) for number in range(6))
+    some = LabelledImages(pixels, torch.arange(6) * 10).only([4, 2])
+    assert len(some) == 2 and some.labels.tolist() == [40, 20]
+    assert [each.max() for each in some.pixels] == [4, 2] and [each.max() for each in some.pixels[1:]] == [2]
+    boxes = torch.tensor([[0, 7.0], [2, 8.0], [4, 9.0], [4, 6.0]])  # number of the image, and the rest of a row
+    found = LabelledImages(pixels, boxes, [(number, 1) for number in range(6)]).only([4, 3, 2])
+    assert found.labels.tolist() == [[0, 9.0], [0, 6.0], [2, 8.0]] and boxes[1, 0] == 2
+    assert found.sizes == [(4, 1), (3, 1), (2, 1)]
+    assert len(few_of(LabelledImages([None] * 900, boxes))) == 225
 
 
 @pytest.fixture

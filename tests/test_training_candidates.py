@@ -13,8 +13,9 @@ from evaluators.settings import DataSettings, FinetuneSettings
 from evaluators.store import Store
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
+from evaluators.training import feature_cache as caches
 from evaluators.training.candidate import tables_from_file, tables_to_file
-from evaluators.training.feature_cache import FeatureCache, TrainSample
+from evaluators.training.feature_cache import FEW, FeatureCache, TrainSample
 from evaluators.training.trainers import FinetuneTrainer, StoredTrainer
 from spaces.config import SplitConfig
 
@@ -48,6 +49,23 @@ def trained(folder, split, feature_cache, tcl, quantization="post-training"):
     with torch.no_grad():
         activations = candidate.bottleneck.encoder(*feature_cache.features(config.partition, SAMPLE))[0]
     return candidate, activations
+
+
+def test_what_is_scored_on_few_images_is_what_the_whole_split_says_of_them(tmp_path, split, feature_cache, monkeypatch):
+    candidate, _ = trained(tmp_path, split, feature_cache, 0.0)
+    config = SplitConfig(partition=split.points[0].name, ae_ratio=0.5, bits=1)
+    few = feature_cache._few
+    assert len(few) == len(feature_cache.images(FEW)) == 200 < len(feature_cache.images("validation"))
+    whole = candidate.score(config, feature_cache)
+    assert torch.equal(candidate.score(config, feature_cache, FEW).answers, whole.answers[few])
+    assert torch.equal(feature_cache.answers(FEW), feature_cache.answers("validation")[few])
+    assert not any(part == FEW for _, part in feature_cache._kept)
+    # A head of the candidate's own, or features that there is no room to keep, go through the few alone.
+    ran = []
+    monkeypatch.setattr(FeatureCache, "_inputs", lambda *a, run=FeatureCache._inputs: ran.append(len(a[1])) or run(*a))
+    monkeypatch.setattr(caches, "_ROOM_BYTES", 0)
+    streamed = candidate.score(config, feature_cache, FEW).answers
+    assert torch.allclose(streamed, whole.answers[few], atol=1e-4) and set(ran) == {200}
 
 
 def evenly_spaced(activations):

@@ -12,6 +12,7 @@ import torch
 
 from evaluators.edge.picture import PictureFormat, to_input
 
+_FEW_SHARE, _FEW_LEAST = 0.25, 200
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,6 +38,18 @@ class LabelledImages:
             labels[:, 0] += len(self)
         pixels = _Joined(self.pixels, other.pixels)
         return LabelledImages(pixels, torch.cat([self.labels, labels]), [*self.sizes, *other.sizes])
+
+    def only(self, index: Sequence[int]) -> LabelledImages:
+        """Some of the images, in the order of an index; none of them is looked at."""
+        sizes = [self.sizes[number] for number in index] if self.sizes else []
+        if self.labels.ndim == 1:
+            labels = self.labels[list(index)]
+        else:
+            rows = [self.labels[self.labels[:, 0] == number] for number in index]
+            for place, row in enumerate(rows):
+                row[:, 0] = place
+            labels = torch.cat([self.labels[:0], *rows])
+        return LabelledImages(_Chosen(self.pixels, index), labels, sizes)
 
     def mirrored(self) -> LabelledImages:
         """The same images, left and right exchanged."""
@@ -69,6 +82,21 @@ class _Joined(Sequence[np.ndarray]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         return self._one[index] if index < len(self._one) else self._other[index - len(self._one)]
+
+
+class _Chosen(Sequence[np.ndarray]):
+    """Some of a sequence's images, without looking at any."""
+
+    def __init__(self, pixels: Sequence[np.ndarray], index: Sequence[int]) -> None:
+        self._pixels, self._index = pixels, tuple(index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return _Chosen(self._pixels, self._index[index])
+        return self._pixels[self._index[index]]
 
 
 class _Mirrored(Sequence[np.ndarray]):
@@ -130,6 +158,17 @@ def divide(labels: np.ndarray, shares: tuple[float, ...], seed: int) -> list[np.
         for part, piece in zip(parts, np.split(index, bounds)):
             part.append(piece)
     return [np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in parts]
+
+
+def few_of(images: LabelledImages) -> list[int]:
+    """Numbers of the images that a first impression is taken of: a quarter of them, at least 200, always the same.
+
+    The classes have equal shares as far as they can; of images with boxes, which have no class of their own, any.
+    """
+    one_each = images.labels.ndim == 1
+    labels = images.labels.numpy() if one_each else np.zeros(len(images), np.int64)
+    count = max(_FEW_LEAST, round(_FEW_SHARE * len(images)))
+    return sorted(sample(labels, np.arange(len(images)), count, seed=0).tolist())
 
 
 def sample(labels: np.ndarray, among: np.ndarray, count: int | None, seed: int) -> np.ndarray:

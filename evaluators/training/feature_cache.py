@@ -17,7 +17,7 @@ from evaluators import machine_lock
 from evaluators.compression.bottleneck import Tensors
 from evaluators.compute import autocast, compute_device
 from evaluators.models.cut import SplitModel
-from evaluators.tasks.data import Dataset, LabelledImages
+from evaluators.tasks.data import Dataset, LabelledImages, few_of
 from evaluators.tasks.task import Task
 from evaluators.training.finetune_data import FinetuneData, KeptInputs
 from spaces.partition import INPUT, OUTPUT
@@ -35,7 +35,9 @@ class TrainSample:
     mirrored: bool = False
 
 
-Part = Literal["validation", "test"] | TrainSample
+Part = Literal["validation", "test", "validation, few"] | TrainSample
+"""Whose images: a role of the data, the few of search-validation that cheap rungs are scored on, or a sample."""
+FEW: Part = "validation, few"
 
 
 class FeatureCache:
@@ -67,10 +69,16 @@ class FeatureCache:
         """The network that candidates are cut from."""
         return self._make_base()
 
+    @functools.cached_property
+    def _few(self) -> list[int]:
+        return few_of(self.images("validation"))
+
     def images(self, part: Part) -> LabelledImages:
         """The images of a part, read once; of training samples the last one is kept."""
         if part not in self._images:
-            if isinstance(part, TrainSample):
+            if part == FEW:
+                self._images[part] = self.images("validation").only(self._few)
+            elif isinstance(part, TrainSample):
                 self._forget_others(part)
                 found = self.dataset.train(part.images, part.seed)
                 self._images[part] = found + found.mirrored() if part.mirrored else found
@@ -83,6 +91,8 @@ class FeatureCache:
 
         In float32, or in bfloat16 for training images that come with their mirror images, of which there are many.
         """
+        if part == FEW:
+            return tuple(tensor[self._few] for tensor in self.features(partition, "validation"))
         images = self.images(part)  # first: another training sample makes room
         key = (partition, part)
         if key not in self._kept:
@@ -93,6 +103,8 @@ class FeatureCache:
 
     def answers(self, part: Part) -> torch.Tensor:
         """Those of the uncut model as given, see :class:`Task`."""
+        if part == FEW:
+            return self.answers("validation")[self._few]
         if part not in self._answers:
             self._answers[part] = self.through(self._split.head(OUTPUT), self.images(part))[0]
         return self._answers[part]
@@ -113,7 +125,8 @@ class FeatureCache:
             head: a head of a candidate's own. The base's are computed once and kept, if they leave room for those of
                 other points.
         """
-        size = self._split.tap(partition).point.float_bytes * len(self.images(part))
+        kept: Part = "validation" if part == FEW else part
+        size = self._split.tap(partition).point.float_bytes * len(self.images(kept))
         if head is None and size <= _ROOM_BYTES / 2:
             yield from zip(*(tensor.split(_BATCH) for tensor in self.features(partition, part)), strict=True)
         else:

@@ -38,9 +38,10 @@ from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 _QUICKSTART = {"ae_ratio": [0.03125, 0.125, 0.25], "bits": [1, 2, 4], "tcl": [0.0, 30.0]}
+_STEPS = {"head_steps": 400, "reconstruction_steps": 400}  # the study's own when the tables were recorded
 SPACES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "quickstart": ("quickstart", _QUICKSTART, {}),
-    "quickstart-once": ("quickstart", _QUICKSTART, {"once_per_cut": True}),
+    "quickstart": ("quickstart", _QUICKSTART, _STEPS),
+    "quickstart-once": ("quickstart", _QUICKSTART, {**_STEPS, "once_per_cut": True}),
     "resnet50": (
         "resnet50_tinyimagenet50",
         {

@@ -43,13 +43,24 @@ StorageOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _print_version(asked: bool) -> None:
+    from importlib import metadata
+
+    if asked:
+        sys.stdout.write(f"splitsearch {metadata.version('splitsearch')}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; works after a command too.")
     ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
 ) -> None:
-    """Taken out of the arguments by :func:`main`; stands here for ``--help``."""
+    """``--debug`` is taken out of the arguments by :func:`main`; stands here for ``--help``."""
 
 
 @app.command()

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,10 @@ def test_bad_studies_write_nothing(write_study, study_dict, capsys, tmp_path, ke
     printed = out(capsys, command, write_study(study_dict), code=2)
     assert message in printed.err and "demo.yaml" in printed.err and len(printed.err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_version(capsys):
+    assert out(capsys, "--version").out == f"splitsearch {metadata.version('splitsearch')}\n"
 
 
 def test_debug_shows_the_traceback(write_study, study_dict, tmp_path):

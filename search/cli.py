@@ -423,7 +423,8 @@ def run_command(arguments: list[str], debug: bool = False) -> int:
         if debug:
             raise
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage: unknown option, missing argument
-            return _fail(getattr(error, "format_message", error.__str__)(), 2)
+            said = getattr(error, "format_message", error.__str__)()
+            return _fail(said, 2) if said else 2  # without a command the help was shown, and there is nothing to add
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 
@@ -447,6 +448,8 @@ def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:
 
     hardware = tables.hardware_line(points.environment(opened))
     _print_points(points.trial_points(opened), points.baseline_points(opened), hardware, loaded, everything)
+    if told := points.could_not_run(opened):
+        _stdout().print(told, highlight=False)
 
 
 def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, everything: bool = False) -> None:

@@ -325,7 +325,9 @@ def test_detectors_and_classifiers_need_their_own_data(tmp_path):
 
 def test_classes_must_match_the_data(tmp_path):
     settings = digits_settings(model=ModelSettings(name="torchvision/resnet18", num_classes=12))
-    with pytest.raises(SpecError, match=r"model\.num_classes: 12 given; digits has 10 classes"):
+    with pytest.raises(
+        SpecError, match=r"model\.num_classes: 12 given; digits has 10 classes \(0, 1, 2, 3, 4, \.\.\.\);"
+    ):
         SplitEvaluator(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

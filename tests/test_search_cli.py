@@ -96,6 +96,14 @@ def test_front_csv_and_table(done, capsys):
     assert "not both" in out(capsys, "front", done, "--csv", "--json", code=2).err
 
 
+def test_trials_that_could_not_run_are_counted_with_a_reason(write_study, study_dict, fake, capsys):
+    study_dict["space"] |= {"ae_ratio": [0.25, 0.0001], "bits": 2, "tcl": 0, "lzma": False}
+    study_dict["search"]["sampler"] = "grid"
+    path = write_study(study_dict)
+    told = "3 of 6 trials could not run, such as: an AE ratio of 0.0001 leaves no channel of "
+    assert told in out(capsys, "run", path).out and told in out(capsys, "front", path).out
+
+
 def test_check_json_keeps_its_contract(write_study, study_dict, fake, capsys, tmp_path):
     data = json.loads(out(capsys, "check", write_study(study_dict), "--json").out)
     assert list(data) == ["format", "model", "space_size", "points", "baselines"]
@@ -155,6 +163,8 @@ def test_replay_recomputes_only_the_link(done, capsys):
     on_device = next(p for p in data["replays"][0]["baselines"] if p["name"] == "all-on-device")
     assert on_device["latency"]["link_ms"] == 0
     assert "MB/s" in out(capsys, "replay", done, "--link", "2:10").out
+    assert "--link: '0.1' given; no such profile" in (said := out(capsys, "replay", done, "--link", "0.1", code=2).err)
+    assert said.endswith("A path to a .yaml file works too, and so does RATE:RTT as in 2:10\n")
     assert "--rates: 'x' given" in out(capsys, "replay", done, "--rates", "x", code=2).err
     assert "above 0" in out(capsys, "replay", done, "--rates", "0", code=2).err
 
@@ -262,6 +272,11 @@ def test_bad_studies_write_nothing(write_study, study_dict, capsys, tmp_path, ke
     printed = out(capsys, command, write_study(study_dict), code=2)
     assert message in printed.err and "demo.yaml" in printed.err and len(printed.err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_command_there_is_the_help_alone(capsys):
+    printed = out(capsys, code=2)
+    assert "Usage:" in printed.out + printed.err and "error" not in printed.err
 
 
 def test_version(capsys):

@@ -32,10 +32,8 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 def could_not_run(study: optuna.Study) -> str:
     """How many trials could not run, and the most frequent reason, in a sentence; empty where all could."""
     done = finished_trials(study)
-    missing = [
-        trial.user_attrs for trial in done if INFEASIBLE in trial.user_attrs and EVALUATION not in trial.user_attrs
-    ]
-    reasons = Counter(str(attributes[INFEASIBLE]) for attributes in missing)
+    unscored = [trial.user_attrs for trial in done if EVALUATION not in trial.user_attrs]
+    reasons = Counter(str(attributes[INFEASIBLE]) for attributes in unscored if INFEASIBLE in attributes)
     if not reasons:
         return ""
     ((reason, _),) = reasons.most_common(1)

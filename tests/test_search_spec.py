@@ -158,5 +158,5 @@ def test_a_study_file_that_is_not_there_names_one_that_is(write_study, study_dic
     write_study(study_dict, "fruit.yaml")
     with pytest.raises(SpecError, match=r"STUDY: 'fruit\.yml' given; no such file; did you mean 'fruit\.yaml'\?$"):
         find_study("fruit.yml")
-    with pytest.raises(SpecError, match="no such file$"):
+    with pytest.raises(SpecError, match=r"no such file$"):
         find_study("absent/birds.yaml")

@@ -71,6 +71,7 @@ def check(study: StudyArgument, as_json: JsonOption = False) -> None:
     loaded = spec.load_spec(study)
     with tempfile.TemporaryDirectory(prefix="splitsearch-check-") as scratch:
         evaluator = wiring.build_evaluator(loaded, Path(scratch))
+        loaded.space(list(evaluator.partition_points()))  # says at once that a name in it is none
         wiring.rehearse(evaluator, loaded)
         found = checking.check(loaded, evaluator)
     if as_json:

@@ -209,7 +209,7 @@ class Pyramid(nn.Module):
         return self.out(torch.cat([large, nn.functional.interpolate(small, scale_factor=2)], 1))
 
 
-@pytest.mark.parametrize("make", ["resnet18", Pyramid, Shared])
+@pytest.mark.parametrize("make", [pytest.param("resnet18", marks=pytest.mark.architectures), Pyramid, Shared])
 def test_onnx_halves_agree_with_torch(resnet18, tmp_path, make):
     assert_onnx_agrees(resnet18 if make == "resnet18" else make().eval(), 32, tmp_path)
 

@@ -66,6 +66,7 @@ def _options(
 @app.command()
 def check(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Load everything, list partition points and baselines; train nothing, write nothing."""
+    from evaluators.result import Source
     from search import checking, spec
 
     loaded = spec.load_spec(study)
@@ -73,6 +74,8 @@ def check(study: StudyArgument, as_json: JsonOption = False) -> None:
         evaluator = wiring.build_evaluator(loaded, Path(scratch))
         loaded.space(list(evaluator.partition_points()))  # says at once that a name in it is none
         wiring.rehearse(evaluator, loaded)
+        if loaded.device.source == Source.MEASURED:
+            _talk.print(f"timing the heads on the device ({loaded.device.name}); the first time takes a minute or two")
         found = checking.check(loaded, evaluator)
     if as_json:
         _print_json(found.to_dict())

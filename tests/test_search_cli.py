@@ -123,7 +123,9 @@ def test_check_json_keeps_its_contract(write_study, study_dict, fake, capsys, tm
 
 
 def test_check_for_people(write_study, study_dict, fake, capsys):
-    printed = out(capsys, "check", write_study(study_dict)).out
+    said = out(capsys, "check", write_study(study_dict))
+    assert "timing the heads on the device (local)" in said.err  # which is silent for long otherwise
+    printed = said.out
     assert "stem" in printed and "3 points are searched; the space is 108 configurations" in printed
 
 

@@ -203,7 +203,7 @@ def test_coded_images_are_those_of_the_codec_one_by_one(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["bottleneck", pytest.param("all", marks=pytest.mark.architectures)])
+@pytest.mark.parametrize("scope", ["bottleneck", "all"])
 def test_learning_from_coded_images_helps_behind_the_codec(learned, data, monkeypatch, scope):
     """At a low quality, where it counts: better than the network as given, and than what learned from clean images."""
     monkeypatch.setattr(references, "QUALITIES", (1, 2, 3, 4))  # digits stand anything above

@@ -273,7 +273,14 @@ def pyramid(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scope", "stride", "head"), [("tail", 1, "own"), ("all", 2, "own"), ("tail", 1, "distilled")])
+@pytest.mark.parametrize(
+    ("scope", "stride", "head"),
+    [
+        ("tail", 1, "own"),
+        pytest.param("all", 2, "own", marks=pytest.mark.architectures),
+        ("tail", 1, "distilled"),
+    ],
+)
 def test_two_tensors_go_the_whole_way(pyramid, tmp_path, monkeypatch, scope, stride, head):
     """A network of the user's own, cut where two scales cross: trained, sent in one payload, timed and exported."""
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(pyramid / "cache"))

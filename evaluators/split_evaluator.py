@@ -67,6 +67,7 @@ from spaces.errors import NotFinished, SpecError
 from spaces.partition import INPUT, PartitionPoint
 from spaces.space import SearchSpace
 
+_NAMED = 5  # classes
 _CARVED = (
     "these weights may have seen any picture of a data set that comes undivided, so nothing is left to judge by; "
     "leave them out, or give data with a val or test split"
@@ -129,7 +130,7 @@ class SplitEvaluator(Evaluator):
         self._runner = runner
         self._dataset = open_dataset(settings.data)
         if settings.model.num_classes != len(self._dataset.classes):
-            found = f"{settings.data.name} has {len(self._dataset.classes)} classes; give that number"
+            found = f"{settings.data.name} has {self._classes()}; give that number"
             raise SpecError("model.num_classes", settings.model.num_classes, found)
         if self._dataset.task != _task_name(settings.model):
             needs = f"{settings.model.name} needs data for {_task_name(settings.model)}, "
@@ -302,7 +303,8 @@ class SplitEvaluator(Evaluator):
         }
 
     def notes(self) -> list[str]:
-        said = codec_notes()
+        judging = len(self._feature_cache.images("validation"))
+        said = [f"The data: {self._classes()}, {judging:,} search-validation images.", *codec_notes()]
         if self.is_trained:
             self._need_weights()
             accuracy, count = self._held_out_accuracy()
@@ -317,6 +319,12 @@ class SplitEvaluator(Evaluator):
         if self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet":
             said.insert(0, _SEEN)
         return said
+
+    def _classes(self) -> str:
+        """Number and names: ``3 classes (apple, leaf, plum)``."""
+        names = self._dataset.classes
+        listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({listed})"
 
     # -- parts of it -------------------------------------------------------------------------------------------------
 

@@ -43,24 +43,39 @@ StorageOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _print_version(asked: bool) -> None:
+    from importlib import metadata
+
+    if asked:
+        sys.stdout.write(f"splitsearch {metadata.version('splitsearch')}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; works after a command too.")
     ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
 ) -> None:
-    """Taken out of the arguments by :func:`main`; stands here for ``--help``."""
+    """``--debug`` is taken out of the arguments by :func:`main`; stands here for ``--help``."""
 
 
 @app.command()
 def check(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Load everything, list partition points and baselines; train nothing, write nothing."""
+    from evaluators.result import Source
     from search import checking, spec
 
     loaded = spec.load_spec(study)
     with tempfile.TemporaryDirectory(prefix="splitsearch-check-") as scratch:
         evaluator = wiring.build_evaluator(loaded, Path(scratch))
+        loaded.space(list(evaluator.partition_points()))  # says at once that a name in it is none
         wiring.rehearse(evaluator, loaded)
+        if loaded.device.source == Source.MEASURED:
+            _talk.print(f"timing the heads on the device ({loaded.device.name}); the first time takes a minute or two")
         found = checking.check(loaded, evaluator)
     if as_json:
         _print_json(found.to_dict())
@@ -412,7 +427,8 @@ def run_command(arguments: list[str], debug: bool = False) -> int:
         if debug:
             raise
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage: unknown option, missing argument
-            return _fail(getattr(error, "format_message", error.__str__)(), 2)
+            said = getattr(error, "format_message", error.__str__)()
+            return _fail(said, 2) if said else 2  # without a command the help was shown, and there is nothing to add
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 
@@ -436,6 +452,8 @@ def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:
 
     hardware = tables.hardware_line(points.environment(opened))
     _print_points(points.trial_points(opened), points.baseline_points(opened), hardware, loaded, everything)
+    if told := points.could_not_run(opened):
+        _stdout().print(told, highlight=False)
 
 
 def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, everything: bool = False) -> None:

@@ -27,7 +27,16 @@ from search.drawing import FOR_NOW, Asking, Begun, are_others_under_way, next_tr
 from search.front_sampler import FrontSampler
 from search.knowledge import ACCURACY_ERROR, RUNG_ACCURACIES, RUNG_ERRORS, Knowledge
 from search.patience import Patience
-from search.points import BASELINES, ENVIRONMENT, EVALUATION, STOPPED, baseline_points, environment, finished_trials
+from search.points import (
+    BASELINES,
+    ENVIRONMENT,
+    EVALUATION,
+    INFEASIBLE,
+    STOPPED,
+    baseline_points,
+    environment,
+    finished_trials,
+)
 from search.presence import Presence, beating
 from search.pruning import Pruning
 from search.retrying import times_killed
@@ -375,7 +384,7 @@ def _write(study: OwnStudy, trial: FrozenTrial, outcome: _Outcome) -> None:
     """The one place where constraints are written, for Optuna and for optuna-dashboard; above 0 is violated."""
     as_optuna_does = create_trial(state=TrialState.RUNNING, constraints=dict(outcome.constraints)).system_attrs
     system = {**as_optuna_does, _DASHBOARD_CONSTRAINTS: list(outcome.constraints.values())}
-    user = {**outcome.attributes} | ({"infeasible": outcome.reason} if outcome.reason else {})
+    user = {**outcome.attributes} | ({INFEASIBLE: outcome.reason} if outcome.reason else {})
     state = TrialState.COMPLETE if outcome.values else TrialState.FAIL
     study.sampler.after_trial(study, trial, state, outcome.values or None)
     rungs = outcome.attributes.get(RUNG_ACCURACIES, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections import Counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,12 +20,24 @@ from spaces.errors import SplitsearchError
 
 BASELINES, ENVIRONMENT = "baselines", "environment"  # attributes of a study
 EVALUATION = "evaluation"  # attribute of a trial
+INFEASIBLE = "infeasible"  # attribute of a trial: why its configuration cannot run
 STOPPED = "stopped_early"  # attribute of a trial: why it was not trained to the end
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that came to an end: scored, found infeasible, or stopped early."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def could_not_run(study: optuna.Study) -> str:
+    """How many trials could not run, and the most frequent reason, in a sentence; empty where all could."""
+    done = finished_trials(study)
+    unscored = [trial.user_attrs for trial in done if EVALUATION not in trial.user_attrs]
+    reasons = Counter(str(attributes[INFEASIBLE]) for attributes in unscored if INFEASIBLE in attributes)
+    if not reasons:
+        return ""
+    ((reason, _),) = reasons.most_common(1)
+    return f"{reasons.total()} of {len(done)} trials could not run{', such as' if len(reasons) > 1 else ''}: {reason}."
 
 
 def trial_points(study: optuna.Study) -> list[Point]:

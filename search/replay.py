@@ -174,8 +174,15 @@ def replay_study(study: optuna.Study, spec: StudySpec, changes: Changes) -> list
 def _read_link(text: str) -> LinkProfile:
     rate, colon, rtt = text.partition(":")
     if not colon:
-        return load_link(text)
+        return _named_link(text)
     return load_link({"rate_mb_per_s": _number(rate, "--link"), "rtt_ms": _number(rtt, "--link")})
+
+
+def _named_link(name: str) -> LinkProfile:
+    try:
+        return load_link(name)
+    except SpecError as error:
+        raise SpecError("--link", name, f"{error.allowed}, and so does RATE:RTT as in 2:10") from None
 
 
 def _at_rate(base: LinkProfile, rate: str) -> LinkProfile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import re
@@ -200,7 +201,9 @@ def find_study(study: str) -> Path:
     if given.suffix in (".yaml", ".yml"):
         if given.is_file():
             return given
-        raise SpecError("STUDY", study, "no such file")
+        near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.y*ml")], n=1)
+        meant = f"; did you mean '{given.with_name(near[0])}'?" if near else ""
+        raise SpecError("STUDY", study, f"no such file{meant}")
     shipped = {path.stem: path for path in sorted(_STUDIES.glob("*.yaml"))}
     by_name = {stem.replace("_", "-"): path for stem, path in shipped.items()}
     found = shipped.get(study) or by_name.get(study)

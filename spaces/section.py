@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -39,8 +40,14 @@ class Section:
         self._known.add(name)
         value = self._left.pop(name, default)
         if value is _MISSING:
-            raise SpecError(self.path(name), None, "this key is needed")
+            raise SpecError(self.path(name), None, "this key is needed" + self._meant(name))
         return value
+
+    def _meant(self, name: str) -> str:
+        """The key that stands there and may have been meant for one that is missing, in words; or nothing."""
+        near = difflib.get_close_matches(name, map(str, self._left), n=1)
+        near += [key for key in map(str, self._left) if name.startswith(f"{key}_")]
+        return f"; '{near[0]}' stands there" if near else ""
 
     def renamed(self, old: str, new: str) -> None:
         """Take a key's former name for the key, with a warning.

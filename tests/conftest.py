@@ -14,6 +14,7 @@ from sqlalchemy import Engine, event
 
 from evaluators.fake import FakeEvaluator
 from search import wiring
+from search.cli import run_command
 
 STUDY = {
     "format": 1,
@@ -75,6 +76,17 @@ def fake(monkeypatch):
     evaluator = FakeEvaluator()
     monkeypatch.setattr(wiring, "build_evaluator", lambda spec, folder: evaluator)
     return evaluator
+
+
+def finish(study, folder, *more):
+    """Run a study with the fake evaluator in a folder; the folder of its results, which may be copied elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SPLITSEARCH_CACHE", str(folder / "cache"))
+        patch.setattr(wiring, "build_evaluator", lambda spec, place: FakeEvaluator())
+        (folder / "demo.yaml").write_text(yaml.safe_dump(study))
+        assert run_command(["run", "demo.yaml", *more], debug=True) == 0
+    return folder / "runs"
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,12 @@ def test_a_half_that_was_changed_and_sealed_anew_no_longer_fits_the_other(tmp_pa
     assert seal.check(folder / "server", "server").fingerprint != before
 
 
+def test_a_port_in_use_is_named(running, bundle, capsys):
+    port = running.url.rpartition(":")[2]
+    assert run_command(["serve", str(bundle), "--port", port]) == 1
+    assert f"127.0.0.1:{port} is in use already; give another --port" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_only_measured_needs_no_seal(bundle, tmp_path):
     folder = tiny_bundle.write(tmp_path / "bundle") / "server"
     (folder / "files.json").unlink()
@@ -727,6 +733,26 @@ def test_an_answer_that_is_none_is_told():
         client.infer("m", b"abc")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "error", "told"),
+    [
+        ("http", ConnectionRefusedError(111, "no"), "connection refused; is the server running, and at this port"),
+        ("http", socket.gaierror(-2, "Name or service not known"), r"no such host \(Name or service not known\)"),
+        ("https", None, "it does not speak TLS; http:// in place of https://"),
+    ],
+)
+def test_a_server_that_is_not_there_is_told_so_that_one_can_look(scheme, error, told, monkeypatch):
+    def fail(*_):
+        raise error
+
+    with behaving(gone) as (url, _):
+        if error:
+            monkeypatch.setattr(clients.ServerClient, "_ask_once", fail)
+        access = Access(url.replace("http", scheme), retries=0)
+        with ServerClient(access) as client, pytest.raises(ServerError, match=told):
+            client.infer("m", b"abc")
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:80", "http://", "http://h:x", "http://u:p@h", "http://h/?q=1"])
 def test_a_url_that_is_none_is_refused(url):
     with pytest.raises(ValueError):
@@ -824,7 +850,8 @@ def test_the_device_asks_the_server_again_after_a_while(bundle):
 def test_without_server_and_whole_network_each_picture_is_reported(tmp_path, capsys):
     folder, picture = tiny_bundle.write(tmp_path / "bundle"), tiny_bundle.picture(tmp_path)
     (row,) = json.loads(device(folder, capsys, "infer", picture, *NOWHERE, "--json", code=1).out)
-    assert "Connection refused" in row["error"] and "tried 1 times" in row["error"]
+    assert "connection refused; is the server running" in row["error"] and "tried 1 times" in row["error"]
+    assert "1 picture: 0 by" in device(folder, capsys, "infer", picture, *NOWHERE, code=1).err
     assert "export again with --with-whole" in device(folder, capsys, "infer", picture, code=1).err
     assert "no pictures in this folder" in device(folder, capsys, "infer", folder, *NOWHERE, code=1).err
     assert "no boxes" in device(folder, capsys, "infer", picture, *NOWHERE, "--draw", "d", code=1).err

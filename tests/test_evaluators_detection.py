@@ -69,6 +69,7 @@ def settings(**changes):
     return SplitSettings(**{**given, **changes})
 
 
+@pytest.mark.architectures
 @pytest.mark.slow
 def test_a_study_of_a_detector_never_asks_the_network(tmp_path):
     squares.write(tmp_path / "squares")
@@ -161,7 +162,7 @@ def test_real_photographs_of_voc_go_the_whole_way(tmp_path, monkeypatch):
     assert low <= found.accuracy_drop_pp <= high
     names = [baseline.name for baseline in evaluator.baselines(trained=True)]
     assert "server-only, JPEG 70, fine-tuned" in names and "all-on-device, fine-tuned" in names
-    assert "mAP50-95" in evaluator.notes()[-1]
+    assert "mAP50-95" in evaluator.notes()[-1] and "The data: 20 classes (" in "".join(evaluator.notes())
 
 
 def test_detectors_that_find_things_twice_are_refused(tmp_path):

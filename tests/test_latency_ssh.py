@@ -168,6 +168,7 @@ def duplicates(folder):
     return len(contents) - len(set(contents))
 
 
+@pytest.mark.architectures
 @pytest.mark.slow
 def test_a_new_device_gets_an_environment_once(server, device_folder, monkeypatch):
     server.script("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')

@@ -121,6 +121,23 @@ def test_shared_modules_sizes_and_tokens():
     assert middle.head_params >= again and middle.tail_params >= again  # used on both sides
 
 
+class Averaged(nn.Module):
+    """A map that only a mean leads out of, behind a normalisation of the channels in the last place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        last = self.norm(torch.relu(self.conv(x)).permute(0, 2, 3, 1))
+        return self.head(last.permute(0, 3, 1, 2).mean((2, 3)))
+
+
+def test_the_channels_of_a_map_are_those_that_stay_in_a_mean_over_it():
+    axes = {point.shapes[0]: point.channel_axes for point in SplitModel(Averaged().eval(), 8).points}
+    assert axes == {(3, 8, 8): (1,), (8, 6, 6): (1,), (8,): (1,), (4,): (1,)}
+
+
 class ByValue(nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -192,7 +209,7 @@ class Pyramid(nn.Module):
         return self.out(torch.cat([large, nn.functional.interpolate(small, scale_factor=2)], 1))
 
 
-@pytest.mark.parametrize("make", ["resnet18", Pyramid, Shared])
+@pytest.mark.parametrize("make", [pytest.param("resnet18", marks=pytest.mark.architectures), Pyramid, Shared])
 def test_onnx_halves_agree_with_torch(resnet18, tmp_path, make):
     assert_onnx_agrees(resnet18 if make == "resnet18" else make().eval(), 32, tmp_path)
 

@@ -8,16 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from browser import CHROMIUM, NO_CHROMIUM
 from browser import page as browser_page
-from conftest import STUDY
+from conftest import STUDY, finish
 
-from evaluators.fake import FakeEvaluator
 from evaluators.latency.links import LinkProfile
 from evaluators.result import Evaluation, LatencyParts, Source, Sources
-from search import wiring
-from search.cli import run_command
 from search.front import Point, judged
 from search.other_links import rate_table
 from search.points import baseline_points, trial_points
@@ -39,19 +35,15 @@ HOW = Sources(device=Source.MEASURED, server=Source.RECORDED, link=Source.MEASUR
 def done(tmp_path_factory):
     """A finished study of the fake evaluator, and its page."""
     folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(wiring, "build_evaluator", lambda spec, place: FakeEvaluator())
-        (folder / "demo.yaml").write_text(yaml.safe_dump(STUDY))
-        assert run_command(["run", "demo.yaml"], debug=True) == 0
-        spec = load_spec("demo.yaml")
-        study = open_study(spec, folder / "runs" / "demo")
+    results = finish(STUDY, folder) / "demo"
+    spec = load_spec(str(folder / "demo.yaml"))
+    study = open_study(spec, results)
     return SimpleNamespace(
         study=study,
         spec=spec,
         trials=trial_points(study),
         baselines=baseline_points(study),
-        file=folder / "runs" / "demo" / "report.html",
+        file=results / "report.html",
     )
 
 

@@ -44,6 +44,9 @@ def test_a_good_file(write_study, study_dict):
         ("model", "resnet", "model: 'resnet' given; a mapping"),
         ("data.image_size", 0, "data.image_size: 0 given; a whole number from 8"),
         ("data.name", ..., "data.name: nothing given; this key is needed"),
+        ("link", {"rate": 2.0}, "link.rate_mb_per_s: nothing given; this key is needed; 'rate' stands there"),
+        ("data", {"nam": "digits"}, "data.name: nothing given; this key is needed; 'nam' stands there"),
+        ("data", {"root": "x"}, "data.name: nothing given; this key is needed$"),
         ("link", ..., "link: nothing given"),
         ("link.rate_mb_per_s", 0, "link.rate_mb_per_s: 0 given; a number above 0"),
         ("device", "raspberry", "device: 'raspberry' given; no such profile; did you mean 'raspberry_pi_4b'"),
@@ -149,3 +152,11 @@ def test_a_key_s_old_name_is_read_and_the_new_one_said(write_study, study_dict, 
     change(study_dict, "finetune.reconstruction_steps", 8)
     with pytest.raises(SpecError, match="warm_start"):
         load_spec(write_study(study_dict))
+
+
+def test_a_study_file_that_is_not_there_names_one_that_is(write_study, study_dict):
+    write_study(study_dict, "fruit.yaml")
+    with pytest.raises(SpecError, match=r"STUDY: 'fruit\.yml' given; no such file; did you mean 'fruit\.yaml'\?$"):
+        find_study("fruit.yml")
+    with pytest.raises(SpecError, match=r"no such file$"):
+        find_study("absent/birds.yaml")

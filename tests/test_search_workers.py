@@ -88,6 +88,7 @@ def test_workers_share_a_study_and_end_with_the_front(file, capsys):
     assert re.search(r"^trial 24 of 24  .*hypervolume [\d.]+  knee", said.err, re.MULTILINE)
 
 
+@pytest.mark.architectures
 def test_the_whole_space_gives_the_known_front_with_four_workers(write_study, study_dict, capsys, postgres):
     space = {"partition": "all", "ae_ratio": [0.03125, 1.0], "bits": [1, 4], "tcl": 0, "head": "own"}
     change(study_dict, "space", space)
@@ -226,6 +227,7 @@ def what_workers_said():
     return "".join(path.read_text() for path in Path("runs/demo/workers").glob("*.log"))
 
 
+@pytest.mark.architectures
 def test_a_database_server_that_restarts_is_waited_for(file, paced, postgres_server, postgres):
     paced(seconds=0.2)
     process = started(file, "--storage", postgres)

@@ -192,12 +192,14 @@ def small_network():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, optimizer, monkeypatch):
     data = open_dataset(DataSettings(name="digits", image_size=32))
     recipe = BaselineSettings(epochs=4, batch_size=200, optimizer=optimizer)
     key = uncut_key({"name": "small"}, "", data, recipe, 0)
     whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
-    train_or_load(small_network(), whole, key, data, recipe, 0, lambda _: None)
+    quick = []
+    train_or_load(small_network(), whole, key, data, recipe, 0, quick.append)
+    assert " left" in quick[-1] and not any("GPU" in text for text in quick)  # of a training of seconds
 
     class Stop(Exception):
         pass
@@ -210,6 +212,7 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, optimiz
         train_or_load(small_network(), cut, key, data, recipe, 0, stop_in_epoch_three)
     assert cut.find(key) is None and cut.unfinished(key).exists()
     said = []
+    monkeypatch.setattr(uncut, "_LONG_S", -1.0)
     train_or_load(small_network(), cut, key, data, recipe, 0, said.append)
     assert any("epoch 3 of 4" in text for text in said) and not any("epoch 2 of 4" in text for text in said)
     assert "a GPU takes minutes" in said[-1] or torch.cuda.is_available()

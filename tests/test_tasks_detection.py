@@ -326,6 +326,7 @@ def test_labels_are_read_as_ultralytics_reads_them(tmp_path):
     assert min(agreed.values()) > 50
 
 
+@pytest.mark.architectures
 @pytest.mark.slow
 def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monkeypatch):
     """A short training that is stopped and goes on; then mAP by our path and by ultralytics' own validator."""

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import ssl
 import statistics
 import time
@@ -213,6 +214,13 @@ def _pause_s(tries: int) -> float:
 
 
 def _named(error: Exception) -> str:
+    """What went wrong, and what a user may look at."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused; is the server running, and at this port?"
+    if isinstance(error, socket.gaierror):
+        return f"no such host ({error.strerror})"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS; http:// in place of https://?"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

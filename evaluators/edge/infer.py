@@ -241,7 +241,8 @@ def _summary(rows: list[dict]) -> str:
     good = [row for row in rows if "error" not in row]
     by = ", ".join(f"{sum(row['by'] == side for row in good)} by the {side}" for side in ("server", "device"))
     took = f"; {statistics.median(row['ms'] for row in good):.1f} ms in the median" if good else ""
-    return f"{len(rows)} pictures: {by}, {len(rows) - len(good)} without an answer{took}"
+    count = "1 picture" if len(rows) == 1 else f"{len(rows)} pictures"
+    return f"{count}: {by}, {len(rows) - len(good)} without an answer{took}"
 
 
 class _Progress:

@@ -429,11 +429,10 @@ def _channel_axis(network: Network, node: fx.Node) -> int:
     dimensions = len(network.shape(node))
     if dimensions == 1:
         return 1
-    for step in (lambda n: list(n.users), lambda n: n.all_input_nodes):
-        found = _nearest_layer(network, node, step)
-        if found is not None:
-            return found
-    return 1 if dimensions == 3 else -1
+    found = _nearest_layer(network, node, lambda n: list(n.users))
+    if found is None and _layout(network, node) != 0:  # what came before it moved the axes had them elsewhere
+        found = _nearest_layer(network, node, lambda n: n.all_input_nodes)
+    return found or (1 if dimensions == 3 else -1)
 
 
 def _nearest_layer(network: Network, node: fx.Node, step: Any) -> int | None:
@@ -446,10 +445,16 @@ def _nearest_layer(network: Network, node: fx.Node, step: Any) -> int | None:
             layout = _layout(network, other)
             if layout is not None:
                 return layout if abs(layout) == 1 else None
-            if other not in seen and network._first.tensors.get(other) is not None:
-                seen.add(other)
-                waiting.append(other)
+            if other in seen or other not in network._first.tensors or _other_axes(network, current, other):
+                continue
+            seen.add(other)
+            waiting.append(other)
     return None
+
+
+def _other_axes(network: Network, node: fx.Node, other: fx.Node) -> bool:
+    """Whether a step from one to the other, such as a mean over a map, takes axes away or adds some."""
+    return other in node.users and len(network.shape(node)) != len(network.shape(other))
 
 
 def _layout(network: Network, node: fx.Node) -> int | None:

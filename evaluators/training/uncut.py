@@ -49,6 +49,7 @@ _LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.1}
 _GIVEN_SHARE = 0.1  # of the learning rate, for weights that were given
 _WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4}
 _MOMENTUM = 0.9
+_LONG_S = 600  # of training on a CPU, from when on a GPU is worth naming
 
 
 def uncut_key(network: Mapping[str, Any], start: str, data: Dataset, recipe: BaselineSettings, seed: int) -> StoreKey:
@@ -215,9 +216,10 @@ class _Training:
     def _message(self, epoch: Epoch, done: int, elapsed: float, total: float) -> str:
         text = f"training the uncut model: epoch {epoch.number} of {self._recipe.epochs} at {epoch.size} px"
         if self._history or done:
-            loss = total / done if done else self._history[-1]["loss"]
-            text += f", loss {loss:.2f}, {duration(self._left_s(epoch, done, elapsed))} left"
-            text += "" if self._device.type == "cuda" else " on this CPU (a GPU takes minutes)"
+            loss, left_s = total / done if done else self._history[-1]["loss"], self._left_s(epoch, done, elapsed)
+            text += f", loss {loss:.2f}, {duration(left_s)} left"
+            slow = self._device.type != "cuda" and left_s > _LONG_S
+            text += " on this CPU (a GPU takes minutes)" if slow else ""
         return text
 
     def _left_s(self, epoch: Epoch, done: int, elapsed: float) -> float:

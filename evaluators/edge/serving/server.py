@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import logging
@@ -203,7 +204,13 @@ def _check_certificate(settings: Settings) -> None:
 
 def _listener(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        told = f"{settings.host}:{settings.port} is in use already; give another --port, 0 for any free one"
+        raise ValueError(told) from None
 
 
 # -- logs: one JSON object a line, on standard error -------------------------------------------------------------------

@@ -272,6 +272,13 @@ def test_a_calm_timing_is_taken_at_once(tmp_path):
     assert found["head"] == timing(3.0) and not answers
 
 
+@pytest.mark.parametrize(("second", "third"), [(3.2, False), (3.4, True)])
+def test_a_spread_that_comes_out_alike_twice_is_not_timed_a_third_time(tmp_path, second, third):
+    answers = [{"head": timing(3.0, spread=0.3)}, {"head": timing(second, spread=0.2)}, {"head": timing(3.1)}]
+    found = StageTable(Store(tmp_path / "store")).get(HERE, {"head": "x"}, lambda _: answers.pop(0))
+    assert len(answers) == (not third) and found["head"].p50_ms == (3.1 if third else second)
+
+
 def test_a_spread_of_microseconds_is_marked_and_not_timed_again(tmp_path):
     answers = [{"pack": timing(0.02, spread=0.5)}, {}]
     found = StageTable(Store(tmp_path / "store")).get(HERE, {"pack": "x"}, lambda _: answers.pop(0))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from evaluators import machine_lock
 from evaluators.edge.circumstances import machine
-from evaluators.result import MOST_OTHERS, Timing
+from evaluators.result import MOST_OTHERS, MOST_SPREAD, Timing
 from spaces.errors import MeasurementError
 
 TIMEOUT_S = 300.0
@@ -78,6 +78,8 @@ def timed_calmly(
 ) -> dict[str, list[Timing]]:
     """Time stages, and those again that did not come out calm, up to :data:`MOST_ATTEMPTS` times in all.
 
+    Where nothing but spread speaks against a stage and its last two medians agree, a third would say the same.
+
     Args:
         measure: times the stages it is given, a :class:`Runner`'s way; one that there is not is left out.
         stages: to be timed.
@@ -89,16 +91,25 @@ def timed_calmly(
     for _ in range(MOST_ATTEMPTS):
         for stage, timing in measure(stages).items():
             found.setdefault(stage, []).append(timing)
-        stages = [stage for stage in stages if stage in found and _deserves_another(calmest(found[stage]))]
+        stages = [stage for stage in stages if stage in found and _deserves_another(found[stage])]
         if not stages:
             break
     return found
 
 
-def _deserves_another(timing: Timing) -> bool:
-    """Whether something speaks against a timing that another attempt may do without."""
-    disturbed = timing.throttling or timing.others > MOST_OTHERS
-    return not timing.is_calm and bool(disturbed or timing.spread * timing.p50_ms > NEGLIGIBLE_MS)
+def _deserves_another(timings: Sequence[Timing]) -> bool:
+    """Whether something speaks against a stage's timings that another attempt may do without."""
+    best = calmest(timings)
+    if best.is_calm:
+        return False
+    if best.throttling or best.others > MOST_OTHERS:
+        return True
+    return best.spread * best.p50_ms > NEGLIGIBLE_MS and not _agree(timings[-2:])
+
+
+def _agree(timings: Sequence[Timing]) -> bool:
+    medians = [timing.p50_ms for timing in timings]
+    return len(medians) > 1 and max(medians) - min(medians) <= MOST_SPREAD * min(medians)
 
 
 def calmest(timings: Sequence[Timing]) -> Timing:

@@ -14,10 +14,10 @@ from typing import Any
 from evaluators.edge import infer as inferring
 from evaluators.edge import verify as verifying
 from evaluators.edge.camera import Camera
-from evaluators.edge.client import Access, ServerClient, read_token
+from evaluators.edge.client import URL_FORMS, Access, ServerClient, read_token, read_url
 from evaluators.edge.halves import DeviceHalf
 from search.export import FORMAT
-from spaces.errors import SplitsearchError
+from spaces.errors import SpecError, SplitsearchError
 
 table = verifying.table
 _INSTALL = "pip install 'splitsearch[serve]'"
@@ -89,9 +89,20 @@ def verify(bundle: Path, access: Access | None, measured_link: bool, repeats: in
 def access(
     url: str | None, token_file: Path | None, authority: Path | None, timeout_s: float = 10.0, retries: int = 4
 ) -> Access | None:
-    """How to reach a server; None without a URL. Raises SplitsearchError for a token that is none."""
+    """How to reach a server; None without a URL.
+
+    Raises:
+        SpecError: the URL is none.
+        SplitsearchError: the token is none.
+    """
+    if url is None:
+        return None
+    try:
+        read_url(url)
+    except ValueError:
+        raise SpecError("--server", url, f"{URL_FORMS} is needed") from None
     with _as_ours():
-        return Access(url, read_token(token_file), authority, timeout_s, retries) if url else None
+        return Access(url, read_token(token_file), authority, timeout_s, retries)
 
 
 def half_of(bundle: Path, side: str) -> Path:

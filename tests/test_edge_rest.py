@@ -377,6 +377,17 @@ def test_an_unsteady_stage_runs_until_its_median_is_known_or_the_budget_ends():
     assert long["p50_ms"] == pytest.approx(10, rel=0.03) and long["p90_ms"] == pytest.approx(13.2, rel=0.03)
 
 
+def test_ten_microseconds_are_precise_enough():
+    clock, random = Clock(), np.random.default_rng(0)
+
+    def stage():
+        clock.now += random.uniform(0.06e-3, 0.14e-3)
+
+    found = measure.time_stages({"decode": stage}, budget_s=1000.0, clock=clock)["decode"]
+    low, high = found["interval_ms"]
+    assert 0.04 * found["p50_ms"] < high - low <= 0.02 and found["repeats"] < 200
+
+
 def test_a_medians_interval_holds_it_19_times_of_20():
     random = np.random.default_rng(0)
     found = [measure.statistics(random.normal(10, 1, 40).tolist())["interval_ms"] for _ in range(1000)]

@@ -1074,6 +1074,13 @@ def test_verify_on_the_running_pair(running, bundle, capsys):
     assert main.device(bundle / "device", ["verify"]) == 1 and "--server URL" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("url", ["localhost:8500", "ftp://host", "http://", "http://host:port", ""])
+def test_a_malformed_url_is_wrong_usage(bundle, capsys, url):
+    for command in (["infer", str(bundle), "x.png"], ["verify", str(bundle)]):
+        assert run_command([*command, "--server", url]) == 2
+        assert f"--server: '{url}' given; http://HOST:PORT" in capsys.readouterr().err
+
+
 def test_verify_on_each_point_of_a_bundle(tmp_path, capsys):
     folder = tiny_bundle.write_points(tmp_path / "bundle")
     payloads = [(points.folder_of(folder / "server", each) / "sample.payload").read_bytes() for each in ("1", "2")]

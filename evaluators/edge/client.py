@@ -21,6 +21,7 @@ from . import protocol
 
 TOKEN_VARIABLE = "SPLITSEARCH_TOKEN"
 OUTPUT = "answer"
+URL_FORMS = "http://HOST:PORT or https://HOST:PORT"
 _LATER = {408, 429, 500, 502, 503, 504}  # what may be better another time
 _MOST_ANSWER_BYTES = 64_000_000
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 5.0
@@ -197,12 +198,18 @@ def read_token(file: Optional[Path]) -> Optional[str]:
     return token
 
 
-def _connector(access: Access) -> Callable[[], http.client.HTTPConnection]:
-    parts = urllib.parse.urlsplit(access.url)
+def read_url(url: str) -> tuple[str, str, Optional[int]]:
+    """Scheme, host and port of a server. Raises ValueError for what is none."""
+    parts = urllib.parse.urlsplit(url)
     host, port = parts.hostname, parts.port  # urllib raises ValueError for a port that is none
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"{access.url!r} given; http://HOST:PORT or https://HOST:PORT is needed")
-    if parts.scheme == "http":
+        raise ValueError(f"{url!r} given; {URL_FORMS} is needed")
+    return parts.scheme, host, port
+
+
+def _connector(access: Access) -> Callable[[], http.client.HTTPConnection]:
+    scheme, host, port = read_url(access.url)
+    if scheme == "http":
         return lambda: http.client.HTTPConnection(host, port, timeout=access.timeout_s)
     context = ssl.create_default_context(cafile=str(access.authority) if access.authority else None)
     return lambda: http.client.HTTPSConnection(host, port, timeout=access.timeout_s, context=context)

@@ -16,7 +16,7 @@ from spaces.errors import MeasurementError
 
 TIMEOUT_S = 300.0
 MOST_ATTEMPTS = 3  # at a timing that does not come out calm
-NEGLIGIBLE_MS = 0.05  # between the quartiles: not worth another attempt, however large a part of the median
+NEGLIGIBLE_MS = 0.1  # between the quartiles: not worth another attempt, however large a part of the median
 
 
 class Runner(Protocol):

@@ -18,12 +18,11 @@ place=$(mktemp -d) && trap 'rm -rf "$place"' EXIT
 log=$out/gpu.log table=$out/gpu.md
 : >"$log"
 
-python3 -m venv --system-site-packages "$place/venv" >>"$log" 2>&1 || exit 1
-python=$place/venv/bin/python
+python=$(command -v python3) # as it is: a new environment would not see the packages of one that python3 lies in
 if [ -n "$wheels" ]; then
-    "$python" -m pip install --quiet --no-index --no-deps "$(realpath "$wheels")"/*.whl >>"$log" 2>&1 || exit 1
+    "$python" -m pip install --quiet --no-index --no-deps --target "$place/packages" "$(realpath "$wheels")"/*.whl >>"$log" 2>&1 || exit 1
 fi
-export PYTHONPATH=$root SPLITSEARCH_CACHE=$place/cache SPLITSEARCH_LOCKS=$place
+export PYTHONPATH=$root:$place/packages SPLITSEARCH_CACHE=$place/cache SPLITSEARCH_LOCKS=$place
 card=$("$python" -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')")
 {
     echo "# On a GPU"
@@ -66,16 +65,17 @@ PYTHON
 
 cd "$place" || exit 1
 torch_server="server={\"name\": \"local\", \"runtime\": \"torch\", \"provider\": \"$provider\"}"
+small() { echo "space={\"partition\": [\"$1\"], \"ae_ratio\": [0.125], \"bits\": [1, 2], \"tcl\": 0, \"lzma\": [false, true]}"; }
 step 60 "the tests of timing with torch" "$python" -m pytest -q -p no:cacheprovider --rootdir "$root" "$root/tests/test_latency_torch.py"
 step 240 "quickstart, 6 trials, server with torch ($provider)" \
-    bash -c "cli run $(study quickstart quick 'name="gpu-quickstart"' "$torch_server") --trials 6"
+    bash -c "cli run $(study quickstart quick 'name="gpu-quickstart"' "$torch_server" "$(small layer2.1)") --trials 6"
 step 60 "its knee as a bundle" bash -c "cli export quick.yaml -o bundle"
 if [ -d "$root/../shared/weights" ]; then cd "$root"; else cd "$root/studies"; fi # where ../shared is looked up from
 if [ -d ../shared/weights ]; then
     step 180 "one trial of a ResNet-50, server with torch ($provider)" \
-        bash -c "cli run $(study resnet50_tinyimagenet50 resnet 'name="gpu-resnet"' "$torch_server") --trials 1 --out $place/resnet"
+        bash -c "cli run $(study resnet50_tinyimagenet50 resnet 'name="gpu-resnet"' "$torch_server" "$(small layer2.3)") --trials 1 --out $place/resnet"
     step 120 "one epoch of a YOLOv10n and one trial" \
-        bash -c "cli run $(study yolov10n_bccd yolo 'name="gpu-yolo"' "$torch_server" 'baseline={"epochs": 1, "batch_size": 16}' \
+        bash -c "cli run $(study yolov10n_bccd yolo 'name="gpu-yolo"' "$torch_server" "$(small model.4)" 'baseline={"epochs": 1, "batch_size": 16}' \
             'constraints={}') --trials 1 --out $place/yolo"
 else
     echo "| ResNet-50 and YOLOv10n | left out: no folder shared/ beside the checkout or in it | |" >>"$table"

@@ -61,7 +61,8 @@ FULL = FinetuneSettings(
     tail_learning_rate=1e-4,
     quantization="straight-through",
 )
-BUDGETS = {"quick": QUICK, "full": FULL}
+LONGER = replace(FULL, epochs=3)
+BUDGETS = {"quick": QUICK, "full": FULL, "longer": LONGER}
 _TIMED = ("stem", "layer1.2", "layer2.3", "layer3.5")
 _PAGE = """# Own and distilled heads against picture codecs
 
@@ -120,6 +121,7 @@ PLANS: dict[str, list[Run]] = {
         ),
     ],
     "decides": [_distilled(ratio, seed) for seed in (0, 1, 2) for ratio in (0.125, 0.0625)],
+    "longer": [_distilled(ratio, seed, budget="longer") for seed in (1, 0, 2) for ratio in (0.125, 0.0625)],
     "own": [
         replace(_distilled(0.125, 0), head="own"),
         Run(partition="stem", ae_ratio=0.25),

@@ -2,7 +2,8 @@
 
 They get what candidates get. The uncut model is also fine-tuned with a candidate's budget; behind a codec it is
 fine-tuned on images of that codec, since a split's tail learns behind its bottleneck too: once for a codec, on random
-qualities, and its BatchNorm statistics are then those of the one quality.
+qualities, and its BatchNorm statistics are then those of the one quality. Where the codec's files are no smaller than
+the raw picture it is not: sending that one is faster, and nothing is lost in it.
 """
 
 from __future__ import annotations
@@ -71,17 +72,18 @@ def baselines(
     for codec in CODECS.values():
         if not codec.available:
             continue
-        yield from _behind(codec, networks[""], references, feature_cache, stage_timer)
+        yield from _behind(codec, networks[""], references, raw_bytes, feature_cache, stage_timer)
 
 
 def _behind(
     codec: PictureCodec,
     given: nn.Module,
     references: References | None,
+    raw_bytes: float,
     feature_cache: FeatureCache,
     stage_timer: StageTimer,
 ) -> Iterator[Baseline]:
-    """The network as given, and as fine-tuned behind one codec, at each quality of it."""
+    """The network as given at each quality of a codec, and as fine-tuned behind it where its files are the smaller."""
     codings = [PictureCoding(codec, quality) for quality in QUALITIES]
     for coding, stages in zip(codings, stage_timer.server_only_coded(codings), strict=True):
         untimed = set(stages.stage_keys) - set(stages.timings)
@@ -90,7 +92,7 @@ def _behind(
             return
         images, size = as_coded(feature_cache.images("validation"), coding)
         networks = {"": given}
-        if references is not None:
+        if references is not None and size < raw_bytes:
             networks[FINE_TUNED] = references.behind(coding)
         for end, network in networks.items():
             yield Baseline(

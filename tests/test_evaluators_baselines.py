@@ -1,6 +1,7 @@
 """Rivals: every codec at every quality, timed in one go, and a network that has learned from coded images."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,19 @@ def little():
     return FewDigits(DataSettings(name="digits", image_size=SIZE))
 
 
+class LargeDigits(FewDigits):
+    """Four times as wide and high, so that a codec's files are smaller than the pixels."""
+
+    def _pictures(self, index):
+        images = super()._pictures(index)
+        return replace(images, pixels=[np.kron(pixels, np.ones((4, 4), np.uint8)) for pixels in images.pixels])
+
+
+@pytest.fixture(scope="module")
+def large():
+    return LargeDigits(DataSettings(name="digits", image_size=SIZE))
+
+
 @pytest.fixture(scope="module")
 def learned(data):
     """A small network that knows digits well, taught in seconds on images as they are."""
@@ -114,14 +128,14 @@ def every_baseline(tmp_path, split, data, runner, trained=False):
     return list(baselines.baselines(split, cache, watch, kept))
 
 
-def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, little, caplog):
+def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, large, caplog):
     runner = CountingRunner()
     caplog.set_level("INFO", "splitsearch")
-    found = {each.name: each for each in every_baseline(tmp_path, learned, little, runner, trained=True)}
+    found = {each.name: each for each in every_baseline(tmp_path, learned, large, runner, trained=True)}
     names = ["all-on-device", "server-only, raw", *(f"server-only, {label}" for label in LABELS)]
     assert list(found) == [name + end for name in names for end in ("", FINE_TUNED)]
     jpeg = found["server-only, JPEG 50"]
-    files = [CODECS["jpeg"].encode(pixels, 50) for pixels in little.validation().pixels]
+    files = [CODECS["jpeg"].encode(pixels, 50) for pixels in large.validation().pixels]
     assert jpeg.payload_bytes == np.mean([len(file) for file in files])
     assert {stage: timing.p50_ms for stage, timing in jpeg.stages.timings.items()} == {
         stage: ms for stage, ms in MS.items() if stage != "head"
@@ -132,6 +146,16 @@ def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, litt
     assert jpeg.details["device_model_mb"] == 0
     said = [message for message in caplog.messages if "fine-tuning the uncut network" in message]
     assert len(said) == 1 + sum(codec.available for codec in CODECS.values())  # each once, when it begins
+
+
+def test_nothing_is_trained_behind_a_codec_whose_files_are_no_smaller_than_the_picture(
+    few, tmp_path, learned, little, caplog
+):
+    caplog.set_level("INFO", "splitsearch")
+    found = {each.name: each for each in every_baseline(tmp_path, learned, little, CountingRunner(), trained=True)}
+    assert found["server-only, raw"].payload_bytes == 64 < found["server-only, JPEG 10"].payload_bytes
+    assert "server-only, JPEG 10, fine-tuned" not in found and "server-only, raw, fine-tuned" in found
+    assert not any("JPEG images" in message for message in caplog.messages)
 
 
 def test_all_qualities_of_a_codec_are_timed_in_one_go_and_once(few, tmp_path, learned, little):

@@ -8,7 +8,7 @@ ResNet-50 on 50 classes of TinyImageNet, weights and images as in studies/resnet
 one candidate and sends each of the 1,250 search-validation images through real bytes. Drops are paired, image by image,
 against the uncut model with renewed BatchNorm statistics after the same fine-tuning on the same images (mirror images
 too where the candidate had them), same seed. Picture codecs stand before a network that was fine-tuned as long on
-images of that codec, with the BatchNorm statistics of each quality.
+images of that codec, with the BatchNorm statistics of each quality; on their mirror images too in the longer budget.
 
 Results are appended to benchmarks/results/squeeze.jsonl as they come, tables go to benchmarks/results/squeeze.md.
 """
@@ -121,7 +121,13 @@ PLANS: dict[str, list[Run]] = {
         ),
     ],
     "decides": [_distilled(ratio, seed) for seed in (0, 1, 2) for ratio in (0.125, 0.0625)],
-    "longer": [_distilled(ratio, seed, budget="longer") for seed in (1, 0, 2) for ratio in (0.125, 0.0625)],
+    "longer": [
+        _distilled(0.125, 1, budget="longer"),
+        _distilled(0.125, 0, budget="longer"),
+        *(Run(codec=codec, budget="longer") for codec in ("webp", "jpeg")),
+        _distilled(0.125, 2, budget="longer"),
+        *(_distilled(0.0625, seed, budget="longer") for seed in (1, 0, 2)),
+    ],
     "own": [
         replace(_distilled(0.125, 0), head="own"),
         Run(partition="stem", ae_ratio=0.25),
@@ -212,7 +218,8 @@ class Bench:
 
     def _coded(self, run: Run) -> Iterator[dict[str, Any]]:
         codec, settings = CODECS[run.codec], BUDGETS[run.budget]
-        network: Whole = finetuned_behind(codec, self.cache, "stem", settings, run.seed)
+        mirrored = run.budget == "longer"
+        network: Whole = finetuned_behind(codec, self.cache, "stem", settings, run.seed, mirrored=mirrored)
         for quality in QUALITIES:
             coding = PictureCoding(codec, quality)
             tuned = at_quality(network, coding, self.cache, TrainSample(settings.images, run.seed))

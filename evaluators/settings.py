@@ -57,7 +57,8 @@ class FinetuneSettings:
 
     ``images`` and ``epochs`` set the budget, after ``reconstruction_steps`` steps in which the bottleneck alone
     learns to rebuild the features. A distilled head learns for ``head_steps`` steps before that, once for each
-    partition point, from the same images and their mirror images. ``scope`` says what is trained: ``bottleneck``
+    partition point, from the same images and their mirror images. Each step takes ``batch_size`` images.
+    ``scope`` says what is trained: ``bottleneck``
     (encoder and decoder), ``tail`` (those and everything after the cut) or ``all`` (the head too, which then has to run
     for every picture of every epoch); a distilled head always is. ``quantization`` comes after training, or takes part
     in it (straight-through). ``ramp`` is how TCL rises over training. ``distillation`` is the share of the task loss

@@ -397,7 +397,8 @@ class SplitEvaluator(Evaluator):
     @functools.cached_property
     def _trainer(self) -> CandidateTrainer:
         settings = self._settings
-        heads = DistilledHeads(self._split, self._feature_cache, self._store, self._basis)
+        batch = settings.finetune.batch_size
+        heads = DistilledHeads(self._split, self._feature_cache, self._store, self._basis, batch)
         inner = FinetuneTrainer(self._split, self._feature_cache, settings.finetune, heads)
         boxes = self._dataset.picture.letterbox
         return StoredTrainer(inner, self._store, self._basis, self._split, settings.finetune, carries_image_size=boxes)

@@ -170,6 +170,15 @@ def test_a_head_that_learned_of_the_network_as_given_is_not_taken_for_one_of_the
     assert len(list((tmp_path / "distilled-head").iterdir())) == 2
 
 
+def test_heads_that_learned_in_other_batches_are_others(tmp_path, split, feature_cache, partition):
+    budget = Budget(images=IMAGES, reconstruction_steps=0, epochs=0, head_steps=3)
+    many, few = (
+        DistilledHeads(split, feature_cache, Store(tmp_path), batch_size=size).get(config_at(partition), budget, 0)
+        for size in (64, 2)
+    )
+    assert not torch.equal(many.stages[0][0].weight, few.stages[0][0].weight)
+
+
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory, split, feature_cache):
     inner = FinetuneTrainer(split, feature_cache, SETTINGS)

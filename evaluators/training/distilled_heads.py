@@ -28,9 +28,9 @@ from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
-RECIPE = 1  # raise when this training changes
+RECIPE = 2  # raise when this training changes
 _WEIGHTS = "weights.safetensors"
-_WEIGHT_DECAY, _GRADIENT_NORM, _BATCH = 1e-4, 5.0, 64
+_WEIGHT_DECAY, _GRADIENT_NORM = 1e-4, 5.0
 _START_IMAGES = 512
 
 
@@ -42,6 +42,7 @@ class DistilledHeads:
         feature_cache: of the same network.
         store: keeps heads; without one each is trained every time.
         depends_on: what they depend on besides point, size, budget and seed.
+        batch_size: images in a step.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class DistilledHeads:
         feature_cache: FeatureCache,
         store: Store | None = None,
         depends_on: Mapping[str, Any] | None = None,
+        batch_size: int = 64,
     ) -> None:
-        self._split, self._feature_cache = split, feature_cache
+        self._split, self._feature_cache, self._batch_size = split, feature_cache, batch_size
         self._store, self._depends_on = store, dict(depends_on or {})
 
     def sample(self, budget: Budget, seed: int) -> TrainSample:
@@ -68,7 +70,7 @@ class DistilledHeads:
         head = distilled_head(config.head, point, self._split.image_size, seed)
         if self._store is None:
             return self._trained(head, config.partition, budget, seed)
-        recipe = {"version": RECIPE, "images": budget.images, "steps": budget.head_steps}
+        recipe = {"version": RECIPE, "images": budget.images, "steps": budget.head_steps, "batch": self._batch_size}
         own = {"partition": config.partition, "head": config.head, "recipe": recipe, "seed": seed}
         own["renewed"] = self._feature_cache.base is not self._split  # whose features it learns
 
@@ -84,11 +86,18 @@ class DistilledHeads:
         data = self._feature_cache.finetune_data(partition, self.sample(budget, seed))
         axes, device = self._split.channel_axes(partition), compute_device()
         with machine_lock.training():
-            distil(head.to(device), data, axes, budget.head_steps, seed)
+            distil(head.to(device), data, axes, budget.head_steps, seed, self._batch_size)
         return head.cpu().eval()
 
 
-def distil(head: DistilledHead, data: FinetuneData, channel_axes: tuple[int, ...], steps: int, seed: int) -> float:
+def distil(
+    head: DistilledHead,
+    data: FinetuneData,
+    channel_axes: tuple[int, ...],
+    steps: int,
+    seed: int,
+    batch_size: int = 64,
+) -> float:
     """Train a head so that the features can be told from its maps, in place, where it is.
 
     The loss is the mean over tensors of the squared error over the features' variance.
@@ -96,8 +105,9 @@ def distil(head: DistilledHead, data: FinetuneData, channel_axes: tuple[int, ...
     Args:
         data: features, and the images they are of.
         channel_axes: axis of the channels of each tensor at the point, batch dimension included.
-        steps: of batches of 64 images.
+        steps: of one batch each.
         seed: of the batches and of what stands between meanwhile.
+        batch_size: images in a step.
 
     Returns:
         The mean loss over the last tenth of the steps.
@@ -115,7 +125,7 @@ def distil(head: DistilledHead, data: FinetuneData, channel_axes: tuple[int, ...
     head.train()
     counted, last = max(1, steps // 10), 0.0
     for step in range(steps):
-        index = torch.randint(len(features[0]), (min(_BATCH, len(features[0])),), generator=generator)
+        index = torch.randint(len(features[0]), (min(batch_size, len(features[0])),), generator=generator)
         with autocast(between):
             rebuilt = [part(one) for part, one in zip(between, head(data.pictures(index, device)), strict=True)]
         errors = [(one.float() - other[index].to(device)) ** 2 for one, other in zip(rebuilt, features, strict=True)]

@@ -28,9 +28,9 @@ from evaluators.tasks.task import Criterion
 from evaluators.training.batchnorm import recalibrate_batchnorm
 from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.finetune import finetune
-from evaluators.training.finetune_data import FinetuneData
+from evaluators.training.finetune_data import FinetuneData, KeptInputs
 
-RECIPE = 3  # raise when the fine-tuning of references changes
+RECIPE = 4  # raise when the fine-tuning of references changes
 _WEIGHTS = "weights.safetensors"
 _STATISTICS_IMAGES = 500  # for each quality of each codec: fewer cost accuracy, more cost minutes
 _log = logging.getLogger("splitsearch")
@@ -61,7 +61,8 @@ class References(Protocol):
 
 
 class StoredReferences:
-    """Trains each reference once, from the earliest partition point, where fine-tuning changes the most.
+    """Trains each reference once, from the earliest partition point, where fine-tuning changes the most; with mirror
+    images where those are of the same kind, as candidates with distilled heads do.
 
     Args:
         split: the uncut network, with its weights.
@@ -84,17 +85,19 @@ class StoredReferences:
         self._split, self._feature_cache, self._settings, self._seed = split, feature_cache, settings, seed
         self._store, self._depends_on = store, dict(depends_on)
         self._point = next(point.name for point in split.points if not point.is_end)
+        self._mirrored = feature_cache.dataset.mirrored
         self._last: tuple[str, Whole] | None = None  # ten qualities of a codec follow each other
 
     def clean(self) -> Whole:
         arguments = (self._feature_cache, self._point, self._settings, self._seed)
-        return self._kept("clean", lambda: finetuned_uncut(*arguments))
+        return self._kept("clean", lambda: finetuned_uncut(*arguments, mirrored=self._mirrored))
 
     def behind(self, coding: PictureCoding) -> Whole:
         codec, arguments = coding.codec, (self._feature_cache, self._point, self._settings, self._seed)
         if self._last is None or self._last[0] != codec.label:
-            self._last = codec.label, self._kept(codec.label, lambda: finetuned_behind(codec, *arguments))
-        sample = TrainSample(self._settings.images, self._seed)
+            network = self._kept(codec.label, lambda: finetuned_behind(codec, *arguments, mirrored=self._mirrored))
+            self._last = codec.label, network
+        sample = TrainSample(self._settings.images, self._seed, self._mirrored)
         return at_quality(self._last[1], coding, self._feature_cache, sample)
 
     def _kept(self, images: str, train: Callable[[], Whole]) -> Whole:
@@ -165,23 +168,23 @@ def finetuned_behind(
     partition: str,
     settings: FinetuneSettings,
     seed: int,
+    *,
+    mirrored: bool = False,
 ) -> Whole:
     """The uncut model fine-tuned on training images that went through a codec, each at a random quality.
 
     The budget is that of candidates, and so is the teacher: the uncut model on the images as they were. The BatchNorm
-    statistics, of the head too, are those of the coded images where that helps.
+    statistics, of the head too, are those of the coded images where that helps. ``mirrored`` adds mirror images.
     """
-    settings, sample = _with_tail(settings), TrainSample(settings.images, seed)
+    settings, sample = _with_tail(settings), TrainSample(settings.images, seed, mirrored)
     head, tail = copy.deepcopy(feature_cache.base.head(partition)), feature_cache.tail(partition)
     coded = with_random_qualities(feature_cache.images(sample), codec, seed)
-    criterion = feature_cache.finetune_data(partition, sample).criterion
-    _recalibrate(head, tail, coded, feature_cache, criterion)
+    clean = feature_cache.finetune_data(partition, sample)
+    _recalibrate(head, tail, coded, feature_cache, clean.criterion)
     if settings.scope == "all":
-        picture = feature_cache.dataset.picture
-        inputs = coded.inputs(picture)  # once, not in every epoch: decoding takes long
-        data = FinetuneData(features=(), criterion=criterion, inputs=lambda index: inputs[index])
+        data = replace(clean, features=(), inputs=KeptInputs(coded, feature_cache.dataset.picture))
     else:
-        data = FinetuneData(features=feature_cache.through(head, coded), criterion=criterion)
+        data = replace(clean, features=feature_cache.through(head, coded, rough=mirrored), inputs=None)
     return _finetuned(head, tail, data, settings, seed)
 
 

@@ -91,7 +91,7 @@ class FinetuneTrainer:
         heads: DistilledHeads | None = None,
     ) -> None:
         self._split, self._feature_cache, self._settings = split, feature_cache, settings
-        self._heads = heads or DistilledHeads(split, feature_cache)
+        self._heads = heads or DistilledHeads(split, feature_cache, batch_size=settings.batch_size)
 
     def train(self, config: SplitConfig, budget: Budget, seed: int, begun: Candidate | None = None) -> Candidate:
         """As :class:`CandidateTrainer` says; ``begun`` is the same after reconstruction, gone on with."""

@@ -1,0 +1,135 @@
+"""Own and distilled heads of the two other networks, beside the pictures' codecs: accuracy, bytes and latency.
+
+    python benchmarks/heads.py yolov10n_bccd                      # trains the uncut network first: half an hour
+    python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50   # that, too: a good hour
+
+Everything is the study's own (data, hardware, link, seed), but for the training of EfficientNetV2-S's candidates, which
+is that of the longer trainings in squeeze.py on half of its pictures. Baselines are fine-tuned as candidates are.
+
+Rows are appended to benchmarks/results/heads.jsonl as they come; the table goes to benchmarks/results/heads.md.
+"""
+
+import argparse
+import datetime
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from evaluators.result import Evaluation
+from search.spec import load_spec
+from search.wiring import build_evaluator
+from spaces.config import SplitConfig
+
+RESULTS = Path(__file__).parent / "results" / "heads.jsonl"
+RUNS = Path("runs") / "benchmarks" / "heads"
+_LONGER = {
+    "images": 12_000,
+    "epochs": 2,
+    "head_steps": 4000,
+    "reconstruction_steps": 1500,
+    "learning_rate": 5e-4,
+    "tail_learning_rate": 1e-4,
+    "quantization": "straight-through",
+}
+TRAINING: dict[str, dict[str, Any]] = {"yolov10n_bccd": {}, "efficientnet_v2_s_tinyimagenet50": _LONGER}
+HEADS = ("own", "distilled")
+PLANS = {
+    "yolov10n_bccd": [
+        SplitConfig(partition="model.4", ae_ratio=0.25, bits=bits, head=head) for bits, head in product((2, 3), HEADS)
+    ],
+    "efficientnet_v2_s_tinyimagenet50": [
+        SplitConfig(partition="features.3.3", ae_ratio=ratio, bits=1, head=head)
+        for ratio, head in product((1.0, 0.5), HEADS)
+    ],
+}
+_PAGE = """# Own and distilled heads of EfficientNetV2-S and YOLOv10n
+
+`python benchmarks/heads.py STUDY`; its first lines say what is what. One seed, the study's own; accuracies are of the
+search-validation images (of YOLOv10n mAP50-95), drops against the uncut network after the same fine-tuning. Device
+and link are modelled, the server is this machine, measured. Of the baselines, those that no other one beats.
+"""
+
+
+def evaluations(study: str, there: set[str]) -> Iterator[Evaluation]:
+    """The baselines, then the plan's candidates that are not there yet."""
+    spec = load_spec(study)
+    spec = replace(spec, finetune=replace(spec.finetune, **TRAINING[study]))
+    evaluator = build_evaluator(spec, RUNS / study)
+    evaluator.prepare(None, print)
+    if "all-on-device" not in there:
+        yield from evaluator.baselines(trained=True)
+    for config in PLANS[study]:
+        if config.label not in there:
+            yield evaluator.evaluate(config)
+
+
+def figures(found: Evaluation) -> dict[str, Any]:
+    """What of an evaluation is kept."""
+    return {
+        "name": found.name,
+        "candidate": found.config is not None,
+        "accuracy": found.accuracy,
+        "payload_bytes": found.payload_bytes,
+        "head_macs": found.details.get("head_macs"),
+        "latency_ms": found.latency_ms,
+        "latency": found.latency.to_dict(),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Candidates, then the front of the baselines and what needs no codec, of one study."""
+    uncut = next(row["accuracy"] for row in rows if row["name"] == "all-on-device, fine-tuned")
+    candidates = [row for row in rows if row["candidate"]]
+    rivals = [row for row in rows if not row["candidate"]]
+    shown = [row for row in rivals if not any(beats(other, row) for other in rivals)]
+    shown += [row for row in rivals if row["name"] in ("all-on-device", "server-only, raw") and row not in shown]
+    lines = [
+        "| what | head MMACs | accuracy | drop pp | bytes | ms | device | link | server |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in candidates + sorted(shown, key=lambda row: row["latency_ms"]):
+        parts = row["latency"]
+        device = sum(parts[name] for name in ("head_ms", "encode_ms", "pack_ms", "compress_ms"))
+        server = row["latency_ms"] - device - parts["link_ms"]
+        macs = f"{row['head_macs'] / 1e6:.1f}" if row["head_macs"] else ""
+        lines.append(
+            f"| {row['name']} | {macs} | {row['accuracy']:.1%} | {100 * (uncut - row['accuracy']):.1f} "
+            f"| {row['payload_bytes']:,.0f} | {row['latency_ms']:.2f} | {device:.2f} | {parts['link_ms']:.2f} "
+            f"| {server:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether one is at least as accurate and as fast, and better in one of the two."""
+    first, second = ((row["accuracy"], -row["latency_ms"]) for row in (one, other))
+    return first != second and first[0] >= second[0] and first[1] >= second[1]
+
+
+def kept() -> list[dict[str, Any]]:
+    """Rows that are there already."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def main() -> None:
+    """Run what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=list(PLANS))
+    study = parser.parse_args().study
+    there = {row["name"] for row in kept() if row["study"] == study}
+    for found in evaluations(study, there):
+        row = {"study": study, "date": datetime.date.today().isoformat(), **figures(found)}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{found.name}: {found.accuracy:.2%}, {found.payload_bytes:.0f} bytes", flush=True)
+    rows = kept()
+    studies = dict.fromkeys(row["study"] for row in rows)
+    tables = (f"## {study}\n\n{table([row for row in rows if row['study'] == study])}\n" for study in studies)
+    RESULTS.with_suffix(".md").write_text("\n".join([_PAGE, *tables]))
+
+
+if __name__ == "__main__":
+    main()

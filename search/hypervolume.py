@@ -1,4 +1,4 @@
-"""Hypervolume of fronts of accuracy against latency: how much of what could be wished for a front gives.
+"""Hypervolume of fronts of accuracy against latency: what a front is worth, as one number.
 
 The area, in accuracy times milliseconds, between a front and a corner that nobody wants to be beyond: the lowest
 accuracy and the highest latency worth having. With two objectives a front is a staircase, so all of this is exact.

@@ -16,7 +16,7 @@ class Pruning:
 
     Args:
         knowledge: of the study's trials.
-        most_accuracy: what no configuration is expected to exceed, the uncut model's after fine-tuning.
+        most_accuracy: what no configuration is expected to exceed: the best baseline's, and two standard errors more.
     """
 
     def __init__(self, knowledge: Knowledge, most_accuracy: float) -> None:

@@ -1,5 +1,4 @@
-"""Trials out of Optuna's tables, as plain rows: ten thousand of them through Optuna's own objects take several times as
-long."""
+"""Trials out of Optuna's tables as plain rows: through Optuna's own objects ten thousand take several times as long."""
 
 from __future__ import annotations
 

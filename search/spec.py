@@ -119,14 +119,15 @@ class StudySpec:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that shapes the results; ``search.trials`` does not, so a study can be made longer."""
+        """SHA-256 of all that shapes the results; how long to search does not, so a study can be made longer."""
         return digest_of(self.comparable())
 
     def comparable(self) -> dict[str, Any]:
         """All that the study file resolves to and that shapes the results, as dotted keys and JSON values.
 
-        Defaults and the contents of profiles are in it, so that it tells when they change; places of files, words and
-        ``search.trials`` are not. What files hold is the business of ``Evaluator.identity``.
+        Defaults and the contents of profiles are in it, so that it tells when they change; places of files, words, how
+        long to search (``trials``, ``patience``, ``min_growth``) and ``confirm`` are not. What files hold is the
+        business of ``Evaluator.identity``.
         """
         return flat(
             {

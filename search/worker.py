@@ -1,7 +1,7 @@
 """One worker: ``python -m search.worker``, told on its standard input what to do.
 
 The first line is a :class:`~search.running.Job` as JSON. The input then stays open for as long as whoever started the
-worker lives; when it closes, the worker stops as if interrupted. So no worker outlives its run, however that ended.
+worker lives; when it closes, the worker stops as if interrupted. So no worker outlives its run, however that ends.
 """
 
 from __future__ import annotations

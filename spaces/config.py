@@ -1,4 +1,4 @@
-"""``SplitConfig``: the five choices that make one candidate."""
+"""``SplitConfig``: the choices that make one candidate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from spaces.errors import SpecError, nearest
 
 OTHER_CODERS = ("zstd", "brotli", "context")
-"""Lossless coders besides LZMA; each needs a library of its own."""
+"""Lossless coders besides LZMA; ``zstd`` and ``brotli`` need a package each, on both ends."""
 CODERS = ("packed", "lzma", *OTHER_CODERS)
 HEADS = ("own", "distilled", "distilled-wide")
 """What runs on the device before the encoder: the network's own layers, or a small network that learned to stand in."""

@@ -1,4 +1,4 @@
-"""``SearchSpace``: what each of the five choices may be, and how a sampler draws from it."""
+"""``SearchSpace``: what each choice may be, and how a sampler draws from it."""
 
 from __future__ import annotations
 

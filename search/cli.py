@@ -65,7 +65,7 @@ def _options(
 
 @app.command()
 def check(study: StudyArgument, as_json: JsonOption = False) -> None:
-    """Load everything, list partition points and baselines; train nothing, write nothing."""
+    """Load everything, list partition points, distilled heads and baselines; train nothing, keep timings alone."""
     from evaluators.result import Source
     from search import checking, spec
 

@@ -131,7 +131,7 @@ class StageKey:
     """A stage to be timed on some machine.
 
     Attributes:
-        key: what its latency depends on, ``layer1.0/r0.25``; equal keys take equally long.
+        key: what its latency depends on, ``64x8x8/r0.25``; equal keys take equally long.
         work: what a network does in it; None for what is no network, such as packing.
     """
 

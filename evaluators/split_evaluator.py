@@ -46,6 +46,7 @@ from evaluators.tasks.datasets import open_dataset
 from evaluators.tasks.detection import Detection
 from evaluators.tasks.detection_data import DetectionFiles
 from evaluators.tasks.task import Task, TaskMetrics
+from evaluators.training import distilled_heads, references
 from evaluators.training.candidate import Candidate
 from evaluators.training.distilled_heads import DistilledHeads
 from evaluators.training.feature_cache import FEW, FeatureCache, Part
@@ -92,7 +93,12 @@ class SplitSettings:
     seed: int = 0
 
 
-_RUNGS = {"rungs": "a quarter of the pictures, 200 at least"}  # that a training stopped early is scored on
+# Of the identity, what a candidate does not depend on, or by its own key in the store.
+_BESIDE = {
+    "rungs": "a quarter of the pictures, 200 at least",  # that a training stopped early is scored on
+    "heads": str(distilled_heads.RECIPE),
+    "references": str(references.RECIPE),
+}
 _SEEN = (
     "These weights come from ImageNet, and so do TinyImageNet's held-out images: they may have been seen, and "
     "accuracies may be too high."
@@ -173,7 +179,7 @@ class SplitEvaluator(Evaluator):
             "weights": self._weights_digest,
             "images": digest_of([self._dataset.fingerprint, asdict(self._dataset.picture)]),
             "recipe": str(RECIPE),
-            **_RUNGS,
+            **_BESIDE,
         }
 
     def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
@@ -391,7 +397,7 @@ class SplitEvaluator(Evaluator):
     @functools.cached_property
     def _basis(self) -> dict[str, Any]:
         """What every training of this evaluator depends on, besides its own settings."""
-        identity = {name: value for name, value in self.identity().items() if name not in _RUNGS}
+        identity = {name: value for name, value in self.identity().items() if name not in _BESIDE}
         return {**identity, "arithmetic": arithmetic()}
 
     @functools.cached_property

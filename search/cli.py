@@ -202,11 +202,9 @@ def replay(
     """The finished study on other hardware or another link; nothing is trained."""
     from search import points
     from search import replay as replays
-    from search import storage as storages
 
     loaded, opened = _open(study, storage, out)
-    folder, was = storages.run_folder(loaded, out), points.environment(opened)
-    changes = replays.read_changes(loaded, was, folder, device, server, link, rates)
+    changes = replays.read_changes(loaded, points.environment(opened), device, server, link, rates)
     results = replays.replay_study(opened, loaded, changes)
     if as_json:
         _print_json({"format": 1, "study": loaded.name, "replays": [result.to_dict() for result in results]})

@@ -22,6 +22,8 @@ _CONTENTS = {
     "code": "the code that the study names",
     "rungs": "the pictures that cheap rungs are scored on",
     "recipe": "the way of training in this version of splitsearch",
+    "heads": "the way that this version trains distilled heads",
+    "references": "the way that this version fine-tunes the networks of baselines",
 }
 
 

@@ -110,7 +110,8 @@ def _squeezes(spec: StudySpec | None, split: Any) -> dict[str, Any]:
     if spec is None:
         return {}
     space = spec.space(split.points)
-    return {"squeezed": space.partitions, "ae_ratios": space.ae_ratios, "bits": space.bits}
+    choices = {"ae_ratios": space.ae_ratios, "bits": space.bits, "strides": space.strides, "heads": space.heads}
+    return {"squeezed": space.partitions, **choices}
 
 
 def _slug(text: str) -> str:

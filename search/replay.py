@@ -118,7 +118,6 @@ def _nothing_is_timed(machine: Machine) -> Path:
 def read_changes(
     spec: StudySpec,
     was: Mapping[str, Any],
-    folder: Path,
     device: str | None,
     server: str | None,
     link: str | None,
@@ -126,13 +125,11 @@ def read_changes(
 ) -> Changes:
     """Read what the command line asks for.
 
-    A machine known through what some network or programs take there needs these timed here once; the times are kept in
-    ``folder``.
+    A machine known through what some network or programs take there needs these timed here once; the times are kept.
 
     Args:
         spec: of the study.
         was: its environment.
-        folder: of its results.
         device, server, link, rates: as given, or None.
 
     Raises:

@@ -82,9 +82,8 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     stopped = sum(STOPPED in trial.user_attrs for trial in done)
     could_not_run = len(done) - len(trials) - stopped
     images = circumstances.get("images", {})
-    counts = (
-        f"{len(done)} finished trials, {len(front)} on the front, {len(data.infeasible) + could_not_run} over a limit"
-    )
+    counts = f"{len(done)} finished trials, {len(front)} on the front, {len(data.infeasible)} over a limit"
+    counts += f", {could_not_run} that could not run" if could_not_run else ""
     counts += f", {stopped} stopped early" if stopped else ""
     seen = f", accuracy on {images['search-validation']:,} search-validation images" if images else ""
     knee = data.knee.trial if data.knee else None

@@ -169,7 +169,7 @@ class TestSplitEvaluator(EvaluatorContract):
 
     def test_identity_follows_content(self, real):
         one = real.identity()
-        assert set(one) == {"network", "weights", "images", "recipe", "rungs"}
+        assert set(one) == {"network", "weights", "images", "recipe", "rungs", "heads", "references"}
         assert SplitEvaluator(digits_settings(), real._folder).identity() == one
         size = digits_settings(data=DataSettings(name="digits", image_size=48))
         assert SplitEvaluator(size, real._folder).identity()["images"] != one["images"]

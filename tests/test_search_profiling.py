@@ -78,12 +78,22 @@ def test_roles(net, ask):
 
 def test_a_study_says_which_bottlenecks(write_study, study_dict, ask):
     runner = ask(Runner())
-    study_dict["space"] = {"partition": ["stem", "layer1.0"], "ae_ratio": [0.25, 1.0], "bits": [1, 4]}
+    study_dict["space"] = {"partition": ["stem", "layer1.0"], "ae_ratio": [0.25, 1.0], "bits": [1, 4], "head": ["own"]}
     assert run_command(["profile", "local", "--study", write_study(study_dict), "-o", "mine.yaml"]) == 0
     timings = load_machine("mine.yaml", "device").how.timings
     assert set(timings["encode"]) == {"64x8x8/r0.25", "64x8x8/r1"}
     assert len(timings["pack"]) == 4 and "64x8x8/r0.25/b4" in timings["pack"]
     assert len(runner.asked) == len(set(timings["head"])) + 2
+
+
+def test_distilled_heads_and_strides_of_a_study_are_recorded_too(write_study, study_dict, ask):
+    ask(Runner())
+    space = {"partition": ["layer1.0"], "ae_ratio": [0.25], "bits": [1], "head": ["own", "distilled"], "stride": [1, 2]}
+    study_dict["space"] = space
+    assert run_command(["profile", "local", "--study", write_study(study_dict), "-o", "mine.yaml"]) == 0
+    timings = load_machine("mine.yaml", "device").how.timings
+    assert "distilled/2" in timings["head"]
+    assert set(timings["encode"]) == {"64x8x8/r0.25", "64x8x8/r0.25/s2", "distilled/2/16x8x8", "distilled/2/16x4x4"}
 
 
 def test_what_was_measured_before_the_silence_is_kept(net, ask, capsys):

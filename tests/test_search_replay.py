@@ -85,7 +85,7 @@ def links(tmp_path, study_dict, was, **asked):
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(study_dict))
     spec = load_spec(str(tmp_path / "demo.yaml"))
     asked = {"device": None, "server": None, "link": None, "rates": None} | asked
-    return read_changes(spec, {"link": was}, tmp_path, **asked).links
+    return read_changes(spec, {"link": was}, **asked).links
 
 
 def test_other_rates_keep_the_rest_of_the_link(tmp_path, study_dict):
@@ -125,7 +125,7 @@ def test_a_replay_finds_the_rows_of_its_study(tmp_path, study_dict):
     )
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(study_dict))
     spec, was = load_spec(str(tmp_path / "demo.yaml")), {"link": CAMERA.describe(), "timing_scope": scope}
-    changes = read_changes(spec, was, tmp_path, device="local", server=None, link=None, rates=None)
+    changes = read_changes(spec, was, device="local", server=None, link=None, rates=None)
     device = replace(changes.device, profile=profile, place=machine_for(profile, changes.device.table).place)
     assert again(device=device).evaluation.latency.head_ms == 30.0
 
@@ -138,7 +138,7 @@ def test_a_modelled_board_needs_nothing_of_a_study_on_this_machine_but_two_progr
     )
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(study_dict))
     spec, was = load_spec(str(tmp_path / "demo.yaml")), {"link": CAMERA.describe()}
-    board = read_changes(spec, was, tmp_path, device="raspberry_pi_4b", server=None, link=None, rates=None).device
+    board = read_changes(spec, was, device="raspberry_pi_4b", server=None, link=None, rates=None).device
     keys = dict(evaluation().stage_keys) | {"encode": StageKey(key="encode key", work=Work(layers=1))}
     found = again(Point(trial=0, evaluation=replace(evaluation(), stage_keys=keys)), device=board).evaluation
     factor = (7.9216 / 2 * 341.868 / 2) ** 0.5

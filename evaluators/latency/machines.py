@@ -230,7 +230,7 @@ class Recorded:
         return NotRecorded(
             place,
             self.profile.name,
-            f"it has no {stage} of '{stage_key.key}'; it knows these: {points}. Name such points",
+            f"it has no {stage} of '{stage_key.key}'; it knows these: {points}",
         )
 
     def describe(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import datetime
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,16 @@ class Scope:
     Attributes:
         role: ``device`` is heads, encoders and packing; ``server`` tails, decoders and unpacking.
         squeezed: points at which bottlenecks are recorded as well.
-        ae_ratios, bits: of these bottlenecks; what is not recorded has to be modelled when the profile is used.
+        ae_ratios, bits, strides, heads: of these bottlenecks; what is not recorded has to be modelled when the profile
+            is used.
     """
 
     role: str
     squeezed: Sequence[str] = ()
     ae_ratios: Sequence[float] = ()
     bits: Sequence[int] = ()
+    strides: Sequence[int] = (1,)
+    heads: Sequence[str] = ("own",)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -63,7 +67,7 @@ def record(split: SplitModel, machine: Measuring, scope: Scope, progress: Callab
         try:
             stages = time()
         except InfeasibleSplit:
-            continue  # a ratio that leaves no channel there
+            continue  # a ratio that leaves no channel there, a head that makes no such map
         for stage, timing in stages.timings.items():
             found.setdefault(stage_kind(stage), {})[stages.stage_keys[stage].key] = timing
     return found
@@ -76,10 +80,10 @@ def _tasks(split: SplitModel, watch: StageTimer, scope: Scope) -> Iterator[tuple
         yield from ((f"head of {name}", functools.partial(watch.head, name)) for name in names if name != INPUT)
     if scope.role != "device":
         yield from ((f"tail of {name}", functools.partial(watch.tail, name)) for name in names if name != OUTPUT)
-    for name in scope.squeezed:
-        for ratio in scope.ae_ratios:
-            config = SplitConfig(partition=name, ae_ratio=ratio, bits=min(scope.bits))
-            yield f"bottleneck at {name}, AE {ratio:g}", functools.partial(watch.bottleneck, config, scope.bits, sides)
+    for name, head, ratio, stride in product(scope.squeezed, scope.heads, scope.ae_ratios, scope.strides):
+        config = SplitConfig(partition=name, ae_ratio=ratio, bits=min(scope.bits), stride=stride, head=head)
+        what = config.label.partition(f", {config.bits} bit")[0]
+        yield f"bottleneck at {what}", functools.partial(watch.bottleneck, config, scope.bits, sides)
 
 
 def profile_of(

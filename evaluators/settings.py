@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,11 +29,6 @@ class ModelSettings:
     num_classes: int
     weights: Path | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The name as part of a file name."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,12 @@ PREFIX = "python:"
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 
 
+def without_folder(name: str) -> str:
+    """``python:mine.py:net`` for ``python:/home/ann/mine.py:net``; any other name as it is."""
+    file, _, function = name.removeprefix(PREFIX).rpartition(":")
+    return f"{PREFIX}{Path(file).name}:{function}" if name.startswith(PREFIX) and file.endswith(".py") else name
+
+
 def load_factory(name: str, key: str) -> Callable[..., Any]:
     """The function behind ``python:package.module:function`` or ``python:path/to/file.py:function``.
 

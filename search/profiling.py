@@ -16,6 +16,7 @@ from evaluators.latency.profile_files import OWN_FOLDER
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import ModelSettings
 from evaluators.store import write_whole
+from evaluators.user_code import without_folder
 from search.spec import StudySpec, load_spec
 from spaces.errors import SpecError
 
@@ -62,7 +63,8 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     profile, spec = _profile(asked), load_spec(asked.study) if asked.study else None
     settings = spec.model if spec else ModelSettings(name=asked.model, num_classes=_CLASSES)
     size = spec.data.image_size if spec else asked.image_size
-    name = asked.name or _slug(f"{profile.name}-{settings.label}-{size}")
+    model = without_folder(settings.name)
+    name = asked.name or _slug(f"{profile.name}-{model}-{size}")
     target = output or OWN_FOLDER / "devices" / f"{name}.yaml"
     split = SplitModel(build(settings).network, size)
     scope = record.Scope(role=asked.role, **_squeezes(spec, split))
@@ -70,7 +72,7 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     machine = machine_for(profile, StageTable(Store(unfinished), {"model": settings.name, "image_size": size}))
     assert isinstance(machine, Measuring)
     timed = record.record(split, machine, scope, progress)
-    _write(target, record.profile_of(name, settings.name, size, machine, timed, datetime.date.today()))
+    _write(target, record.profile_of(name, model, size, machine, timed, datetime.date.today()))
     shutil.rmtree(unfinished, ignore_errors=True)
     return target
 

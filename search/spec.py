@@ -29,6 +29,7 @@ from evaluators.settings import (
 )
 from evaluators.store import digest_of
 from evaluators.tasks.archives import ENDINGS
+from evaluators.user_code import without_folder
 from search.identity import flat
 from spaces.budget import Budget
 from spaces.errors import SpecError, nearest
@@ -131,8 +132,8 @@ class StudySpec:
         """
         return flat(
             {
-                "model": replace(self.model, name=_without_folder(self.model.name)),
-                "data": _without(flat(replace(self.data, name=_without_folder(self.data.name))), ("download",)),
+                "model": replace(self.model, name=without_folder(self.model.name)),
+                "data": _without(flat(replace(self.data, name=without_folder(self.data.name))), ("download",)),
                 "device": _profile_values(self.device, self.raw.get("device")),
                 "server": _profile_values(self.server, self.raw.get("server")),
                 "link": MEASURED_LINK if self.link is None else _without(flat(self.link), ("name", "source")),
@@ -431,13 +432,6 @@ def _locate_code(name: str, study: Path, key: str) -> str:
     kind, _, rest = name.partition(":")
     file, _, function = rest.rpartition(":")
     return f"{kind}:{_locate(file, study, key)}:{function}" if kind == "python" and file.endswith(".py") else name
-
-
-def _without_folder(name: str) -> str:
-    """``python:mine.py:net`` for ``python:/home/ann/mine.py:net``; any other name as it is."""
-    kind, _, rest = name.partition(":")
-    file, _, function = rest.rpartition(":")
-    return f"{kind}:{Path(file).name}:{function}" if kind == "python" and file.endswith(".py") else name
 
 
 # Where to find things and where numbers come from: no numbers.

@@ -10,7 +10,7 @@ from evaluators.latency.links import load_link
 from evaluators.latency.profiles import load_machine
 from evaluators.result import Source, Timing
 from search.cli import run_command
-from spaces.errors import MeasurementError
+from spaces.errors import MeasurementError, SpecError
 
 NET = """
 from torch import nn
@@ -66,6 +66,15 @@ def test_a_profile_is_a_recording_of_every_head(net, ask, capsys):
     assert set(heads) == {"1", "3", "4", "output"} and len(runner.asked) == 4
     assert heads["3"] == Timing(p50_ms=1.25, p90_ms=1.5, spread=0.1, repeats=40, source=Source.RECORDED)
     found.check_fits(net[1], 16, "device")
+    found.check_fits("python:/elsewhere/net.py:Net", 16, "device")  # a folder may move
+    with pytest.raises(SpecError, match=r"a recording of python:net.py:Net at 16 pixels"):
+        found.check_fits("python:other.py:Net", 16, "device")
+
+
+def test_a_profile_s_name_has_no_folder_in_it(net, ask, capsys):
+    ask(Runner())
+    assert run_command(["profile", "local", *net]) == 0
+    assert capsys.readouterr().out.strip() == "hardware_profiles/devices/local_python_net_py_net_16.yaml"
 
 
 def test_roles(net, ask):

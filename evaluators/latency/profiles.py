@@ -25,6 +25,7 @@ from evaluators.latency.fit import LatencyFit
 from evaluators.latency.profile_files import profile_names, read_profile
 from evaluators.latency.ssh import SshTarget
 from evaluators.result import Source, Timing
+from evaluators.user_code import without_folder
 from spaces.config import is_number
 from spaces.errors import SpecError, nearest
 from spaces.section import Section
@@ -150,7 +151,7 @@ class MachineProfile:
     def check_fits(self, model: str, image_size: int, key: str) -> None:
         """Raise SpecError where this profile knows another network, or the same one at another size."""
         how = self.how
-        if isinstance(how, Recording) and (how.model, how.image_size) != (model, image_size):
+        if isinstance(how, Recording) and (how.model, how.image_size) != (without_folder(model), image_size):
             raise SpecError(
                 key,
                 self.name,

@@ -84,16 +84,27 @@ def measuring(wait_s: float = WAIT_S) -> Iterator[None]:
     Raises:
         MeasurementError: others kept the machine busy for ``wait_s`` seconds.
     """
+    with standing_back(), _opened("gate") as gate, _opened("work") as work:
+        _take_alone((gate, work), wait_s)
+        yield
+
+
+@contextmanager
+def standing_back() -> Iterator[None]:
+    """Give a training's share of the machine back for as long; outside of one it does nothing.
+
+    For a training that waits for what another one makes: a measurement could otherwise never begin while the other one
+    makes way for it.
+    """
     turn = _turn.get()
-    if turn is not None:
-        turn.release()
+    if turn is None:
+        yield
+        return
+    turn.release()
     try:
-        with _opened("gate") as gate, _opened("work") as work:
-            _take_alone((gate, work), wait_s)
-            yield
+        yield
     finally:
-        if turn is not None:
-            turn.take()
+        turn.take()
 
 
 def _take_alone(locks: tuple[int, ...], wait_s: float) -> None:

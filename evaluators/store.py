@@ -32,6 +32,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from evaluators import machine_lock
 from spaces.errors import SpecError
 
 FORMAT = 1
@@ -246,7 +247,8 @@ class Store:
             lock.acquire(timeout=_SAY_AFTER_S)
         except Timeout:
             _log.info("waiting for another process that makes the same (%s)", self.path(key))
-            lock.acquire()
+            with machine_lock.standing_back():
+                lock.acquire()
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluators import machine_lock, store
 from evaluators.store import ENTRY, Store, StoreKey, digest_of, shared_store, whole_folder, write_whole
 from spaces.errors import SpecError
 
@@ -183,6 +184,49 @@ def test_a_maker_that_is_killed_lets_the_next_one_in(tmp_path):
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     assert is_right(Store(tmp_path).get(KEY, two_files))
+
+
+def make_slowly(root, started, go_on):
+    def make(folder):
+        started.set()
+        go_on.wait(60)
+        two_files(folder)
+
+    Store(root).get(KEY, make)
+
+
+def wait_in_a_training(root):
+    with machine_lock.training():
+        Store(root).get(KEY, never)
+
+
+def test_a_training_that_waits_for_an_entry_keeps_no_measurement_from_the_machine(tmp_path, monkeypatch):
+    """Whoever makes the entry makes way for a measurement and waits for it: all three would wait for each other."""
+    monkeypatch.setenv("SPLITSEARCH_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setattr(store, "_SAY_AFTER_S", 0.05)
+    context = multiprocessing.get_context("fork")
+    started, go_on = context.Event(), context.Event()
+    maker = context.Process(target=make_slowly, args=(tmp_path, started, go_on))
+    maker.start()
+    assert started.wait(30)
+    waiter = context.Process(target=wait_in_a_training, args=(tmp_path,))
+    waiter.start()
+    try:
+        while not is_busy("work"):
+            time.sleep(0.01)
+        with machine_lock.measuring(20.0):
+            go_on.set()
+    finally:
+        go_on.set()
+        maker.join()
+        waiter.join()
+    assert waiter.exitcode == 0
+
+
+def is_busy(name: str) -> bool:
+    """Whether somebody has a share of the machine."""
+    with machine_lock._opened(name) as handle:
+        return not machine_lock._try(handle, machine_lock.fcntl.LOCK_EX)
 
 
 def test_digests_follow_content_not_order():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,11 +130,16 @@ def started(folder: Path) -> Iterator[str]:
     command = [sys.executable, str(folder), "serve", "--port", "0"]
     clean = {name: value for name, value in os.environ.items() if name != "SPLITSEARCH_TOKEN"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean) as process:
+        reader = threading.Thread(target=_read_on, args=(process,), daemon=True)
         try:
-            yield _url(process)
+            url = _url(process)
+            reader.start()
+            yield url
         finally:
             process.terminate()
-            process.communicate()
+            process.wait()
+            if reader.is_alive():
+                reader.join()
 
 
 def _url(process: subprocess.Popen[str]) -> str:
@@ -147,6 +153,13 @@ def _url(process: subprocess.Popen[str]) -> str:
         else:
             said = line
     raise SplitsearchError(f"the bundle's server half did not start: {said.removeprefix('error: ').strip()}")
+
+
+def _read_on(process: subprocess.Popen[str]) -> None:
+    """Take what a server says of each request: a pipe that nobody reads holds some hundred lines, and then it stops."""
+    assert process.stderr is not None
+    for _ in process.stderr:
+        pass
 
 
 def _verified(bundle: Path, access: Access, measured_link: bool, repeats: int, point: str) -> dict[str, Any]:

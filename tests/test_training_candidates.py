@@ -51,6 +51,32 @@ def trained(folder, split, feature_cache, tcl, quantization="post-training"):
     return candidate, activations
 
 
+class Breaks(nn.Module):
+    """A head that finds no room, and knows where it is."""
+
+    where = "cpu"
+
+    def to(self, *place):
+        self.where = "device"
+        return self
+
+    def cpu(self):
+        self.where = "cpu"
+        return self
+
+    def forward(self, images):
+        assert self.where == "device"
+        raise torch.OutOfMemoryError("none left")
+
+
+def test_a_head_that_breaks_comes_back_to_the_cpu(feature_cache):
+    """Its modules are the uncut model's, which the next trial expects there."""
+    head = Breaks()
+    with pytest.raises(torch.OutOfMemoryError):
+        feature_cache.through(head, feature_cache.images("validation"))
+    assert head.where == "cpu"
+
+
 def test_what_is_scored_on_few_images_is_what_the_whole_split_says_of_them(tmp_path, split, feature_cache, monkeypatch):
     candidate, _ = trained(tmp_path, split, feature_cache, 0.0)
     config = SplitConfig(partition=split.points[0].name, ae_ratio=0.5, bits=1)

@@ -159,11 +159,13 @@ class FeatureCache:
 
     def _stream(self, head: nn.Module, images: LabelledImages, *, rough: bool = False) -> Iterator[Tensors]:
         head.to(compute_device())
-        for start in range(0, len(images), _BATCH):
-            with machine_lock.training(), torch.no_grad(), autocast(head) if rough else contextlib.nullcontext():
-                found = head(self._inputs(images, start, start + _BATCH))
-            yield tuple(tensor.cpu().bfloat16() if rough else tensor.cpu() for tensor in found)
-        head.cpu()  # it may share its modules with the uncut model, which others expect here
+        try:
+            for start in range(0, len(images), _BATCH):
+                with machine_lock.training(), torch.no_grad(), autocast(head) if rough else contextlib.nullcontext():
+                    found = head(self._inputs(images, start, start + _BATCH))
+                yield tuple(tensor.cpu().bfloat16() if rough else tensor.cpu() for tensor in found)
+        finally:
+            head.cpu()  # it may share its modules with the uncut model, which others expect here
 
     def _inputs(self, images: LabelledImages, start: int, stop: int) -> torch.Tensor:
         found = images.inputs(self.dataset.picture, start, stop).to(compute_device())

@@ -198,7 +198,7 @@ class _Candidates:
 
     def latencies_ms(self, numbers: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         """Expected latencies of some of them; endless where a payload limit would be broken."""
-        coding = np.array([knowledge.coding(config) for config in self._kinds])[self._kind[numbers]]
+        coding = np.array([knowledge.coding(config) for config in self._kinds]).reshape(-1, 2)[self._kind[numbers]]
         share, coding_ms = coding[:, 0], coding[:, 1]
         latencies = self._packed_ms[numbers] + coding_ms - (1.0 - share) * self._busy_ms[numbers]
         most_bytes = knowledge.limits.max_payload_bytes or np.inf

@@ -175,6 +175,12 @@ def test_where_one_training_answers_for_a_cut_the_search_stays_at_few(search):
     assert knowledge.hypervolumes[-1] >= 0.97 * everything
 
 
+def test_where_no_configuration_keeps_the_limits_the_trials_say_so(search):
+    study = search(constraints={"max_latency_ms": 0.001}, pruning="none", trials=4, once_per_cut=True)
+    ended = finished_trials(study)
+    assert len(ended) == 4 and all(max(trial.constraints.values()) > 0 for trial in ended)
+
+
 def latency_or_never(evaluator, config):
     try:
         return evaluator.price(config).latency_ms()

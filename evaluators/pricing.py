@@ -98,15 +98,20 @@ class Pricing:
         if head is None:
             return HeadCost(head=size, points=points, why=reason)
         work = module_work(head, [torch.zeros(1, 3, self._split.image_size, self._split.image_size)])
-        config = SplitConfig(partition=points[0], ae_ratio=max(space.ae_ratios), bits=min(space.bits), head=size)
-        return HeadCost(head=size, points=points, macs=work.macs, params=parameters_of(head), ms=self._head_ms(config))
+        ms = self._head_ms(size, points, space)
+        return HeadCost(head=size, points=points, macs=work.macs, params=parameters_of(head), ms=ms)
 
-    def _head_ms(self, config: SplitConfig) -> float | None:
-        try:
-            stages = self._stage_timer().bottleneck(config, [config.bits], sides=["device"])
-        except NotRecorded:
-            return None
-        return stages.timings["head"].p50_ms
+    def _head_ms(self, size: str, points: tuple[str, ...], space: SearchSpace) -> float | None:
+        """Timed at the first of its points where some ratio leaves a channel; None where none does."""
+        for name in points:
+            config = SplitConfig(partition=name, ae_ratio=max(space.ae_ratios), bits=min(space.bits), head=size)
+            try:
+                return self._stage_timer().bottleneck(config, [config.bits], sides=["device"]).timings["head"].p50_ms
+            except NotRecorded:
+                return None
+            except InfeasibleSplit:
+                continue
+        return None
 
     def _untrained(self, config: SplitConfig) -> _Untrained:
         squeezed = replace(config, bits=1, tcl=0.0, rate=0.0, lossless="packed")

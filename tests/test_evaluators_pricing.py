@@ -75,6 +75,14 @@ def test_points_with_maps_of_one_size_share_a_head_that_is_timed_once(pricing, r
     assert wide.macs > 2 * both and runner.asked.count("head") == 3
 
 
+def test_points_too_narrow_for_every_ratio_do_not_keep_a_head_from_being_listed(pricing):
+    narrow = replace(space_of("1", "3", heads=("distilled",)), ae_ratios=(0.1,))  # of 8 channels and of 4
+    assert [(cost.points, cost.ms, cost.why) for cost in pricing.distilled_heads(narrow)] == [
+        (("1",), 1.5, ""),
+        (("3",), None, ""),
+    ]
+
+
 def test_a_space_of_own_heads_asks_for_nothing(pricing, runner):
     assert pricing.distilled_heads(space_of("1", heads=("own",))) == [] and not runner.asked
 

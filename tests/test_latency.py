@@ -345,6 +345,22 @@ def test_factors_are_measured_once_for_all_networks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("was", "given", "message"),
+    [
+        ("latency_ms: 30", "latency_ms: fast", r"reference\.latency_ms: 'fast' given; a number above 0"),
+        ("latency_ms: 30", "latency_ms: 0", r"reference\.latency_ms: 0 given; a number above 0"),
+        ("image_size: 8", "image_size: 8 px", r"reference\.image_size: '8 px' given; a whole number"),
+        ("model: m", "model: 50", r"reference\.model: 50 given; a text"),
+    ],
+)
+def test_a_reference_that_cannot_be(tmp_path, was, given, message):
+    text = f"format: 1\nname: slow\nkind: modelled\nreference: {REFERENCE.replace(was, given)}\n"
+    (tmp_path / "board.yaml").write_text(text)
+    with pytest.raises(SpecError, match=message):
+        load_machine(str(tmp_path / "board.yaml"), "device")
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         ("{program: float_loops}", "device.interpreter: .* a list of"),

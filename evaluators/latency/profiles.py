@@ -232,6 +232,10 @@ def _reference(section: Section) -> Reference:
     if not isinstance(value, dict) or set(value) != set(fields):
         allowed = f"exactly these keys are needed: {', '.join(sorted(fields))}"
         raise SpecError(section.path("reference"), value, allowed)
+    inside = Section(section.path("reference"), value)
+    inside.text("model")
+    inside.whole("image_size")
+    inside.number("latency_ms", above=0)
     return Reference(**value)
 
 

@@ -71,6 +71,10 @@ class DaskWorkers:
             raise SpecError("--on", self._scheduler, f"no Dask scheduler answers there: {error}") from None
         self._event = Event(self._stop, client=self._client)
         hosts = {address: row["host"] for address, row in self._client.scheduler_info(n_workers=-1)["workers"].items()}
+        if not hosts:
+            self._client.close()
+            needs = f"the cluster has no workers yet; start some: dask worker {self._scheduler}"
+            raise SpecError("--on", self._scheduler, needs)
         places = (sorted(hosts) * (self._count or 1))[: self._count or len(hosts)]
         sharing = Counter(hosts[place] for place in places)
         for number, place in enumerate(places, 1):

@@ -127,9 +127,11 @@ class Workers:
 
 
 def check_ends(ends: Sequence[Ended], done: int, wanted: int, folder: Path) -> None:
-    """Raise SplitsearchError when workers did not end well and trials are missing."""
+    """Raise SplitsearchError when trials are missing and no worker came to the search's end, which may be before that:
+    its time was over, or its front had stopped growing.
+    """
     failed = [end for end in ends if end.code]
-    if failed and done < wanted:
+    if failed and len(failed) == len(ends) and done < wanted:
         raise SplitsearchError(
             f"{failed[-1]}. {done} of {wanted} trials are finished and kept; what each worker said is in "
             f"{folder / 'workers'}. Run again to go on"

@@ -20,10 +20,12 @@ from evaluators.fake import FakeEvaluator
 from evaluators.store import Store
 from search import running
 from search.front import pareto_front
+from search.launch import DaskWorkers
 from search.points import finished_trials, trial_points
 from search.spec import load_spec
 from search.storage import open_study
-from search.workers import Workers, unwise
+from search.workers import Ended, Workers, check_ends, unwise
+from spaces.errors import SpecError, SplitsearchError
 
 ROOT = Path(__file__).parent.parent
 RUN = "import sys; from search import cli, running; running.EVALUATOR = 'paced_fake:build'; cli.main()"
@@ -274,6 +276,35 @@ def test_when_more_workers_are_unwise():
     assert unwise(1, 1, on_cpu=True) == "" and unwise(4, 8, on_cpu=False) == ""
     assert "more than this machine's 2 cores" in unwise(3, 2, on_cpu=False)
     assert "with 4 of its 8 cores each" in unwise(2, 8, on_cpu=True)
+
+
+def test_a_search_that_one_of_its_workers_ended_is_no_failure(tmp_path):
+    killed, done = Ended(number=1, code=-9, said=""), Ended(number=2, code=0, said="")
+    check_ends([killed, done], 5, 20, tmp_path)  # its front had stopped growing, or time was over
+    check_ends([killed], 20, 20, tmp_path)
+    with pytest.raises(SplitsearchError, match=r"worker 1 was killed \(signal 9\)\. 5 of 20 trials are finished"):
+        check_ends([killed, killed], 5, 20, tmp_path)
+
+
+def test_a_cluster_without_workers_is_named(monkeypatch):
+    distributed, closed = pytest.importorskip("distributed"), []
+
+    class Client:
+        def __init__(self, *_, **__):
+            pass
+
+        def scheduler_info(self, **_):
+            return {"workers": {}}
+
+        def close(self):
+            closed.append(True)
+
+    monkeypatch.setattr(distributed, "Client", Client)
+    monkeypatch.setattr(distributed, "Event", lambda *_, **__: None)
+    job = running.Job(study="demo", storage="grpc://there")
+    with pytest.raises(SpecError, match="the cluster has no workers yet"), DaskWorkers(None, job, "tcp://there:8786"):
+        pass
+    assert closed
 
 
 @pytest.mark.parametrize(

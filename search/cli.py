@@ -134,7 +134,8 @@ def run(
     dashboard.publish(opened.study, opened.spec, opened.folder)
     _print_front(opened.study, opened.spec)
     _talk.print(f"report: {target}", soft_wrap=True)
-    for line in verdict.next_steps(study, points.trial_points(opened.study)):
+    places = [*(["--storage", storage] if storage else []), *(["--out", str(out)] if out else [])]
+    for line in verdict.next_steps(shlex.join([study, *places]), points.trial_points(opened.study)):
         _talk.print(line, soft_wrap=True, highlight=False)
 
 

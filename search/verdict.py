@@ -22,11 +22,6 @@ class Span:
     high: float
 
 
-def latency_at(point: Point, rate_mb_per_s: float) -> float:
-    """A point's latency on a link of another rate, in milliseconds; the round trip stays."""
-    return fixed_ms(point) + point.evaluation.payload_bytes / (1000 * rate_mb_per_s)
-
-
 def fixed_ms(point: Point) -> float:
     """The part of a point's latency that the link's rate does not change, in milliseconds."""
     return point.latency_ms - point.evaluation.link_busy_ms
@@ -100,7 +95,7 @@ def next_steps(study: str, trials: Sequence[Point]) -> list[str]:
     """What to type next.
 
     Args:
-        study: as the user names it.
+        study: as the user names it, with the options that say where it is kept.
         trials: all of its.
     """
     if not pareto_front(trials):

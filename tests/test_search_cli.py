@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -384,6 +385,8 @@ def test_results_go_where_out_says(write_study, study_dict, fake, capsys, tmp_pa
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "cache"] == [folder]
     assert json.loads(out(capsys, "front", file, "--out", folder, "--json").out)["front"]
     assert out(capsys, "report", file, "--out", folder).out.strip() == f"{folder}/report.html"
+    replay = next(line for line in printed.err.splitlines() if "splitsearch replay" in line)
+    assert out(capsys, *shlex.split(replay.strip().partition("   ")[0])[1:], "--json").out  # as it says what is next
 
 
 def test_brackets_in_a_message_stay(write_study, study_dict, fake, capsys):

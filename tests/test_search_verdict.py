@@ -9,11 +9,16 @@ import pytest
 from evaluators.result import Evaluation, LatencyParts, Source, Sources
 from search.front import Point, judged
 from search.spec import Constraints
-from search.verdict import fastest_by_rate, latency_at, next_steps, recommended, verdicts
+from search.verdict import fastest_by_rate, fixed_ms, next_steps, recommended, verdicts
 from spaces.config import SplitConfig
 
 HOW = Sources(device=Source.MEASURED, server=Source.MEASURED, link=Source.MODELLED)
 RTT_MS = 2.0
+
+
+def latency_at(point, rate):
+    """On a link of another rate, in MB/s; the round trip stays."""
+    return fixed_ms(point) + point.evaluation.payload_bytes / (1000 * rate)
 
 
 def way(name, accuracy, head_ms, payload, rate=1.0, mb=0.0, feasible=True):

@@ -62,9 +62,7 @@ def write_server(
 def write_tool(folder: Path, module: str) -> Path:
     """Make a folder that runs one of the room's own command lines: ``programs`` or ``probe``; made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "__main__.py").write_text(
-        f"import sys\n\nfrom edge.{module} import main\n\nsys.exit(main(sys.argv[1:]))\n"
-    )
+    (folder / "__main__.py").write_text(_TOOL.format(module=module))
     return _with_edge(folder)
 
 

@@ -176,7 +176,7 @@ def test_a_killed_worker_s_trial_is_run_again_by_the_others(file, paced):
 
 
 def test_ctrl_c_ends_all_workers_and_notes_their_trials(file, paced):
-    paced(seconds=0.2)
+    paced(seconds=2)  # the rest takes far longer than to interrupt it
     process = started(file)
     study = when_running(file, 4)
     workers = children(process.pid)
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_all_workers_and_notes_their_trials(file, paced):
 
 
 def test_no_worker_outlives_its_run(file, paced):
-    paced(seconds=0.2)
+    paced(seconds=2)
     process = started(file)
     study = when_running(file, 4)
     workers = children(process.pid)

@@ -28,7 +28,11 @@ from search.workers import Ended, Workers, check_ends, unwise
 from spaces.errors import SpecError, SplitsearchError
 
 ROOT = Path(__file__).parent.parent
-RUN = "import sys; from search import cli, running; running.EVALUATOR = 'paced_fake:build'; cli.main()"
+# Ctrl-C is heard also where the tests run in a shell's background, which ignores it.
+RUN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from search import cli, running; running.EVALUATOR = 'paced_fake:build'; cli.main()"
+)
 
 
 @pytest.fixture(autouse=True)

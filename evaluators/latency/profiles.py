@@ -151,7 +151,9 @@ class MachineProfile:
     def check_fits(self, model: str, image_size: int, key: str) -> None:
         """Raise SpecError where this profile knows another network, or the same one at another size."""
         how = self.how
-        if isinstance(how, Recording) and (how.model, how.image_size) != (without_folder(model), image_size):
+        if not isinstance(how, Recording):
+            return
+        if (without_folder(how.model), how.image_size) != (without_folder(model), image_size):
             raise SpecError(
                 key,
                 self.name,

@@ -87,7 +87,9 @@ def little():
 
 
 class LargeDigits(FewDigits):
-    """Four times as wide and high, so that a codec's files are smaller than the pixels."""
+    """Four times as wide and high, so that a codec's files are smaller than the pixels; mirror images count."""
+
+    mirrored = True
 
     def _pictures(self, index):
         images = super()._pictures(index)
@@ -156,6 +158,21 @@ def test_nothing_is_trained_behind_a_codec_whose_files_are_no_smaller_than_the_p
     assert found["server-only, raw"].payload_bytes == 64 < found["server-only, JPEG 10"].payload_bytes
     assert "server-only, JPEG 10, fine-tuned" not in found and "server-only, raw, fine-tuned" in found
     assert not any("JPEG images" in message for message in caplog.messages)
+
+
+def test_references_learn_from_mirror_images_where_the_data_allow(few, tmp_path, learned, little, large, monkeypatch):
+    versions = []
+
+    def learn(tail, bottleneck, data, settings, **_):
+        versions.append((data.versions, len(data)))
+        return []
+
+    monkeypatch.setattr(references, "finetune", learn)
+    every_baseline(tmp_path / "small", learned, little, CountingRunner(), trained=True)
+    assert set(versions) == {(1, 100)}
+    versions.clear()
+    every_baseline(tmp_path / "large", learned, large, CountingRunner(), trained=True)
+    assert versions == [(2, 100)] * (1 + sum(codec.available for codec in CODECS.values()))
 
 
 def test_all_qualities_of_a_codec_are_timed_in_one_go_and_once(few, tmp_path, learned, little):

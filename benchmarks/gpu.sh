@@ -66,7 +66,7 @@ PYTHON
 cd "$place" || exit 1
 torch_server="server={\"name\": \"local\", \"runtime\": \"torch\", \"provider\": \"$provider\"}"
 small() { echo "space={\"partition\": [\"$1\"], \"ae_ratio\": [0.125], \"bits\": [1, 2], \"tcl\": 0, \"lzma\": [false, true]}"; }
-step 60 "the tests of timing with torch" "$python" -m pytest -q -p no:cacheprovider --rootdir "$root" "$root/tests/test_latency_torch.py"
+step 60 "the tests of timing with torch" "$python" -m pytest -q -p no:cacheprovider -o filterwarnings= --rootdir "$root" "$root/tests/test_latency_torch.py"
 step 240 "quickstart, 6 trials, server with torch ($provider)" \
     bash -c "cli run $(study quickstart quick 'name="gpu-quickstart"' "$torch_server" "$(small layer2.1)") --trials 6"
 step 60 "its knee as a bundle" bash -c "cli export quick.yaml -o bundle"

@@ -2,6 +2,7 @@
 
     python benchmarks/squeeze.py                  # every run of the plan that is not there yet, then the tables
     python benchmarks/squeeze.py --plan decides   # one group of it; --list shows them all
+    python benchmarks/squeeze.py --plan longer --part 1/4   # every fourth of them and no tables, for several at once
     python benchmarks/squeeze.py --table          # tables alone, from what there is
 
 ResNet-50 on 50 classes of TinyImageNet, weights and images as in studies/resnet50_tinyimagenet50.yaml. Each run trains
@@ -176,7 +177,8 @@ class Bench:
         start = time.perf_counter()
         for row in self._coded(run) if run.codec else [self._split(run)]:
             uncut = {"uncut": float(self.right(self.cache.answers("validation")).mean())}
-            yield {**asdict(run), **row, **uncut, "seconds": round(time.perf_counter() - start, 1)}
+            seconds = round(time.perf_counter() - start, 1)
+            yield {**asdict(run), **row, **uncut, "seconds": seconds, "trained_on": trained_on()}
 
     def _split(self, run: Run) -> dict[str, Any]:
         settings, store = BUDGETS[run.budget], Store(STORE)
@@ -229,6 +231,11 @@ class Bench:
             found = {"accuracy": tuned, "accuracy_given": self.split.head("output")}
             shares = {name: float(self.right(answers(each, self.cache, images)).mean()) for name, each in found.items()}
             yield {"quality": quality, "bytes": size, **shares}
+
+
+def trained_on() -> str:
+    """The GPU's name, or what a CPU is called."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def macs(head: nn.Module, size: int) -> int:
@@ -366,11 +373,13 @@ def main() -> None:
     """Run what is missing, then make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", choices=list(PLANS), action="append", help="a group of runs; all of them by default")
+    parser.add_argument("--part", default="", help="1/4: the first of every four runs of the plan, and no tables")
     parser.add_argument("--list", action="store_true", help="print the plan and stop")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     plan = [run for name in options.plan or PLANS for run in PLANS[name]]
-    missing = [run for run in plan if not is_there(run, kept())]
+    part, parts = map(int, (options.part or "1/1").split("/"))
+    missing = [run for run in plan if not is_there(run, kept())][part - 1 :: parts]
     if options.list:
         for run in plan:
             print("missing" if run in missing else "there  ", run)
@@ -382,7 +391,8 @@ def main() -> None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print({name: value for name, value in row.items() if name != "training"}, flush=True)
-    write_tables(kept())
+    if not options.part:
+        write_tables(kept())
 
 
 if __name__ == "__main__":

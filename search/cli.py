@@ -353,6 +353,8 @@ def profile(
     image_size: Annotated[int, typer.Option(min=8, help="Without --study: side of its input in pixels.")] = 224,
     role: Annotated[str, typer.Option(help="device (heads), server (tails) or both.")] = "device",
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads there; all cores unless given.")] = None,
+    runtime: Annotated[Optional[str], typer.Option(help="Of a local machine: onnxruntime (default) or torch.")] = None,
+    provider: Annotated[Optional[str], typer.Option(help="Of a local machine: cpu (default) or cuda.")] = None,
     key: Annotated[Optional[Path], typer.Option(help="SSH identity file.")] = None,
     known_hosts: Annotated[Optional[Path], typer.Option(help="SSH known-hosts file.")] = None,
     python: Annotated[
@@ -368,6 +370,7 @@ def profile(
     from search import profiling
 
     there = {"threads": threads, "key": key, "known_hosts": known_hosts, "python": python}
+    there |= {"runtime": runtime, "provider": provider}
     settings = {"name": target} | {option: value for option, value in there.items() if value is not None}
     asked = profiling.Asked(settings=settings, study=study, model=model, image_size=image_size, role=role, name=name)
     _stdout().print(str(profiling.record_machine(asked, output, _talk.print)), soft_wrap=True)

@@ -52,8 +52,9 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
         SpecError: a target, study or network that cannot be right.
         MeasurementError: the machine did not answer.
     """
+    from evaluators.edge.programs import PROGRAMS
     from evaluators.latency import record
-    from evaluators.latency.machine_for import machine_for
+    from evaluators.latency.machine_for import machine_for, time_programs
     from evaluators.latency.machines import Measuring
     from evaluators.latency.table import StageTable
     from evaluators.models.cut import SplitModel
@@ -72,7 +73,9 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     machine = machine_for(profile, StageTable(Store(unfinished), {"model": settings.name, "image_size": size}))
     assert isinstance(machine, Measuring)
     timed = record.record(split, machine, scope, progress)
-    _write(target, record.profile_of(name, model, size, machine, timed, datetime.date.today()))
+    progress("small Python programs")
+    programs = dict(zip(PROGRAMS, time_programs(machine, list(PROGRAMS)), strict=True))
+    _write(target, record.profile_of(name, model, size, machine, timed, programs, datetime.date.today()))
     shutil.rmtree(unfinished, ignore_errors=True)
     return target
 

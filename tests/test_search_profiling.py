@@ -64,7 +64,12 @@ def test_a_profile_is_a_recording_of_every_head(net, ask, capsys):
     found = load_machine("camera", "device")  # found below the current folder, as any shipped one is
     assert found.source == Source.RECORDED and found.how.threads == "3" and "abacus" in found.how.source
     heads = found.how.timings["head"]
-    assert set(heads) == {"1", "3", "4", "output"} and len(runner.asked) == 4
+    assert set(heads) == {"1", "3", "4", "output"} and len(runner.asked) == 5
+    # What is neither network nor packing is priced by what an interpreter takes there.
+    assert [(each.program, each.board_ms) for each in found.how.interpreter] == [
+        ("float_loops", 1.25),
+        ("sum_loop", 1.25),
+    ]
     assert heads["3"] == Timing(p50_ms=1.25, p90_ms=1.5, spread=0.1, repeats=40, source=Source.RECORDED)
     found.check_fits(net[1], 16, "device")
     found.check_fits("python:/elsewhere/net.py:Net", 16, "device")  # a folder may move
@@ -95,7 +100,7 @@ def test_a_study_says_which_bottlenecks(write_study, study_dict, ask):
     timings = load_machine("mine.yaml", "device").how.timings
     assert set(timings["encode"]) == {"64x8x8/r0.25", "64x8x8/r1"}
     assert len(timings["pack"]) == 4 and "64x8x8/r0.25/b4" in timings["pack"]
-    assert len(runner.asked) == len(set(timings["head"])) + 2
+    assert len(runner.asked) == len(set(timings["head"])) + 3
 
 
 def test_distilled_heads_and_strides_of_a_study_are_recorded_too(write_study, study_dict, ask):
@@ -114,7 +119,7 @@ def test_what_was_measured_before_the_silence_is_kept(net, ask, capsys):
     assert "is the device on" in capsys.readouterr().err and not Path("mine.yaml").exists()
     runner = ask(Runner())
     assert run_command(["profile", "local", *net, "-o", "mine.yaml"]) == 0
-    assert len(runner.asked) == 2 and len(load_machine("mine.yaml", "device").how.timings["head"]) == 4
+    assert len(runner.asked) == 3 and len(load_machine("mine.yaml", "device").how.timings["head"]) == 4
 
 
 @pytest.mark.parametrize(

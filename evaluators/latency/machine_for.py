@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -62,8 +63,16 @@ def _measuring(profile: MachineProfile, how: Here | SshTarget, runner: Runner, t
     place |= {"machine": circumstances.machine()}
     if how.runtime == "torch":
         place |= {"torch": metadata.version("torch")}
+    if how.provider == "cuda":
+        place |= {"gpu": _gpu()}
     said = " ".join([words, *(word for word in (how.runtime, how.provider) if word not in ("onnxruntime", "cpu"))])
     return Measuring(profile=profile, runner=runner, table=table, place=place, words=said)
+
+
+def _gpu() -> str | None:
+    import torch  # not above: of what is timed here, only this needs it
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _beside_recording(profile: MachineProfile, here: Measuring, how: Recording) -> Scaled | None:
@@ -103,18 +112,25 @@ def _by_network(here: Measuring, model: str, image_size: int, there_ms: float) -
 def _by_interpreter(here: Measuring, interpreter: Interpreter) -> Factor:
     here, names = replace(here, table=here.table.unscoped()), [each.program for each in interpreter]
 
-    def time_here() -> list[Timing]:
-        with tempfile.TemporaryDirectory(prefix="splitsearch-programs-") as scratch:
-            folder = Path(scratch)
-            stage_keys = {name: StageKey(key="program") for name in names}
-            timings = here.timings(stage_keys, lambda: folders.write_tool(folder, "programs"))
-        return [timings[name] for name in names]
-
     return Factor(
         there_ms=[each.board_ms for each in interpreter],
-        time_here=time_here,
+        time_here=lambda: time_programs(here, names),
         words=f"{len(names)} Python program{'s' if len(names) > 1 else ''}",
     )
+
+
+def time_programs(machine: Measuring, names: Sequence[str]) -> list[Timing]:
+    """What small Python programs take on a machine at hand, see ``evaluators/edge/programs.py``.
+
+    Raises:
+        MeasurementError: the machine did not answer.
+    """
+    if isinstance(machine.profile.how, Here) and machine.profile.how.runtime == "torch":
+        machine = replace(machine, runner=runner_for(Here()))  # torch runs networks there, not these
+    with tempfile.TemporaryDirectory(prefix="splitsearch-programs-") as scratch:
+        folder, stage_keys = Path(scratch), {name: StageKey(key="program") for name in names}
+        timings = machine.timings(stage_keys, lambda: folders.write_tool(folder, "programs"))
+    return [timings[name] for name in names]
 
 
 def _folder(folder: Path, model: str, image_size: int, threads: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -87,11 +87,22 @@ def _tasks(split: SplitModel, watch: StageTimer, scope: Scope) -> Iterator[tuple
 
 
 def profile_of(
-    name: str, model: str, image_size: int, machine: Measuring, timed: Timed, today: datetime.date
+    name: str,
+    model: str,
+    image_size: int,
+    machine: Measuring,
+    timed: Timed,
+    programs: Mapping[str, Timing],
+    today: datetime.date,
 ) -> dict[str, Any]:
-    """A recorded profile as :func:`evaluators.latency.profiles.load_machine` reads it."""
+    """A recorded profile as :func:`evaluators.latency.profiles.load_machine` reads it.
+
+    ``programs`` are what small Python programs take there, see ``evaluators/edge/programs.py``: they price what a
+    study times besides networks, bottlenecks and packing.
+    """
     who = machine.runner.machine()
     versions = ", ".join(f"{key} {who[key]}" for key in ("onnxruntime", "torch", "numpy", "python") if who.get(key))
+    processors = " with ".join(str(who[key]) for key in ("processor", "gpu") if key in who)
     return {
         "format": 1,
         "name": name,
@@ -102,7 +113,11 @@ def profile_of(
         "threads": machine.profile.threads or f"one for each of {who.get('cores', 'its')} cores",
         "precision": "fp32",
         "date": today.isoformat(),
-        "source": f"splitsearch profile {machine.profile.name}, on {who.get('processor')} ({versions})",
+        "source": f"splitsearch profile {machine.profile.name}, on {processors} ({versions})",
+        "interpreter": [
+            {"program": program, "board_ms": _short(timing.p50_ms), "source": f"timed there, {today.isoformat()}"}
+            for program, timing in programs.items()
+        ],
         "timings": {stage: {key: _row(timing) for key, timing in rows.items()} for stage, rows in timed.items()},
     }
 
@@ -111,5 +126,9 @@ def _row(timing: Timing) -> dict[str, Any]:
     row = timing.to_dict()
     del row["source"], row["caveat"]
     for name in ("p50_ms", "p90_ms", "spread", "others"):
-        row[name] = float(f"{row[name]:.4g}")
+        row[name] = _short(row[name])
     return row
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

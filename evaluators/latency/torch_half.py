@@ -65,12 +65,16 @@ def main(arguments: list[str]) -> int:
     only = options.stages.split(",") if options.stages else None
     try:
         side = "device" if (options.folder / "device.json").exists() else "server"
-        torch.set_num_threads(json.loads((options.folder / f"{side}.json").read_text())["threads"])
+        manifest = json.loads((options.folder / f"{side}.json").read_text())
+        torch.set_num_threads(manifest["threads"])
         found = measure.measure(options.folder, only, device_half=TorchDeviceHalf, server_half=TorchServerHalf)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({**found, "machine": {**found["machine"], "torch": torch.__version__}}))
+    machine = {**found["machine"], "torch": torch.__version__}
+    if manifest.get("provider") == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    print(json.dumps({**found, "machine": machine}))
     return 0
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/heads.py yolov10n_bccd                      # trains the uncut network first: half an hour
     python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50   # that, too: a good hour
+    python benchmarks/heads.py yolov10n_bccd --weights FILE       # trained elsewhere, by the study's recipe
 
 Everything is the study's own (data, hardware, link, seed), but for the training of EfficientNetV2-S's candidates, which
 is that of the longer trainings in squeeze.py on half of its pictures. Baselines are fine-tuned as candidates are.
@@ -53,9 +54,11 @@ and link are modelled, the server is this machine, measured. Of the baselines, t
 """
 
 
-def evaluations(study: str, there: set[str]) -> Iterator[Evaluation]:
+def evaluations(study: str, weights: Path | None, there: set[str]) -> Iterator[Evaluation]:
     """The baselines, then the plan's candidates that are not there yet."""
     spec = load_spec(study)
+    if weights is not None:
+        spec = replace(spec, model=replace(spec.model, weights=weights))
     spec = replace(spec, finetune=replace(spec.finetune, **TRAINING[study]))
     evaluator = build_evaluator(spec, RUNS / study)
     evaluator.prepare(None, print)
@@ -118,9 +121,11 @@ def main() -> None:
     """Run what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=list(PLANS))
-    study = parser.parse_args().study
+    parser.add_argument("--weights", type=Path, help="of the uncut network, which is then not trained")
+    options = parser.parse_args()
+    study = options.study
     there = {row["name"] for row in kept() if row["study"] == study}
-    for found in evaluations(study, there):
+    for found in evaluations(study, options.weights, there):
         row = {"study": study, "date": datetime.date.today().isoformat(), **figures(found)}
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -270,7 +270,9 @@ def test_of_several_pictures_of_one_name_the_jpg_counts(tmp_path):
 
 
 def test_lists_as_people_write_them(tmp_path):
-    folder = devkit(tmp_path, images=("one", "my photo", "my photo 2", "v1.5", "three"))
+    folder = devkit(tmp_path, images=("one", "my photo", "my photo 2", "v1.5", "three", "8", "9"))
+    for role, name in (("val", "8"), ("test", "9")):
+        (folder / "ImageSets" / "Main" / f"{role}.txt").write_text(name)
     written = b"\xef\xbb\xbfone.jpg\r\n\r\n  one  \r\nmy photo\r\nmy photo 2\r\nv1.5 -1\r\nthree  1\r\n"
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes(written)
     images = open_voc(tmp_path).train(None, 0)
@@ -338,6 +340,39 @@ def test_one_list_for_two_roles_is_halved_in_runs(tmp_path):
     data = open_voc(tmp_path)
     assert [int(file.stem) for file in data.validation().pixels.files] == list(range(10))
     assert [int(file.stem) for file in data.test().pixels.files] == list(range(10, 20))
+
+
+def roles_of(data):
+    return [[file.stem for file in role.pixels.files] for role in (data.validation(), data.test())]
+
+
+def test_val_that_is_test_again_is_halved(tmp_path):
+    """As in ultralytics' own VOC.yaml, whose val and test are the pictures of one list."""
+    assert roles_of(open_yolo(yolo(tmp_path / "yolo", test=["images/val"]))) == [["0", "1"], ["2", "3"]]
+    folder = devkit(tmp_path)
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("3\n6\n")
+    assert roles_of(open_voc(tmp_path)) == [["3"], ["6"]]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"val": "images/train"}, "train/0.jpg' given; is listed for train and for validation .and 1 more.; each"),
+        ({"test": "list.txt"}, "val/1.jpg' given; is listed for validation and for test; each image may serve one"),
+    ],
+)
+def test_an_image_of_two_roles_is_named(tmp_path, said, told):
+    yolo(tmp_path)
+    (tmp_path / "list.txt").write_text("images/val/1.jpg\n")
+    with pytest.raises(SpecError, match=told):
+        open_yolo(yolo(tmp_path, **said))
+
+
+def test_a_voc_image_of_two_roles_is_named(tmp_path):
+    folder = devkit(tmp_path)
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("1\n2\n4\n")
+    with pytest.raises(SpecError, match=r"2\.jpg' given; is listed for train and for validation; each image"):
+        open_voc(tmp_path)
 
 
 def test_lists_of_its_own_stay_as_they_are(tmp_path):

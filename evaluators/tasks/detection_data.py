@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,21 @@ class DetectionFiles(Dataset):
         ]
         labels = torch.tensor(rows, dtype=torch.float32).reshape(-1, 7)
         return LabelledImages(ImageFiles(files, self.picture), labels, [size_of(file) for file in files])
+
+
+def judging(val: list[Path], test: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Search-validation and test: two lists as they are, one that serves both roles as :func:`halves` divides it."""
+    return (val, test) if set(val) != set(test) else halves(val)
+
+
+def check_apart(roles: Mapping[str, Sequence[Path]]) -> None:
+    """Raise SpecError where an image has two roles: it would be judged by what it was learned from or chosen by."""
+    for one, other in itertools.combinations(roles, 2):
+        taken = set(roles[one])
+        if shared := [file for file in roles[other] if file in taken]:
+            more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
+            twice = f"is listed for {one} and for {other}{more}; each image may serve one of them"
+            raise SpecError("data.root", str(shared[0]), twice)
 
 
 def halves(files: list[Path]) -> tuple[list[Path], list[Path]]:

@@ -21,8 +21,9 @@ from evaluators.tasks.detection_data import (
     EDGE_TOLERANCE,
     DetectionFiles,
     Thing,
-    halves,
+    check_apart,
     inside,
+    judging,
     letterbox_format,
     read_text,
     size_of,
@@ -50,8 +51,9 @@ class Voc(DetectionFiles):
     """Images with boxes in Pascal VOC's layout.
 
     Train and search-validation are the ``train`` and ``val`` lists, test the ``test`` list; without a ``val`` list
-    train is ``trainval``, and the test list is halved as :func:`evaluators.tasks.detection_data.halves` does it. A line
-    of a list is a picture's name, with or without its ending. Opening reads all annotations.
+    train is ``trainval``, and the test list is halved as :func:`evaluators.tasks.detection_data.halves` does it, as are
+    two lists of the same pictures. A line of a list is a picture's name, with or without its ending. Opening reads all
+    annotations.
     """
 
     name = "voc"
@@ -70,6 +72,7 @@ class Voc(DetectionFiles):
         self._roles = self._divided()
         for role, files in self._roles.items():
             self._check(role, files)
+        check_apart(self._roles)
 
     def things(self, file: Path) -> Sequence[Thing]:
         """The boxes of the annotation beside an image."""
@@ -83,7 +86,8 @@ class Voc(DetectionFiles):
         train, val, test = self._list("train"), self._list("val"), self._list("test")
         if not val:
             train = self._list("trainval") or train
-            val, test = halves(test)
+            val = test
+        val, test = judging(val, test)
         return {"train": train, "validation": val, "test": test}
 
     def _check(self, role: str, files: list[Path]) -> None:

@@ -3,7 +3,7 @@
     path: datasets/birds        # of the rest; absolute, or below the YAML file's folder
     train: images/train         # a folder, a text file of images, or a list of either
     val: images/val
-    test: images/test           # optional: without it the val images are halved, see detection_data.halves
+    test: images/test           # optional: without it, or with val again, those are halved, see detection_data.halves
     names: {0: wren, 1: robin}  # or a list
 
 The labels of ``images/train/7.jpg`` stand in ``labels/train/7.txt``: class, then middle and size of the box as shares
@@ -26,8 +26,9 @@ from evaluators.tasks.detection_data import (
     Corners,
     DetectionFiles,
     Thing,
-    halves,
+    check_apart,
     inside,
+    judging,
     letterbox_format,
     read_text,
     size_of,
@@ -57,8 +58,9 @@ class YoloData(DetectionFiles):
         self.picture = letterbox_format(settings.image_size)
         self._base = self._file.parent / self._path("path", said.get("path") or ".")
         train, val, test = (self._images(role, said.get(role)) for role in ("train", "val", "test"))
-        validation, test = (val, test) if test else halves(val)
+        validation, test = judging(val, test or val)
         self._roles = {"train": train, "validation": validation, "test": test}
+        check_apart(self._roles)
         for role, files in self._roles.items():
             if not files:
                 raise self._wrong(f"names no images for {role}")

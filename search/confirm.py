@@ -14,6 +14,7 @@ from scipy.special import stdtrit
 
 from evaluators.base import Evaluator
 from evaluators.result import Evaluation
+from evaluators.tasks.intervals import score_interval
 from search.front import Point, pareto_front
 from spaces.budget import Budget
 from spaces.config import SplitConfig
@@ -83,11 +84,15 @@ def mean_interval(shares: Sequence[float], images: int) -> tuple[float, float]:
 
     Seeds and images scatter independently: the variance of the mean is the seeds' own over their number, and that of a
     share of so many images. Student's t with the degrees of freedom of the sum (Satterthwaite, Biometrics Bulletin 2,
-    1946), those of images endless. With one seed only the images count.
+    1946), those of images endless. With one seed only the images count. Where neither scatters, since no image or every
+    one was right, it is as wide as for a share of images that was never met among so many.
     """
     mean = statistics.fmean(shares)
     of_images = mean * (1.0 - mean) / images if images else 0.0
     of_seeds = statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0
+    if images and of_images + of_seeds == 0:
+        unseen = score_interval(0, 0, images)[1]
+        return max(0.0, mean - unseen), min(1.0, mean + unseen)
     freedom = (len(shares) - 1) * ((of_seeds + of_images) / of_seeds) ** 2 if of_seeds > 0 else math.inf
     half = float(stdtrit(min(freedom, _ENDLESS), 0.5 + _SURE / 2)) * math.sqrt(of_images + of_seeds)
     return max(0.0, mean - half), min(1.0, mean + half)

@@ -176,6 +176,14 @@ def test_one_seed_has_the_interval_of_its_images():
     assert (low, high) == pytest.approx((0.402, 0.598), abs=1e-3)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_all_images_right_is_no_certainty(seeds):
+    """Wilson's interval of a share of 1, or 0, in 30 images: 30 / (30 + 1.96 ** 2)."""
+    assert mean_interval([1.0] * seeds, 30) == pytest.approx((0.8865, 1.0), abs=1e-4)
+    assert mean_interval([0.0] * seeds, 30) == pytest.approx((0.0, 0.1135), abs=1e-4)
+    assert mean_interval([1.0] * seeds, 0) == (1.0, 1.0)  # of how many images is not known
+
+
 def test_round_trip():
     config = SplitConfig(partition="stem", ae_ratio=0.5, bits=1, head="distilled")
     one = Confirmed(trial=3, config=config, budget=Budget(images=1, reconstruction_steps=0, epochs=1), reason="no")

@@ -135,7 +135,8 @@ def run(
     _print_front(opened.study, opened.spec)
     _talk.print(f"report: {target}", soft_wrap=True)
     places = [*(["--storage", storage] if storage else []), *(["--out", str(out)] if out else [])]
-    for line in verdict.next_steps(shlex.join([study, *places]), points.trial_points(opened.study)):
+    scored, finished = points.trial_points(opened.study), len(points.finished_trials(opened.study))
+    for line in verdict.next_steps(shlex.join([study, *places]), scored, finished):
         _talk.print(line, soft_wrap=True, highlight=False)
 
 

@@ -79,7 +79,8 @@ def verdicts(trials: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
         baselines: all of them, judged by the study's limits (:func:`search.front.judged`).
     """
     front = pareto_front(trials)
-    lines = [] if front else ["No trial kept the constraints, so there is no front."]
+    missing = "kept the constraints" if trials else "has a result"
+    lines = [] if front else [f"No trial {missing}, so there is no front."]
     usable = [point for point in [*trials, *baselines] if point.feasible]
     if usable:
         lines += _deployment(usable)
@@ -91,16 +92,20 @@ def verdicts(trials: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
     return lines + _beaten(front, baselines)
 
 
-def next_steps(study: str, trials: Sequence[Point]) -> list[str]:
+def next_steps(study: str, trials: Sequence[Point], finished: int) -> list[str]:
     """What to type next.
 
     Args:
         study: as the user names it, with the options that say where it is kept.
-        trials: all of its.
+        trials: all of its that were scored.
+        finished: number of those that came to an end, scored or not; what ``--trials`` counts.
     """
+    if not finished:
+        return [f"next: 'splitsearch run {study}' goes on to the first trial"]
     if not pareto_front(trials):
-        more = f"'splitsearch run {study} --trials {2 * len(trials)}' looks at more of the space" if trials else ""
-        return [f"next: loosen the study's constraints, under another name{'; or ' if more else ''}{more}"]
+        change = "loosen the study's constraints" if trials else "give the study another space"
+        more = f"'splitsearch run {study} --trials {2 * finished}' looks at more of the space"
+        return [f"next: {change}, under another name; or {more}"]
     commands = {
         f"splitsearch confirm {study}": "the front trained anew, with more budget and three seeds, and tested",
         f"splitsearch replay {study} --rates 0.01,0.1,1,10": "other links; nothing is trained",
@@ -144,11 +149,12 @@ def _other_rates(best: Point, as_good: Sequence[Point]) -> list[str]:
     spans = fastest_by_rate(as_good)
     below = [span for span in spans if span.high < rate and span.high > _RATES[0]]
     above = [span for span in spans if span.low >= rate and span.low < _RATES[1]]
+    own = _megabytes(rate, digits=4)
     if not below and not above:
-        return [f"Within that point it is the fastest at any link rate, not only at {_megabytes(rate)}."]
+        return [f"Within that point it is the fastest at any link rate, not only at {own}."]
     changes = [f"below about {_megabytes(span.high)} {_short(span.point)}" for span in below[::-1]]
     changes += [f"above about {_megabytes(span.low)} {_short(span.point)}" for span in above]
-    return [f"At other rates than {_megabytes(rate)} others within that point are faster: {'; '.join(changes)}."]
+    return [f"At other rates than {own} others within that point are faster: {'; '.join(changes)}."]
 
 
 def _rate_of(point: Point) -> float:
@@ -159,10 +165,10 @@ def _short(point: Point) -> str:
     return f"{point.title}, {point.accuracy:.1%}"
 
 
-def _megabytes(rate: float) -> str:
-    return (
-        f"{rate:.2g} MB/s" if 0.1 <= rate < 100 else f"{rate:,.0f} MB/s" if rate >= 100 else f"{1000 * rate:.2g} kB/s"
-    )
+def _megabytes(rate: float, digits: int = 2) -> str:
+    number, unit = (rate, "MB/s") if rate >= 0.1 else (1000 * rate, "kB/s")
+    rounded = float(f"{number:.{digits}g}")  # as text 99.7 would be 1e+02
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{rounded:g} {unit}"
 
 
 def _beaten(front: Sequence[Point], baselines: Sequence[Point]) -> list[str]:

@@ -121,7 +121,7 @@ def test_some_points_are_beaten_and_the_others_are_numbered():
 
 
 def test_without_anything_to_recommend():
-    assert verdicts([], []) == ["No trial kept the constraints, so there is no front."]
+    assert verdicts([], []) == ["No trial has a result, so there is no front."]
     lines = verdicts([way(1, 0.5, 1.0, 100, feasible=False)], [way("all-on-device", 0.9, 4.0, 0)])
     assert lines[0] == "No trial kept the constraints, so there is no front."
     assert lines[1].startswith("At this link deploy all-on-device: 90.0%, 4.00 ms; nothing")
@@ -130,8 +130,33 @@ def test_without_anything_to_recommend():
 
 def test_without_a_front_the_next_step_is_another_limit():
     broken = way(0, 0.9, 10.0, 100, feasible=False)
-    assert next_steps("mine", [broken] * 3) == [
+    assert next_steps("mine", [broken] * 3, 3) == [
         "next: loosen the study's constraints, under another name; or 'splitsearch run mine --trials 6' looks at more "
         "of the space"
     ]
-    assert next_steps("mine", []) == ["next: loosen the study's constraints, under another name"]
+
+
+def test_what_is_next_counts_the_trials_that_could_not_run():
+    """``--trials`` counts them too: of 60 with 20 scored, ``--trials 40`` would end at once."""
+    broken = way(0, 0.9, 10.0, 100, feasible=False)
+    assert "'splitsearch run mine --trials 120' looks at more" in next_steps("mine", [broken] * 20, 60)[0]
+    (told,) = next_steps("mine", [], 4)
+    assert told.startswith(
+        "next: give the study another space, under another name; or 'splitsearch run mine --trials 8'"
+    )
+    assert next_steps("mine", [], 0) == ["next: 'splitsearch run mine' goes on to the first trial"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.0025, "2.5 kB/s"), (0.0997, "99.7 kB/s"), (1.25, "1.25 MB/s"), (12.5, "12.5 MB/s"), (99.97, "99.97 MB/s")],
+)
+def test_the_studys_own_rate_is_said_as_it_is(rate, words):
+    (line,) = (line for line in verdicts([way(7, 0.9, 1.0, 100, rate=rate)], []) if "at any link rate" in line)
+    assert line == f"Within that point it is the fastest at any link rate, not only at {words}."
+
+
+@pytest.mark.parametrize(("extra_ms", "words"), [(1.0, "about 99 kB/s"), (0.994, "about 100 kB/s")])
+def test_a_rate_of_almost_a_hundred_is_no_power_of_ten(extra_ms, words):
+    trials = [way(1, 0.9, 10.0, 199, rate=5.0), way(2, 0.9, 10.0 + extra_ms, 100, rate=5.0)]
+    assert f"below {words} trial 2" in " ".join(verdicts(trials, []))

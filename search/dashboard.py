@@ -92,7 +92,7 @@ def _is_installed() -> bool:
 def _save_figures(study: OwnStudy, limits: Constraints) -> None:
     from optuna_dashboard import save_plotly_graph_object
 
-    data = pareto_data(trial_points(study), baseline_points(study))
+    data = pareto_data(trial_points(study), judged(baseline_points(study), limits))
     figures = {
         "pareto": pareto_figure(data),
         "latency-parts": parts_figure(data.front, data.baselines),

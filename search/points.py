@@ -16,7 +16,7 @@ from search.front import Point, corner_of
 from search.hypervolume import GrowingFront
 from search.rows import uncollected
 from search.spec import Constraints
-from spaces.errors import SplitsearchError
+from spaces.errors import NotFinished, SplitsearchError
 
 BASELINES, ENVIRONMENT = "baselines", "environment"  # attributes of a study
 EVALUATION = "evaluation"  # attribute of a trial
@@ -94,8 +94,18 @@ def hypervolumes(study: optuna.Study, limits: Constraints) -> list[float]:
 
 
 def environment(study: optuna.Study) -> dict[str, Any]:
-    """Under which circumstances the study ran: date, machine, versions, hardware, images."""
-    return dict(study.user_attrs.get(ENVIRONMENT, {}))
+    """Under which circumstances the study ran: date, machine, versions, hardware, images.
+
+    Raises:
+        NotFinished: nobody knows yet, since what precedes the first trial is not done.
+    """
+    found = study.user_attrs.get(ENVIRONMENT)
+    if found is None:
+        raise NotFinished(
+            f"the study '{study.study_name}' has begun and is not ready for its first trial: the uncut model is "
+            "trained, or baselines are measured. Wait, or give 'splitsearch run' again if it was stopped"
+        )
+    return dict(found)
 
 
 def _point(trial: FrozenTrial) -> Point:

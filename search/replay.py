@@ -17,7 +17,7 @@ from evaluators.latency.profiles import load_machine
 from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
 from evaluators.store import shared_store
-from search.front import Point, pareto_front
+from search.front import Point, judged, pareto_front
 from search.points import baseline_points, environment, trial_points
 from search.spec import Constraints, StudySpec
 from search.tables import hardware_line
@@ -164,7 +164,8 @@ def replay_study(study: optuna.Study, spec: StudySpec, changes: Changes) -> list
         ]
         asked = {"device": changes.device, "server": changes.server, "link": link}
         now = dict(was) | {place: found.describe() for place, found in asked.items() if found is not None}
-        results.append(ReplayResult(trials=anew[0], baselines=anew[1], environment=now))
+        baselines_now = judged(anew[1], spec.constraints)
+        results.append(ReplayResult(trials=anew[0], baselines=baselines_now, environment=now))
     return results
 
 

@@ -112,6 +112,28 @@ def test_trials_that_could_not_run_are_counted_with_a_reason(write_study, study_
     assert told in out(capsys, "run", path).out and told in out(capsys, "front", path).out
 
 
+@pytest.mark.parametrize("command", [["front"], ["report"], ["replay", "--rates", "1"], ["dashboard"]])
+def test_a_study_that_is_being_prepared_says_so(write_study, study_dict, fake, capsys, monkeypatch, command):
+    def baselines(*, trained):
+        raise SplitsearchError("stopped while the uncut model was trained")
+
+    monkeypatch.setattr(fake, "baselines", baselines)
+    path = write_study(study_dict)
+    out(capsys, "run", path, code=1)
+    told = out(capsys, command[0], path, *command[1:], code=1).err
+    assert "error: the study 'demo' has begun and is not ready for its first trial" in told
+
+
+def test_replay_says_which_baselines_keep_the_limits(write_study, study_dict, fake, capsys):
+    study_dict["constraints"] = {"max_latency_ms": 11.0}
+    path = write_study(study_dict)
+    out(capsys, "run", path, "--trials", 3)
+    replays = json.loads(out(capsys, "replay", path, "--rates", "1,100", "--json").out)["replays"]
+    keeps = [{point["name"]: point["feasible"] for point in replay["baselines"]} for replay in replays]
+    assert [found["server-only, raw"] for found in keeps] == [False, True]  # 13.3 ms, 1.1 ms
+    assert all(found["all-on-device"] for found in keeps)  # 10 ms
+
+
 def test_check_json_keeps_its_contract(write_study, study_dict, fake, capsys, tmp_path):
     data = json.loads(out(capsys, "check", write_study(study_dict), "--json").out)
     assert list(data) == ["format", "model", "space_size", "points", "baselines"]

@@ -21,7 +21,7 @@ from search.cli import run_command
 from search.confirm import confirmed_points
 from search.front import Point, judged, pareto_front
 from search.points import baseline_points, trial_points
-from search.spec import load_spec
+from search.spec import Constraints, load_spec
 from search.storage import open_study
 
 pytest.importorskip("optuna_dashboard")
@@ -80,6 +80,18 @@ def test_a_run_leaves_notes_figures_and_the_report(done):
     assert kept.read_bytes() == (folder / "report.html").read_bytes()
     drawn = {key.split(":")[2] for key in attributes(study) if key.startswith("dashboard:plot_data:")}
     assert drawn == {"pareto", "latency-parts", "growth"}
+
+
+def test_a_baseline_over_a_limit_is_drawn_as_in_the_report(done, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "optuna_dashboard.save_plotly_graph_object",
+        lambda study, figure, graph_object_id: drawn.update({graph_object_id: figure}),
+    )
+    study, _, _ = opened(done)
+    dashboard._save_figures(study, Constraints(max_payload_bytes=1200))
+    names = " ".join(trace.name for trace in drawn["pareto"].data)
+    assert "server-only, WebP" in names and "server-only, JPEG" not in names  # 1,000 bytes, 1,500 bytes
 
 
 def test_what_best_trials_shows_wrongly_is_named(done):

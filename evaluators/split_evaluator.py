@@ -135,6 +135,8 @@ class SplitEvaluator(Evaluator):
         self._store = store or shared_store()
         self._runner = runner
         self._dataset = open_dataset(settings.data)
+        if len(self._dataset.classes) < 2 and self._dataset.task == _task_name(settings.model) == "classification":
+            raise SpecError("data.name", settings.data.name, f"has {self._classes()}; a classifier needs two or more")
         if settings.model.num_classes != len(self._dataset.classes):
             found = f"{settings.data.name} has {self._classes()}; give that number"
             raise SpecError("model.num_classes", settings.model.num_classes, found)

@@ -197,3 +197,6 @@ def test_one_class_is_for_detection_alone(tmp_path):
     )
     with pytest.raises(SpecError, match=r"data\.name: 'imagefolder' given; .* needs data for detection"):
         SplitEvaluator(given, tmp_path / "run")
+    classifier = replace(given, model=ModelSettings(name="torchvision/resnet18", num_classes=2))
+    with pytest.raises(SpecError, match=r"'imagefolder' given; has 1 class \(red\); a classifier needs two or more"):
+        SplitEvaluator(classifier, tmp_path / "run")

@@ -113,6 +113,15 @@ def test_options_reach_the_model_or_are_refused():
         build(ModelSettings(name="torchvision/resnet18", num_classes=3, options={"wings": 2}))
 
 
+def test_what_a_library_itself_refuses_is_the_studys_mistake():
+    """A library checks what it is given with exceptions of any kind."""
+    with pytest.raises(SpecError, match=r"model\.options.*does not take them: .*indivisible by patch size"):
+        build(ModelSettings(name="torchvision/vit_b_32", num_classes=3, options={"image_size": 60}))
+    pytest.importorskip("timm")
+    with pytest.raises(SpecError, match=r"model\.name: 'timm/resnet10t\.x' given; it cannot be made: .*pretrained tag"):
+        build(ModelSettings(name="timm/resnet10t.x", num_classes=3))
+
+
 def test_pretrained_weights_fill_all_but_the_last_layer(monkeypatch, tmp_path):
     """torchvision's own download code, its cache filled beforehand as a download would have."""
     donor = torchvision.models.squeezenet1_1(weights=None)

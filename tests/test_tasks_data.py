@@ -218,6 +218,17 @@ def test_imagefolder_says_what_is_wrong(tmp_path):
         assert "data.root" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("TRAIN", "VAL", "TEST"), ("training", "testing"), ("val", "test")]
+)
+def test_folders_of_roles_are_not_taken_for_classes(tmp_path, names):
+    """Two of them would do for a study of two classes, which then learns to tell training from test images."""
+    for name in names:
+        save_pictures(tmp_path / name, ("ant", "bee"), 5)
+    with pytest.raises(SpecError, match=rf"holds {', '.join(sorted(names))} and no train; folders of classes lie in"):
+        open_folder(tmp_path)
+
+
 def test_what_operating_systems_leave_behind_is_no_data(tmp_path):
     save_pictures(tmp_path / "in" / "birds" / "train", ("ant", "bee"), 4)
     save_pictures(tmp_path / "in" / "birds" / "val", ("ant", "bee"), 4, seed=1)

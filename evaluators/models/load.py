@@ -188,11 +188,12 @@ def _call(settings: ModelSettings, make: Callable[..., Any], name: str, **option
     """Make a library's model with the number of classes and the settings' options."""
     try:
         return make(name, num_classes=settings.num_classes, **{**options, **settings.options})
-    except TypeError as error:
+    except Exception as error:  # a library's own checks, which raise anything
+        reason = str(error) or type(error).__name__
         if not settings.options:
-            raise
+            raise SpecError("model.name", settings.name, f"it cannot be made: {reason}") from error
         given = dict(settings.options)
-        raise SpecError("model.options", given, f"{settings.name} does not take them: {error}") from None
+        raise SpecError("model.options", given, f"{settings.name} does not take them: {reason}") from error
 
 
 def _check_known(settings: ModelSettings, name: str, known: list[str]) -> None:

@@ -43,6 +43,8 @@ uncut ResNet-50 finds most alike (54.96 % and 54.56 %). So these halves agree a 
 them; no candidate was involved. It stays, so that results remain comparable with earlier ones.
 """
 _HALVES, _CARVED = (0.5, 0.5), (0.6, 0.2, 0.2)
+# Folders of these names, in whatever case, would be taken for classes where there is no ``train``.
+_ROLES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 _log = logging.getLogger("splitsearch")
 
@@ -179,6 +181,9 @@ class ImageFolder(_Files):
         self.classes = tuple(path.name for path in folders_in(base))
         if not self.classes:
             raise SpecError("data.root", str(root), "no images found in it as train/<class>/* or <class>/*")
+        if self.carved and (roles := [name for name in self.classes if name.lower() in _ROLES]):
+            needs = f"holds {', '.join(roles)} and no train; folders of classes lie in train, val and test, called so"
+            raise SpecError("data.root", str(root), needs)
         self._roles = {"train": self._list(base)}
         if self.carved:
             self._share(self._roles["train"], _CARVED, ("train", "validation", "test"))

@@ -287,7 +287,7 @@ def _model(section: Section, path: Path) -> ModelSettings:
     settings = ModelSettings(
         name=name,
         num_classes=section.whole("num_classes", minimum=1 if name.startswith("ultralytics/") else 2),
-        weights=weights if weights in (None, PRETRAINED) else _locate(weights, path, "model.weights"),
+        weights=weights if weights in (None, PRETRAINED) else locate(weights, path, "model.weights"),
         options=section.section("options", optional=True).rest(),
     )
     _check_json(settings.options, "model.options")
@@ -315,7 +315,7 @@ def _data(section: Section, path: Path) -> DataSettings:
     settings = DataSettings(
         name=_locate_code(section.text("name"), path, "data.name"),
         image_size=section.whole("image_size", minimum=8),
-        root=_locate(root, path, "data.root", ENDINGS) if root is not None else None,
+        root=locate(root, path, "data.root", ENDINGS) if root is not None else None,
         download=section.flag("download", False),
     )
     section.finish()
@@ -410,7 +410,7 @@ def _search(section: Section) -> SearchSettings:
     return settings
 
 
-def _locate(given: str, study: Path, key: str, endings: Sequence[str] = ()) -> Path:
+def locate(given: str, study: Path, key: str, endings: Sequence[str] = ()) -> Path:
     """A path in a study file: absolute, or below the current folder, the study's folder or the folder above that.
 
     The first place where it exists counts, as it stands or with one of the endings (of archives, see ``archives.py``);
@@ -431,7 +431,7 @@ def _locate_code(name: str, study: Path, key: str) -> str:
     """A name ``python:file.py:function`` with the file's place; any other name as it is."""
     kind, _, rest = name.partition(":")
     file, _, function = rest.rpartition(":")
-    return f"{kind}:{_locate(file, study, key)}:{function}" if kind == "python" and file.endswith(".py") else name
+    return f"{kind}:{locate(file, study, key)}:{function}" if kind == "python" and file.endswith(".py") else name
 
 
 # Where to find things and where numbers come from: no numbers.

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from search.front import Point
 from search.points import trial_points
-from search.spec import StudySpec, load_spec
+from search.spec import StudySpec, find_study, load_spec, locate
 from search.storage import contents_of, open_study, run_folder
 from spaces.errors import SpecError
 
+_KEY = "search.warm_start"
 _SAME = ("network", "weights", "images")
 
 
@@ -28,15 +29,25 @@ def earlier_points(spec: StudySpec, contents: Mapping[str, str]) -> list[Point]:
     """
     if spec.search.warm_start is None:
         return []
-    other = load_spec(spec.search.warm_start)
+    other = _other_study(spec, spec.search.warm_start)
     study = open_study(other, run_folder(other, None))
     known = contents_of(study)
     differing = [name for name in _SAME if known.get(name) != contents.get(name)]
     if differing:
         raise SpecError(
-            "search.warm_start",
+            _KEY,
             spec.search.warm_start,
             f"its {' and '.join(differing)} {'is' if differing == ['network'] else 'are'} not those of this study, so "
             "its accuracies say nothing here; leave the key out",
         )
     return trial_points(study)
+
+
+def _other_study(spec: StudySpec, named: str) -> StudySpec:
+    """The study that is named, its file looked up as any path in a study file. Raises SpecError if there is none."""
+    place = locate(named, spec.file, _KEY) if named.endswith((".yaml", ".yml")) else named
+    try:
+        path = find_study(str(place))
+    except SpecError as error:
+        raise SpecError(_KEY, named, error.allowed) from None
+    return load_spec(str(path))

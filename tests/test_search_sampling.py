@@ -418,6 +418,20 @@ def test_another_study_of_the_model_spares_the_first_round(write_study, study_di
     assert warm[2] > cold[2] and warm[-1] >= cold[-1]
 
 
+def test_a_warm_start_is_looked_up_as_every_path_is(write_study, study_dict, tmp_path, capsys, fake, monkeypatch):
+    study_dict["search"] = {"trials": 3, "seed": 0}
+    assert run_command(["run", write_study(study_dict)], debug=False) == 0
+    study_dict |= {"name": "second", "search": {"trials": 3, "seed": 0, "warm_start": "demo.yaml"}}
+    second = write_study(study_dict, "second.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "elsewhere" / "runs")  # results are below the current folder
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_command(["run", second], debug=False) == 0
+    study_dict |= {"name": "third", "search": {"trials": 3, "seed": 0, "warm_start": "absent.yaml"}}
+    assert run_command(["run", write_study(study_dict, "third.yaml")], debug=False) == 2
+    assert "search.warm_start: 'absent.yaml' given; no such file" in capsys.readouterr().err
+
+
 def test_a_study_of_another_model_is_no_warm_start(write_study, study_dict, capsys, fake, monkeypatch):
     study_dict["search"] = {"trials": 3, "seed": 0}
     assert run_command(["run", write_study(study_dict, "demo.yaml")], debug=False) == 0

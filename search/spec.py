@@ -69,7 +69,7 @@ class Constraints:
     def broken(self, evaluation: Evaluation) -> list[str]:
         """The limits that are exceeded: ``max_device_model_mb: 44.8 > 5``."""
         values, over = self._values(evaluation), [name for name, by in self.excess(evaluation).items() if by > 0]
-        return [f"{name}: {values[name]:.3g} > {getattr(self, name):g}" for name in over]
+        return [f"{name}: {_told_apart(values[name], getattr(self, name))}" for name in over]
 
     @staticmethod
     def _values(evaluation: Evaluation) -> dict[str, float]:
@@ -79,6 +79,15 @@ class Constraints:
             "max_payload_bytes": evaluation.payload_bytes,
             "max_device_model_mb": evaluation.details.get("device_model_mb", 0.0),
         }
+
+
+def _told_apart(value: float, limit: float) -> str:
+    """``44.7 > 5``, ``12288 > 1500`` and ``5.004 > 5``: three digits of a value, or as many as show that it is above
+    its limit.
+    """
+    least = max(3, len(f"{min(value, 1e9):.0f}"))
+    rounded = (float(f"{value:.{digits}g}") for digits in range(least, 18))
+    return f"{next(each for each in rounded if each > limit):.12g} > {limit:.12g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,10 @@ def test_limits_rule_baselines_out_and_say_which():
     (found,) = judged([alone], limits)
     assert not found.feasible and found.broken == ("max_device_model_mb: 44.7 > 5",)
     assert judged([alone], Constraints(max_device_model_mb=50.0))[0].feasible
+    raw = replace(alone, evaluation=replace(alone.evaluation, payload_bytes=12288.0))
+    assert judged([raw], Constraints(max_payload_bytes=1500))[0].broken == ("max_payload_bytes: 12288 > 1500",)
+    slow = rival("raw", 0.9, 10.004)
+    assert judged([slow], Constraints(max_latency_ms=10.0))[0].broken == ("max_latency_ms: 10.004 > 10",)
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(front_table([], [found, rival("JPEG 50", 0.8, 3), rival("JPEG 90", 0.8, 4)], None, "front"))
     text = console.export_text()

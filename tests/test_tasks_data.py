@@ -321,6 +321,18 @@ def test_classes_with_few_pictures(tmp_path):
                 assert all(torch.bincount(role.labels, minlength=3).min() >= 1 for role in roles)
 
 
+def test_a_rare_class_is_enough_for_no_role(tmp_path):
+    """Undivided, three images of a class leave none to choose by; a list that is there may lack a class."""
+    save_pictures(tmp_path / "flat", ("ant",), 10)
+    save_pictures(tmp_path / "flat", ("bee",), 3)
+    with pytest.raises(SpecError, match=r"at least 4 in each class are needed, and bee has 3"):
+        open_folder(tmp_path / "flat")
+    save_pictures(tmp_path / "lists" / "train", ("ant", "bee"), 4)
+    save_pictures(tmp_path / "lists" / "val", ("ant",), 10)
+    save_pictures(tmp_path / "lists" / "val", ("bee",), 1)
+    assert len(open_folder(tmp_path / "lists").test()) == 6
+
+
 def test_dividing_stays_as_it_was():
     labels = np.repeat(np.arange(3), (10, 3, 1))
     carved = [part.tolist() for part in divide(labels, (0.6, 0.2, 0.2), 2)]

@@ -120,9 +120,9 @@ class _Files(Dataset):
         """Divide files among roles, class by class. Raises SpecError where they are too few for that."""
         labels = np.array([label for _, label in rows], dtype=np.int64)
         parts = divide(labels, shares, _SPLIT_SEED)
-        if not all(map(len, parts)):
-            needed = next(n for n in range(1, 100) if all(map(len, divide(np.zeros(n, int), shares, _SPLIT_SEED))))
-            fewest, count = min(Counter(labels.tolist()).items(), key=lambda row: row[1], default=(0, 0))
+        needed = next(n for n in range(1, 100) if all(map(len, divide(np.zeros(n, int), shares, _SPLIT_SEED))))
+        fewest, count = min(Counter(labels.tolist()).items(), key=lambda row: row[1], default=(0, 0))
+        if not all(map(len, parts)) or (self.carved and count < needed):
             raise SpecError(
                 "data.root",
                 str(self._root),

@@ -104,6 +104,7 @@ def run(
 ) -> None:
     """Run the study, or go on with it where it stopped; ends with the front."""
     from search import dashboard, launch, points, progress, report, running, verdict
+    from search.spec import with_trials
 
     scheduler = None if on is None else launch.check_cluster(on, storage)
     job = running.Job(
@@ -111,7 +112,7 @@ def run(
     )
     opened = running.open_run(job)
     try:
-        with progress.run_progress(opened.study, opened.spec, _talk) as shown:
+        with progress.run_progress(opened.study, with_trials(opened.spec, opened.wanted), _talk) as shown:
             if scheduler is None:  # on a cluster one of the workers does it, on the machine that is timed
                 opened.prepare(shown.say)
             shown.start_trials()
@@ -158,8 +159,7 @@ def _run_workers(opened: Any, count: int | None, scheduler: str | None, shown: A
         started = launch.DaskWorkers(count, job, scheduler)
     with started:
         ends = started.watch(shown.look, shown.say)
-    wanted = min(opened.spec.search.trials, opened.space.size or opened.spec.search.trials)
-    workers.check_ends(ends, len(points.finished_trials(opened.study)), wanted, opened.folder)
+    workers.check_ends(ends, len(points.finished_trials(opened.study)), opened.wanted, opened.folder)
 
 
 @app.command()

@@ -60,6 +60,11 @@ class Run:
     study: OwnStudy
     earlier: list[Point]
 
+    @property
+    def wanted(self) -> int:
+        """Finished trials to come to: as many as the spec asks for, or all configurations where those are fewer."""
+        return min(self.spec.search.trials, self.space.size or self.spec.search.trials)
+
     def prepare(self, progress: Progress) -> None:
         """Everything that precedes the first trial."""
         objective.prepare(self.study, self.space, self.evaluator, progress)

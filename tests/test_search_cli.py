@@ -109,7 +109,9 @@ def test_trials_that_could_not_run_are_counted_with_a_reason(write_study, study_
     study_dict["search"]["sampler"] = "grid"
     path = write_study(study_dict)
     told = "3 of 6 trials could not run, such as: an AE ratio of 0.0001 leaves no channel of "
-    assert told in out(capsys, "run", path).out and told in out(capsys, "front", path).out
+    ran = out(capsys, "run", path)
+    assert told in ran.out and told in out(capsys, "front", path).out
+    assert "trial 6 of 6" in ran.err  # though the file asks for 20
 
 
 @pytest.mark.parametrize("command", [["front"], ["report"], ["replay", "--rates", "1"], ["dashboard"]])

@@ -99,6 +99,11 @@ def test_rows_that_are_no_boxes_are_named(tmp_path, row, told):
     assert f"{tmp_path}/labels/val/2.txt, line 3" in said and told in said and "data.root" in said
 
 
+def test_a_box_that_is_written_twice_has_to_be_found_once(tmp_path):
+    rows = "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n0  0.5 0.5 0.2 0.4\n"
+    assert [name for name, _ in boxes_of(open_yolo(yolo(tmp_path, labels=rows)))] == ["cat", "dog"]
+
+
 def test_labels_of_poses_count_by_their_boxes(tmp_path):
     pose = "1 0.5 0.5 0.2 0.4 " + "0.5 0.5 2 " * 4
     assert boxes_of(open_yolo(yolo(tmp_path, labels=pose, kpt_shape=[4, 3]))) == [("dog", [24, 9, 36, 21])]

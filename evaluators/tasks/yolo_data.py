@@ -7,8 +7,8 @@
     names: {0: wren, 1: robin}  # or a list
 
 The labels of ``images/train/7.jpg`` stand in ``labels/train/7.txt``: class, then middle and size of the box as shares
-of the picture's width and height; or class, then the corners of a polygon, whose bounding box counts. An image without
-a file of labels shows nothing.
+of the picture's width and height; or class, then the corners of a polygon, whose bounding box counts. A line that is
+there twice counts once, as it does for ultralytics. An image without a file of labels shows nothing.
 """
 
 from __future__ import annotations
@@ -146,18 +146,22 @@ class YoloData(DetectionFiles):
     def _rows(self, labels: Path) -> list[_Row]:
         if not labels.is_file():
             return []
-        lines = [(number, line.split()) for number, line in enumerate(read_text(labels).splitlines(), 1)]
-        return list(self._checked(labels, [(number, fields) for number, fields in lines if fields]))
+        lines: dict[tuple[str, ...], int] = {}
+        for number, line in enumerate(read_text(labels).splitlines(), 1):
+            lines.setdefault(tuple(line.split()), number)  # a line that stands there twice counts once
+        return list(self._checked(labels, lines))
 
-    def _checked(self, labels: Path, lines: list[tuple[int, list[str]]]) -> Iterator[_Row]:
-        for number, fields in lines:
+    def _checked(self, labels: Path, lines: Mapping[tuple[str, ...], int]) -> Iterator[_Row]:
+        for fields, number in lines.items():
+            if not fields:
+                continue
             try:
                 yield self._row(fields)
             except ValueError as error:
                 where = f"{labels}, line {number}"
                 raise SpecError("data.root", where, f"not readable as labels of boxes: {error}") from None
 
-    def _row(self, fields: list[str]) -> _Row:
+    def _row(self, fields: Sequence[str]) -> _Row:
         label = float(fields[0])
         if not label.is_integer() or not 0 <= label < len(self.classes):
             raise ValueError(f"class {fields[0]}; names has the classes 0 to {len(self.classes) - 1}")

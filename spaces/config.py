@@ -121,7 +121,12 @@ def check_coder(value: object) -> None:
 
 def is_number(value: object) -> bool:
     """A finite int or float; YAML's true and false do not count."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def check_ae_ratio(value: object) -> None:

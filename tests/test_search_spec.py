@@ -40,6 +40,8 @@ def test_a_good_file(write_study, study_dict):
         ("modle", {}, "modle: {} given; no such key; did you mean 'model'"),
         ("model.weight", "x", "model.weight: 'x' given; no such key; did you mean 'weights'"),
         ("model.num_classes", "ten", "model.num_classes: 'ten' given; a whole number from 2"),
+        pytest.param("link.rate_mb_per_s", 10**400, "0 given; a number above 0 is needed", id="long rate"),
+        pytest.param("constraints.max_latency_ms", 10**400, "0 given; a number from 0 is needed", id="long limit"),
         ("model.num_classes", True, "model.num_classes: True given"),
         ("model", "resnet", "model: 'resnet' given; a mapping"),
         ("data.image_size", 0, "data.image_size: 0 given; a whole number from 8"),

@@ -407,7 +407,7 @@ def test_malformed_requests_get_errors_while_others_are_served(running, bundle, 
     assert running.poll() is None and not [event for event in running.events if event["event"] == "error"]
 
 
-def asked_of(service, body=b""):
+def asked_of(service, body=b"", path="/v2/models/tiny/infer"):
     """Status and JSON of one request to a service, without a server around it."""
     sent, parts = [], [{"type": "http.request", "body": body}]
 
@@ -417,7 +417,7 @@ def asked_of(service, body=b""):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v2/models/tiny/infer", "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     return service(scope, receive, send), lambda: (sent[0]["status"], json.loads(sent[1]["body"]))
 
 
@@ -982,6 +982,24 @@ def test_the_server_answers_for_every_point(tmp_path, capsys):
         assert np.array_equal(np.float32(row["scores"]), expected) and "is the fastest" in said.err
         told = device(folder, capsys, "infer", picture, "--server", process.url, "--max-drop-pp", "-1", code=1).err
         assert "no point of this bundle" in told
+
+
+def test_a_detectors_further_points_are_answered_too(tmp_path):
+    folder = tiny_bundle.write_points(tmp_path / "bundle", detector=True)
+    there, limits = server.open_halves(folder / "server"), app.Limits(body_bytes=10_000)
+    decisions = {version: batching.Decision(1, "") for version in there}
+    service = app.Service(there, limits, decisions, None, lambda *_, **__: None).app()
+    for version, half in there.items():
+        payload = (half.folder / "sample.payload").read_bytes()
+        said = {"inputs": [tensor(shape=[len(payload)], data=list(payload))], "parameters": {"least_score": 0.01}}
+        work, result = asked_of(service, json.dumps(said).encode(), f"/v2/models/tiny/versions/{version}/infer")
+        asyncio.run(work)
+        status, answer = result()
+        assert status == 200, answer
+        found = {row["name"]: row["data"] for row in answer["outputs"]}
+        boxes = half.boxes(payload, 0.01)
+        assert found["labels"] == [box.label for box in boxes] and boxes
+        assert np.array_equal(np.float32(found["answer"]), half.decode(payload).ravel())
 
 
 def test_heads_of_one_cut_are_kept_once(tmp_path):

@@ -65,7 +65,7 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     settings = spec.model if spec else ModelSettings(name=asked.model, num_classes=_CLASSES)
     size = spec.data.image_size if spec else asked.image_size
     model = without_folder(settings.name)
-    name = asked.name or _slug(f"{profile.name}-{model}-{size}")
+    name = asked.name or _slug("-".join([profile.name, *_unusual(profile, asked.role), model, str(size)]))
     target = output or OWN_FOLDER / "devices" / f"{name}.yaml"
     split = SplitModel(build(settings).network, size)
     scope = record.Scope(role=asked.role, **_squeezes(spec, split))
@@ -109,6 +109,15 @@ def _profile(asked: Asked) -> MachineProfile:
         given = asked.settings["name"]
         raise SpecError("TARGET", given, "local and ssh://user@host are machines that can be measured")
     return profile
+
+
+def _unusual(profile: MachineProfile, role: str) -> list[str]:
+    """Words that keep profiles of one machine apart: what runs the networks there, and tails alone."""
+    from evaluators.latency.profiles import Here
+
+    here = (profile.how.runtime, profile.how.provider) if isinstance(profile.how, Here) else ()
+    words = [word for word in here if word not in (Here.runtime, Here.provider)]
+    return [*words, *(["server"] if role == "server" else [])]
 
 
 def _squeezes(spec: StudySpec | None, split: Any) -> dict[str, Any]:

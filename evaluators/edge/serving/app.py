@@ -301,8 +301,8 @@ def _tensors(half: ServerHalf, asked: protocol.Request, answer: np.ndarray) -> d
 
 def _least_score(asked: protocol.Request) -> float:
     value = asked.parameters.get("least_score", boxes.LEAST_SCORE)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise protocol.ProtocolError("least_score: a number is needed")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+        raise protocol.ProtocolError("least_score: a number is needed, from 0 to 1 as scores are")
     return float(value)
 
 

@@ -171,7 +171,7 @@ class Store:
     def entries(self) -> list[Entry]:
         """All whole entries, the least recently used first."""
         found = []
-        for record in self.root.glob(f"*/*/{ENTRY}"):
+        for record in self.root.glob(f"[!.]*/*/{ENTRY}"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 found.append(_entry(record))
         return sorted(found, key=lambda entry: entry.used_s)

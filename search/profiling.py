@@ -61,6 +61,8 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     from evaluators.models.load import build
     from evaluators.store import Store
 
+    if output is not None and output.suffix not in (".yaml", ".yml"):
+        raise SpecError("-o", str(output), "a path that ends in .yaml is needed, so that a study can name it")
     profile, spec = _profile(asked), load_spec(asked.study) if asked.study else None
     settings = spec.model if spec else ModelSettings(name=asked.model, num_classes=_CLASSES)
     size = spec.data.image_size if spec else asked.image_size

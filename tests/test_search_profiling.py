@@ -140,6 +140,7 @@ def test_what_was_measured_before_the_silence_is_kept(net, ask, capsys):
     ("arguments", "message"),
     [
         (["raspberry_pi_4b"], "local and ssh://user@host are machines that can be measured"),
+        (["local", "-o", "board"], "a path that ends in .yaml is needed"),
         (["local", "--role", "camera"], "device, server, both are allowed"),
         (["ssh://pi:secret@camera"], "a password cannot be given"),
         (["local", "--study", "quickstrat"], "did you mean 'quickstart'"),

@@ -74,6 +74,14 @@ def test_what_takes_days_to_make_is_no_left_over(tmp_path):
     assert is_right(Store(tmp_path).get(KEY, slow)) and not left_over.exists()
 
 
+def test_making_room_leaves_alone_what_is_about_to_appear(tmp_path, monkeypatch):
+    def flushed(folder):  # the last step before the name
+        assert Store(tmp_path).prune(0) == []
+
+    monkeypatch.setattr(store, "_flush", flushed)
+    assert is_right(Store(tmp_path).get(KEY, two_files))
+
+
 def cut_short(place):
     (place / "b.txt").write_text("")
 

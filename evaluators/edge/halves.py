@@ -42,12 +42,15 @@ def _session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSe
     options.intra_op_num_threads = threads  # 0 is one for each core
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:  # what onnxruntime raises has no common name
         told = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{path}: onnxruntime {onnxruntime.__version__} does not open it ({told}); a newer one may"
         ) from None
+    if wanted not in session.get_providers():  # it goes on without, and says so in its log alone
+        raise ValueError(f"onnxruntime could not start {wanted}: are GPU, CUDA and cuDNN there? Else set provider: cpu")
+    return session
 
 
 def _run(session: onnxruntime.InferenceSession, tensors: list[np.ndarray]) -> list[np.ndarray]:

@@ -53,6 +53,7 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
         MeasurementError: the machine did not answer.
     """
     from evaluators.edge.programs import PROGRAMS
+    from evaluators.identity import architecture
     from evaluators.latency import record
     from evaluators.latency.machine_for import machine_for, time_programs
     from evaluators.latency.machines import Measuring
@@ -72,7 +73,8 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     split = SplitModel(build(settings).network, size)
     scope = record.Scope(role=asked.role, **_squeezes(spec, split))
     unfinished = target.with_suffix(".timings")
-    machine = machine_for(profile, StageTable(Store(unfinished), {"model": settings.name, "image_size": size}))
+    scope_of_timings = {"network": architecture(settings), "image_size": size}
+    machine = machine_for(profile, StageTable(Store(unfinished), scope_of_timings))
     assert isinstance(machine, Measuring)
     timed = record.record(split, machine, scope, progress)
     progress("small Python programs")

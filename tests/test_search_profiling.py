@@ -136,6 +136,15 @@ def test_what_was_measured_before_the_silence_is_kept(net, ask, capsys):
     assert len(runner.asked) == 3 and len(load_machine("mine.yaml", "device").how.timings["head"]) == 4
 
 
+def test_what_was_measured_of_a_network_that_was_changed_since_is_not_kept(net, ask, tmp_path):
+    ask(Runner(silent_from=2))
+    assert run_command(["profile", "local", *net, "-o", "mine.yaml"]) == 1
+    (tmp_path / "net.py").write_text(NET.replace("16", "32"))
+    runner = ask(Runner())
+    assert run_command(["profile", "local", *net, "-o", "mine.yaml"]) == 0
+    assert len(runner.asked) == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

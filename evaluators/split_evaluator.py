@@ -28,7 +28,7 @@ from evaluators.latency.link_probe import measure_link
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machine_for import machine_for
 from evaluators.latency.machines import NotRecorded
-from evaluators.latency.profiles import Fitting, MachineProfile, Scaling, cores
+from evaluators.latency.profiles import MachineProfile, cores
 from evaluators.latency.runners import Runner
 from evaluators.latency.stage_timer import Squeeze, Stages, StageTimer
 from evaluators.latency.table import StageTable
@@ -275,8 +275,8 @@ class SplitEvaluator(Evaluator):
             split=self._feature_cache.base,
             dataset=self._dataset,
             task=self._task,
-            device_threads=self._threads(self._settings.device),
-            server_threads=self._threads(self._settings.server),
+            device_threads=self._settings.device.threads_there,
+            server_threads=self._settings.server.threads_there,
         )
         both.write(config, candidate, images, directory)
         return both.check(directory, images, candidate.score(config, self._feature_cache).answers)
@@ -503,9 +503,3 @@ class SplitEvaluator(Evaluator):
             details=details,
             **latency_fields(stages.timings, payload_bytes, watch.device, watch.server, self._link),
         )
-
-    @staticmethod
-    def _threads(profile: MachineProfile) -> int:
-        """For the runtime on the machine itself, where an exported half will run."""
-        how = profile.how
-        return how.reference.threads if isinstance(how, Scaling | Fitting) else profile.threads

@@ -171,7 +171,7 @@ class Store:
     def entries(self) -> list[Entry]:
         """All whole entries, the least recently used first."""
         found = []
-        for record in self.root.glob(f"*/*/{ENTRY}"):
+        for record in self.root.glob(f"[!.]*/*/{ENTRY}"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 found.append(_entry(record))
         return sorted(found, key=lambda entry: entry.used_s)
@@ -232,8 +232,19 @@ class Store:
         """Folders that killed processes were filling; only old ones, since others may be at work."""
         for path in (self.root / ".making").glob("*"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                if time.time() - path.stat().st_mtime > _LEFT_OVER_S and not self._is_being_made(path):
                     shutil.rmtree(path, ignore_errors=True)
+
+    def _is_being_made(self, path: Path) -> bool:
+        """Whether somebody holds the lock of what is made in a folder ``.<name of the entry>-...``: days, maybe."""
+        name = path.name[1:].partition("-")[0]
+        for file in (self.root / ".locks").glob(f"*-{name}.lock"):
+            try:
+                with FileLock(file).acquire(timeout=0):
+                    pass
+            except Timeout:
+                return True
+        return False
 
     def _lock_file(self, kind: str, name: str) -> Path:
         folder = self.root / ".locks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,12 @@ def write_bundle(
         write_prediction(folder / "device", parts, sources, found.payload_bytes, environment.get("link", {}))
         table = bundle_points.write_points(folder, point, chosen.others, evaluator, environment, chosen.max_drop_pp)
         fingerprint = seal.write(folder, spec.name)
-        readme = _readme(point, spec, evidence, metric, confirmed, whole, table)
+        packages = _packages([point, *(other for other, _ in chosen.others)])
+        readme = _readme(point, spec, evidence, metric, confirmed, whole, table, packages)
         if form == "triton":
             repository.write_repository(folder / "server", folder / "triton", spec.name)
-            packages = " and ".join(f"`{each}`" for each in ("numpy", CODERS[config.lossless].library) if each)
-            readme += repository.README.format(name=spec.name, packages=packages)
+            own = " and ".join(f"`{each}`" for each in ("numpy", CODERS[config.lossless].library) if each)
+            readme += repository.README.format(name=spec.name, packages=own)
         (folder / "README.md").write_text(readme)
         bundle = {
             "format": FORMAT,
@@ -155,17 +157,16 @@ def _readme(
     confirmed: Confirmed | None,
     whole: dict[str, Any] | None,
     table: dict[str, Any],
+    packages: str,
 ) -> str:
     found = point.evaluation
-    library = CODERS[found.config.lossless].library if found.config else ""
-    packages = [f"`{name}`" for name in ("numpy", "pillow", "onnxruntime", library) if name]
     return _README.format(
         confirmed=_confirmed_row(confirmed) if confirmed else "",
         metric="accuracy (top-1)" if metric == "top-1" else metric,
         whole=_WHOLE if whole else "",
         points=_POINTS.format(rows=bundle_points.rate_rows(table)) if table else "",
         drawing="" if metric == "top-1" else _DRAWING,
-        packages=", ".join(packages[:-1]) + f" and {packages[-1]}",
+        packages=packages,
         name=spec.name,
         study=spec.name,
         label=found.name,
@@ -178,6 +179,13 @@ def _readme(
         agreement=evidence["agreement_with_trial"],
         **{place: str(source) for place, source in found.sources.to_dict().items()},
     )
+
+
+def _packages(points: Sequence[Point]) -> str:
+    """What the halves of all these points need, in words."""
+    coders = {CODERS[each.evaluation.config.lossless].library for each in points if each.evaluation.config}
+    *most, last = [f"`{name}`" for name in ("numpy", "pillow", "onnxruntime", *sorted(coders - {""}))]
+    return f"{', '.join(most)} and {last}"
 
 
 def _confirmed_row(confirmed: Confirmed) -> str:

@@ -53,6 +53,7 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
         MeasurementError: the machine did not answer.
     """
     from evaluators.edge.programs import PROGRAMS
+    from evaluators.identity import architecture
     from evaluators.latency import record
     from evaluators.latency.machine_for import machine_for, time_programs
     from evaluators.latency.machines import Measuring
@@ -61,16 +62,19 @@ def record_machine(asked: Asked, output: Path | None, progress: Callable[[str], 
     from evaluators.models.load import build
     from evaluators.store import Store
 
+    if output is not None and output.suffix not in (".yaml", ".yml"):
+        raise SpecError("-o", str(output), "a path that ends in .yaml is needed, so that a study can name it")
     profile, spec = _profile(asked), load_spec(asked.study) if asked.study else None
     settings = spec.model if spec else ModelSettings(name=asked.model, num_classes=_CLASSES)
     size = spec.data.image_size if spec else asked.image_size
     model = without_folder(settings.name)
-    name = asked.name or _slug(f"{profile.name}-{model}-{size}")
+    name = asked.name or _slug("-".join([profile.name, *_unusual(profile, asked.role), model, str(size)]))
     target = output or OWN_FOLDER / "devices" / f"{name}.yaml"
     split = SplitModel(build(settings).network, size)
     scope = record.Scope(role=asked.role, **_squeezes(spec, split))
     unfinished = target.with_suffix(".timings")
-    machine = machine_for(profile, StageTable(Store(unfinished), {"model": settings.name, "image_size": size}))
+    scope_of_timings = {"network": architecture(settings), "image_size": size}
+    machine = machine_for(profile, StageTable(Store(unfinished), scope_of_timings))
     assert isinstance(machine, Measuring)
     timed = record.record(split, machine, scope, progress)
     progress("small Python programs")
@@ -109,6 +113,15 @@ def _profile(asked: Asked) -> MachineProfile:
         given = asked.settings["name"]
         raise SpecError("TARGET", given, "local and ssh://user@host are machines that can be measured")
     return profile
+
+
+def _unusual(profile: MachineProfile, role: str) -> list[str]:
+    """Words that keep profiles of one machine apart: what runs the networks there, and tails alone."""
+    from evaluators.latency.profiles import Here
+
+    here = (profile.how.runtime, profile.how.provider) if isinstance(profile.how, Here) else ()
+    words = [word for word in here if word not in (Here.runtime, Here.provider)]
+    return [*words, *(["server"] if role == "server" else [])]
 
 
 def _squeezes(spec: StudySpec | None, split: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -132,6 +133,24 @@ def test_a_port_in_use_is_named(running, bundle, capsys):
     assert f"127.0.0.1:{port} is in use already; give another --port" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["--port", "70000"], ["--cert", "no.pem", "--key", "no.pem"]])
+def test_what_a_server_cannot_listen_with_is_named(bundle, capsys, options, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main.server(bundle / "server", ["serve", "--port", "0", *options]) == 1
+    assert options[-1] in capsys.readouterr().err
+
+
+def test_networks_that_do_not_open_are_told_before_anybody_asks(tmp_path, capsys):
+    folder = tiny_bundle.write(tmp_path / "bundle", whole=True)
+    for path in (folder / "server" / "tail.onnx", folder / "device" / "head.onnx"):
+        path.write_bytes(b"junk")
+    seal.write(folder, "tiny")
+    with pytest.raises(ValueError, match=r"tail\.onnx: onnxruntime \S+ does not open it"):
+        server.open_halves(folder / "server")
+    told = device(folder, capsys, "infer", tiny_bundle.picture(tmp_path), *NOWHERE, code=1).err
+    assert "head.onnx: onnxruntime" in told and "Traceback" not in told
+
+
 def test_a_folder_that_is_only_measured_needs_no_seal(bundle, tmp_path):
     folder = tiny_bundle.write(tmp_path / "bundle") / "server"
     (folder / "files.json").unlink()
@@ -190,6 +209,7 @@ MALFORMED = [
             {"inputs": [tensor(shape=2)]},
             {"inputs": [tensor(shape=[True, 2])]},
             {"inputs": [tensor(shape=[2**70])]},
+            {"inputs": [tensor(shape=[0, 2**70], data=[])]},
             {"inputs": [tensor(datatype="FP32")]},
             {"inputs": [tensor(datatype="BYTES")]},
             {"inputs": [tensor(data=[1, 256])]},
@@ -407,7 +427,7 @@ def test_malformed_requests_get_errors_while_others_are_served(running, bundle, 
     assert running.poll() is None and not [event for event in running.events if event["event"] == "error"]
 
 
-def asked_of(service, body=b""):
+def asked_of(service, body=b"", path="/v2/models/tiny/infer"):
     """Status and JSON of one request to a service, without a server around it."""
     sent, parts = [], [{"type": "http.request", "body": body}]
 
@@ -417,7 +437,7 @@ def asked_of(service, body=b""):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v2/models/tiny/infer", "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     return service(scope, receive, send), lambda: (sent[0]["status"], json.loads(sent[1]["body"]))
 
 
@@ -438,6 +458,18 @@ def test_an_answer_that_takes_too_long_and_requests_beyond_the_limit(bundle, pay
     found = sorted((result() for _, result in asked), key=lambda each: each[0])
     assert [status for status, _ in found] == [503, 504, 504]
     assert "2 requests are in work" in found[0][1]["error"] and "no answer within 0.3 s" in found[1][1]["error"]
+
+
+@pytest.mark.parametrize("score", [10**400, float("nan"), "x", True, None], ids=["huge", "nan", "text", "bool", "none"])
+def test_a_least_score_that_is_none_is_told(tmp_path, score):
+    half = halves.ServerHalf(tiny_bundle.write(tmp_path / "bundle", detector=True) / "server")
+    limits, one = app.Limits(body_bytes=10_000), batching.Decision(1, "")
+    service = app.Service({"1": half}, limits, {"1": one}, None, lambda *_, **__: None).app()
+    payload = (half.folder / "sample.payload").read_bytes()
+    said = {"inputs": [tensor(shape=[len(payload)], data=list(payload))], "parameters": {"least_score": score}}
+    work, result = asked_of(service, json.dumps(said).encode())
+    asyncio.run(work)
+    assert result()[0] == 400 and "least_score" in result()[1]["error"]
 
 
 def test_a_failure_of_the_network_is_told_without_its_details(bundle, payload):
@@ -703,6 +735,13 @@ def test_only_a_kept_connection_that_broke_is_opened_again_at_once(bad, waits):
     assert len(pauses) == waits
 
 
+def test_a_connection_that_was_closed_meanwhile_is_no_try():
+    with behaving(reply, gone, reply, gone) as (url, _), ServerClient(Access(url, retries=0)) as client:
+        assert [client.infer("m", b"abc").tries for _ in range(2)] == [1, 2]
+        with pytest.raises(ServerError, match="tried 2 times"):
+            client.infer("m", b"abc")
+
+
 @pytest.mark.parametrize("bad", [gone, half_an_answer, busy, slow])
 def test_the_client_gives_up_in_time_and_says_why(bad):
     with behaving(bad) as (url, asked):
@@ -751,6 +790,11 @@ def test_a_server_that_is_not_there_is_told_so_that_one_can_look(scheme, error, 
         access = Access(url.replace("http", scheme), retries=0)
         with ServerClient(access) as client, pytest.raises(ServerError, match=told):
             client.infer("m", b"abc")
+
+
+def test_a_certificate_to_trust_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no\.pem: no certificate to trust"):
+        ServerClient(Access("https://127.0.0.1", authority=tmp_path / "no.pem"))
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:80", "http://", "http://h:x", "http://u:p@h", "http://h/?q=1"])
@@ -878,6 +922,17 @@ def test_a_detectors_boxes_are_drawn(tmp_path, capsys):
         assert image.size == (8, 8)
 
 
+def test_no_picture_is_drawn_over(tmp_path, capsys):
+    folder, picture = tiny_bundle.write(tmp_path / "bundle", detector=True, whole=True), tiny_bundle.picture(tmp_path)
+    before, payload = picture.read_bytes(), tmp_path / "0.payload"
+    payload.write_bytes((folder / "server" / "sample.payload").read_bytes())
+    told = device(folder, capsys, "infer", picture, "--draw", tmp_path, code=1).err
+    assert f"{picture} would be overwritten" in told and picture.read_bytes() == before
+    decode = ["decode", payload, "--draw", tmp_path, "--on", picture]
+    assert main.server(folder / "server", [str(each) for each in decode]) == 1
+    assert "would be overwritten" in capsys.readouterr().err and picture.read_bytes() == before
+
+
 def test_a_camera_is_whatever_program_writes_a_picture(running, bundle, tmp_path, capsys):
     picture = tiny_bundle.picture(tmp_path)
     command = f"cat {picture}"
@@ -894,12 +949,42 @@ def test_a_camera_is_whatever_program_writes_a_picture(running, bundle, tmp_path
 
 @pytest.mark.parametrize(
     ("command", "told"),
-    [("false", "ended with 1: nothing on standard output"), ("no-such-camera", "No such file"), ("echo x", "picture")],
+    [("false", "ended with 1: nothing on standard output"), ("echo x", "picture")],
 )
 def test_a_camera_that_gives_no_picture_is_no_answer(bundle, capsys, command, told):
     said = device(bundle, capsys, "infer", "--camera", command, "--frames", 1, "--json", code=1)
     (row,) = json.loads(said.out)
     assert row["picture"] == "frame 1" and told in row["error"]
+
+
+@pytest.mark.parametrize("command", ["no-such-camera", "", "cat 'x"])
+def test_a_command_that_can_give_no_picture_is_not_tried_for_ever(bundle, capsys, command):
+    said = device(bundle, capsys, "infer", "--camera", command, code=1)
+    assert said.err.startswith(f"error: --camera {command!r}: ") and not said.out
+
+
+def test_a_camera_without_end_takes_no_more_room_and_rests_after_an_error(bundle, capsys, monkeypatch):
+    class Row(dict):
+        pass
+
+    alive, most, rests = [], [], []
+
+    def rows(*_):
+        for number in range(6):
+            row = (
+                Row(picture="x", error="none") if number == 3 else Row(picture="x", name="ant", score=0.5, by="device")
+            )
+            row["ms"] = float(number)
+            alive.append(weakref.ref(row))
+            yield row
+            del row
+            most.append(sum(each() is not None for each in alive))
+
+    monkeypatch.setattr(infer, "_rows", rows)
+    monkeypatch.setattr(infer.time, "sleep", rests.append)
+    said = device(bundle, capsys, "infer", "--camera", "true", code=1)
+    assert "6 pictures: 0 by the server, 5 by the device, 1 without an answer; 2.0 ms in the median" in said.err
+    assert max(most) <= 2 and len(rests) == 1
 
 
 def test_neither_pictures_nor_a_camera_is_said(bundle, capsys):
@@ -916,7 +1001,7 @@ def test_ctrl_c_ends_a_camera_without_frames(bundle, tmp_path, capsys, monkeypat
         return main.picture.open_upright(picture)
 
     monkeypatch.setattr(main.Camera, "shot", shot)
-    said = device(bundle, capsys, "infer", "--camera", "one", "--json")
+    said = device(bundle, capsys, "infer", "--camera", "true", "--json")
     assert len(json.loads(said.out)) == 2 and "2 pictures" in said.err
 
 
@@ -946,6 +1031,14 @@ def test_points_are_kept_within_the_accuracy_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"drops at most 0\.1 points; the most accurate drops 0\.50"):
         points.read(folder, 0.1)
     assert points.read(tiny_bundle.write(tmp_path / "single") / "device") == []
+
+
+def test_what_a_desktop_leaves_beside_points_is_no_point(tmp_path):
+    half = halves.DeviceHalf(tiny_bundle.write_points(tmp_path / "bundle") / "device")
+    (half.folder / "points" / ".DS_Store").touch()
+    assert points.open_point(half, "2").folder == half.folder / "points" / "2"
+    with pytest.raises(ValueError, match="point '3' given; this bundle has 1, 2"):
+        points.open_point(half, "3")
 
 
 def test_the_device_changes_with_the_link(tmp_path):
@@ -982,6 +1075,24 @@ def test_the_server_answers_for_every_point(tmp_path, capsys):
         assert np.array_equal(np.float32(row["scores"]), expected) and "is the fastest" in said.err
         told = device(folder, capsys, "infer", picture, "--server", process.url, "--max-drop-pp", "-1", code=1).err
         assert "no point of this bundle" in told
+
+
+def test_a_detectors_further_points_are_answered_too(tmp_path):
+    folder = tiny_bundle.write_points(tmp_path / "bundle", detector=True)
+    there, limits = server.open_halves(folder / "server"), app.Limits(body_bytes=10_000)
+    decisions = {version: batching.Decision(1, "") for version in there}
+    service = app.Service(there, limits, decisions, None, lambda *_, **__: None).app()
+    for version, half in there.items():
+        payload = (half.folder / "sample.payload").read_bytes()
+        said = {"inputs": [tensor(shape=[len(payload)], data=list(payload))], "parameters": {"least_score": 0.01}}
+        work, result = asked_of(service, json.dumps(said).encode(), f"/v2/models/tiny/versions/{version}/infer")
+        asyncio.run(work)
+        status, answer = result()
+        assert status == 200, answer
+        found = {row["name"]: row["data"] for row in answer["outputs"]}
+        boxes = half.boxes(payload, 0.01)
+        assert found["labels"] == [box.label for box in boxes] and boxes
+        assert np.array_equal(np.float32(found["answer"]), half.decode(payload).ravel())
 
 
 def test_heads_of_one_cut_are_kept_once(tmp_path):

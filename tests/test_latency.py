@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,12 @@ def test_machines_by_name():
     assert pi.how.fit.runtime == "ncnn" and pi.how.reference.latency_ms == 262.83 and pi.source == Source.MODELLED
     slower = load_machine({"name": "raspberry_pi_4b", "runtime": "tensorflow"}, "device")
     assert slower.how.fit.runtime.startswith("TensorFlow")
+    one = load_machine({"name": "raspberry_pi_4b", "runtime": "ncnn-1-thread", "threads": 7}, "device")
+    assert (pi.threads_there, one.threads_there) == (4, 1)
     recorded = load_machine("raspberry_pi_4b_resnet50", "device")
+    assert recorded.threads_there == 0  # all of its own, however many the machine that searches has
+    for said, threads in (("3", 3), ("one for each of 4 cores", 0)):
+        assert replace(recorded, how=replace(recorded.how, threads=said)).threads_there == threads
     assert recorded.source == Source.RECORDED and recorded.how.whole_ms == 961.4
     there = load_machine({"name": "ssh://pi@camera:2222", "key": "~/id", "threads": 3}, "device")
     assert (there.how.host, there.how.user, there.how.port, there.threads) == ("camera", "pi", 2222, 3)

@@ -176,6 +176,17 @@ def test_nobody_else_measures_or_trains_here_while_a_camera_sends(asked, monkeyp
     assert (asked[0], asked[1][:2], asked[2]) == ("alone", ("camera", "probe"), "over")
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_camera_that_sees_this_machine_under_an_ipv6_address_reaches_it_too(short, monkeypatch, address):
+    class Ssh(FakeSsh):
+        def run(self, folder, arguments):
+            return json.dumps(probe(address, int(arguments[1].lstrip(":")), seconds=0.1))
+
+    monkeypatch.setattr(link_probe, "SshRunner", lambda target: Ssh(target, []))
+    assert measure_link(CAMERA).rate_mb_per_s > 0
+
+
 def test_a_device_whose_networks_run_on_torch_has_a_link_too(short):
     found = measure_link(load_machine({"name": "local", "runtime": "torch"}, "device"), HERE)
     assert found.rate_mb_per_s > 0 and found.origin is Source.MEASURED

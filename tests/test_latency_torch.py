@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,16 @@ def test_a_machine_of_torch_is_measured(split, tmp_path, monkeypatch):
     for entry in (tmp_path / "table" / "timing").glob("*/entry.json"):
         place = json.loads(entry.read_text())["depends_on"]["place"]
         assert place["runtime"] == "torch" and torch.__version__.startswith(place["torch"])
+
+
+def test_a_gpu_that_does_not_start_is_not_timed_as_a_processor(tmp_path, monkeypatch):
+    """Without cuDNN, say, onnxruntime runs the network on the processor and goes on."""
+    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
+    half = halves.DeviceHalf(folders.write_device(tmp_path, manifest(provider="cuda"), PIXELS))
+    with pytest.raises(ValueError, match="could not start CUDAExecutionProvider"):
+        half.open("head")
 
 
 def test_a_processor_that_is_not_there_is_said(tmp_path):

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from test_search_spec import change
 from evaluators.fake import FakeEvaluator
 from evaluators.result import HeadCost, LatencyParts
 from evaluators.store import StoreKey, shared_store
-from search import tables, wiring
+from search import bundle_points, tables, wiring
 from search.caching import parse_size
 from search.cli import app, run_command
 from spaces.errors import SpecError, SplitsearchError
@@ -223,6 +224,20 @@ def test_replay_on_a_recorded_device(done, capsys, tmp_path):
     assert "device board (recorded d" in out(capsys, "replay", done, "--device", "board.yaml").out
     (tmp_path / "board.yaml").write_text(BOARD.replace("resnet18", "resnet50"))
     assert "recording of torchvision/resnet50" in out(capsys, "replay", done, "--device", "board.yaml", code=2).err
+
+
+def test_a_bundle_s_readme_names_the_packages_of_all_its_points(done, capsys, tmp_path, monkeypatch):
+    further = bundle_points.further_points
+
+    def coded(*arguments):
+        point = further(*arguments)[0]
+        config = replace(point.evaluation.config, lossless="zstd")
+        return [replace(point, evaluation=replace(point.evaluation, config=config))]
+
+    monkeypatch.setattr(bundle_points, "further_points", coded)
+    out(capsys, "export", done, "--points", 2, "--max-drop-pp", 8, "-o", tmp_path / "bundle")
+    needed = "`numpy`, `pillow`, `onnxruntime` and `zstandard`"
+    assert f"Needs Python 3.9 or newer with {needed};" in (tmp_path / "bundle" / "README.md").read_text()
 
 
 def test_a_bundle_of_several_points_says_which_is_fastest_at_which_rate(done, capsys, tmp_path):

@@ -85,6 +85,20 @@ def test_a_profile_s_name_has_no_folder_in_it(net, ask, capsys):
     assert capsys.readouterr().out.strip() == "hardware_profiles/devices/local_python_net_py_net_16.yaml"
 
 
+def test_a_profile_of_another_runtime_or_role_is_another_file_and_says_so(net, ask, capsys, monkeypatch):
+    ask(Runner())
+    monkeypatch.setattr("evaluators.latency.machine_for._gpu", lambda: "a card")
+    how = ["--role", "server", "--runtime", "torch", "--provider", "cuda"]
+    for more in ([], how):
+        assert run_command(["profile", "local", *net, *more]) == 0
+    files = capsys.readouterr().out.split()
+    names = ["local_python_net_py_net_16", "local_torch_cuda_server_python_net_py_net_16"]
+    assert [Path(file).stem for file in files] == names
+    usual, card = (load_machine(file, "server").how for file in files)
+    assert usual.runtime == "onnxruntime" and "a card" not in usual.source
+    assert card.runtime == "torch" and "abacus with a card" in card.source and "torch 2" in card.source
+
+
 def test_roles(net, ask):
     ask(Runner())
     assert run_command(["profile", "local", *net, "--role", "server", "-o", "mine.yaml"]) == 0
@@ -122,10 +136,20 @@ def test_what_was_measured_before_the_silence_is_kept(net, ask, capsys):
     assert len(runner.asked) == 3 and len(load_machine("mine.yaml", "device").how.timings["head"]) == 4
 
 
+def test_what_was_measured_of_a_network_that_was_changed_since_is_not_kept(net, ask, tmp_path):
+    ask(Runner(silent_from=2))
+    assert run_command(["profile", "local", *net, "-o", "mine.yaml"]) == 1
+    (tmp_path / "net.py").write_text(NET.replace("16", "32"))
+    runner = ask(Runner())
+    assert run_command(["profile", "local", *net, "-o", "mine.yaml"]) == 0
+    assert len(runner.asked) == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["raspberry_pi_4b"], "local and ssh://user@host are machines that can be measured"),
+        (["local", "-o", "board"], "a path that ends in .yaml is needed"),
         (["local", "--role", "camera"], "device, server, both are allowed"),
         (["ssh://pi:secret@camera"], "a password cannot be given"),
         (["local", "--study", "quickstrat"], "did you mean 'quickstart'"),

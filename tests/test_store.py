@@ -60,6 +60,28 @@ def test_what_fails_leaves_nothing(tmp_path):
     assert is_right(Store(tmp_path).get(KEY, two_files))
 
 
+def test_what_takes_days_to_make_is_no_left_over(tmp_path):
+    other = StoreKey("things", {"seed": 1})
+
+    def slow(folder):
+        two_files(folder)
+        for path in (folder, left_over):
+            os.utime(path, (0, 0))
+        assert is_right(Store(tmp_path, limit_bytes=10**9).get(other, two_files))  # which makes room
+
+    left_over = tmp_path / ".making" / f".{'0' * 40}-killed"
+    left_over.mkdir(parents=True)
+    assert is_right(Store(tmp_path).get(KEY, slow)) and not left_over.exists()
+
+
+def test_making_room_leaves_alone_what_is_about_to_appear(tmp_path, monkeypatch):
+    def flushed(folder):  # the last step before the name
+        assert Store(tmp_path).prune(0) == []
+
+    monkeypatch.setattr(store, "_flush", flushed)
+    assert is_right(Store(tmp_path).get(KEY, two_files))
+
+
 def cut_short(place):
     (place / "b.txt").write_text("")
 

@@ -56,7 +56,7 @@ def write(folder, name="tiny", seed=0, detector=False, whole=False, coder="packe
 def write_points(folder, drops=(0.0, 1.0), **more):
     """A bundle of two points: the second is of other weights, sends half the bytes and computes longer."""
     write(folder, seed=0, **more)
-    second = write(folder / "making", seed=1, coder="lzma")
+    second = write(folder / "making", seed=1, coder="lzma", **more)
     for side in seal.SIDES:
         shutil.rmtree(second / side / "edge")
         for name in ("__main__.py", "files.json"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
 from typing import Optional
@@ -30,6 +31,15 @@ class Camera:
 
     command: str
     frames: Optional[int] = None
+
+    def check(self) -> None:
+        """Raise ValueError for a command that can give no picture, however often it is run."""
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise ValueError(f"--camera {self.command!r}: {error}") from None
+        if not words or shutil.which(words[0]) is None:
+            raise ValueError(f"--camera {self.command!r}: there is no such program here; is it installed?")
 
     def shot(self) -> Image.Image:
         """A picture taken now. Raises PictureError where there is none, with what the program said."""

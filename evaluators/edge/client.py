@@ -156,17 +156,18 @@ class ServerClient:
                 raise RefusedError(0, f"{self._access.url}: {error}; --ca FILE names whom to trust") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                broke, told = True, f"{self._access.url}: {_named(error)}"
+                broke, told = not isinstance(error, socket.timeout), f"{self._access.url}: {_named(error)}"
             else:
                 if status == 200:
                     return data, json_length, tries
                 told = f"{self._access.url}: {status}: {_said(data)}"
                 if status not in _LATER:
                     raise RefusedError(status, told)
+            if kept and broke and tries == 1:
+                continue  # a kept connection that broke says little of the server
             if tries > self._access.retries:
                 raise ServerError(f"{told} (tried {tries} times)")
-            if not (kept and broke and tries == 1):  # a kept connection that broke says little of the server
-                self._pause(_pause_s(tries))
+            self._pause(_pause_s(tries))
 
     def _ask_once(self, method: str, path: str, body: bytes, headers: dict) -> tuple[int, bytes, Optional[str]]:
         if self._connection is None:
@@ -211,7 +212,10 @@ def _connector(access: Access) -> Callable[[], http.client.HTTPConnection]:
     scheme, host, port = read_url(access.url)
     if scheme == "http":
         return lambda: http.client.HTTPConnection(host, port, timeout=access.timeout_s)
-    context = ssl.create_default_context(cafile=str(access.authority) if access.authority else None)
+    try:
+        context = ssl.create_default_context(cafile=str(access.authority) if access.authority else None)
+    except OSError as error:  # which does not name the file
+        raise ValueError(f"{access.authority}: no certificate to trust ({error})") from None
     return lambda: http.client.HTTPSConnection(host, port, timeout=access.timeout_s, context=context)
 
 

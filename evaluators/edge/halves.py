@@ -41,7 +41,16 @@ def _session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # 0 is one for each core
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+    except Exception as error:  # what onnxruntime raises has no common name
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path}: onnxruntime {onnxruntime.__version__} does not open it ({told}); a newer one may"
+        ) from None
+    if wanted not in session.get_providers():  # it goes on without, and says so in its log alone
+        raise ValueError(f"onnxruntime could not start {wanted}: are GPU, CUDA and cuDNN there? Else set provider: cpu")
+    return session
 
 
 def _run(session: onnxruntime.InferenceSession, tensors: list[np.ndarray]) -> list[np.ndarray]:
@@ -99,11 +108,15 @@ class Half:
         return path
 
     def run(self, model: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
-        """Run one of the folder's models on tensors with a batch dimension of 1."""
+        """Run one of the folder's models on tensors with a batch dimension of 1. Raises as :meth:`open` does."""
+        self.open(model)
+        return _run(self._sessions[model], tensors)
+
+    def open(self, model: str) -> None:
+        """Have a model ready to run. Raises ValueError where the onnxruntime here does not take it."""
         if model not in self._sessions:
             threads, provider = self.manifest["threads"], self.manifest.get("provider", "cpu")
             self._sessions[model] = _session(self._path(model), threads, provider)
-        return _run(self._sessions[model], tensors)
 
 
 class DeviceHalf(Half):

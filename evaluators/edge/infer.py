@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 import time
+from array import array
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from .points import read as read_points
 _Picture = tuple[str, Callable[[], Image.Image], Optional[Path]]  # its name, how to get it, where to draw it
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ALONE_S = 10.0  # after a server was away, how long the device answers alone before it asks again
+_AFTER_ERROR_S = 1.0  # before a camera without end takes its next picture
 
 
 @dataclass(frozen=True)
@@ -124,29 +126,34 @@ def infer(
     half, paths = DeviceHalf(folder), pictures_of(sources)
     if not paths and camera is None:
         raise ValueError("no pictures given: name some, or --camera COMMAND")
+    if camera is not None:
+        camera.check()
     if access is None and not half.has("whole"):
         raise ValueError(f"{folder} has no whole.onnx, so --server URL is needed; or export again with --with-whole")
     targets = _drawings(half, paths, wishes)
     pictures = itertools.chain(_files(paths, targets), _frames(camera, wishes) if camera else ())
     frames = 0 if camera is None else camera.frames
     endless = frames is None
-    progress, rows = _Progress(None if frames is None else len(paths) + frames, sys.stderr), []
+    progress = _Progress(None if frames is None else len(paths) + frames, sys.stderr)
+    tally = _Tally(keeps=wishes.as_json)  # else not: a camera may go on for months
     with ServerClient(access, half.sealed.fingerprint) if access else nullcontext() as client:
         points = read_points(folder, wishes.max_drop_pp) if client else []
         chooser = Chooser(half, client, points, progress.say) if client and points else None
         answerer = Answerer(half, client, progress.say, chooser=chooser)
         with contextlib.suppress(KeyboardInterrupt) if endless else nullcontext():  # that is how such a camera ends
             for row in _rows(answerer, pictures, wishes):
-                rows.append(row)
+                tally.add(row)
                 if not wishes.as_json:
                     progress.clear()
                     print(_line(row), flush=True)
-                progress.show(len(rows))
+                progress.show(tally.count)
+                if endless and "error" in row:
+                    time.sleep(_AFTER_ERROR_S)
     progress.clear()
     if wishes.as_json:
-        print(json.dumps(rows))
-    progress.say(_summary(rows))
-    return int(any("error" in row for row in rows))
+        print(json.dumps(tally.rows))
+    progress.say(str(tally))
+    return int(tally.errors > 0)
 
 
 def pictures_of(sources: Sequence[Path]) -> list[Path]:
@@ -163,17 +170,25 @@ def pictures_of(sources: Sequence[Path]) -> list[Path]:
     return found
 
 
-def unique_targets(sources: Sequence[Path], folder: Path, ending: str) -> list[Path]:
-    """The file to write for each source, called like it. Raises ValueError where one would overwrite another."""
+def unique_targets(sources: Sequence[Path], folder: Path, ending: str, kept: Sequence[Path] = ()) -> list[Path]:
+    """The file to write for each source, called like it.
+
+    Raises:
+        ValueError: one would overwrite another, a source, or one of ``kept``.
+    """
+    targets = [folder / f"{source.stem}{ending}" for source in sources]
+    given = {path.resolve() for path in (*sources, *kept)}
     taken: dict[Path, Path] = {}
-    for source in sources:
-        other = taken.setdefault(folder / f"{source.stem}{ending}", source)
+    for source, target in zip(sources, targets):
+        other = taken.setdefault(target, source)
         if other.resolve() != source.resolve():
             raise ValueError(
-                f"{other} and {source} would both become {folder / source.stem}{ending}; nothing was written. "
+                f"{other} and {source} would both become {target}; nothing was written. "
                 f"Rename one of them, or give each its own output folder"
             )
-    return [folder / f"{source.stem}{ending}" for source in sources]
+        if target.resolve() in given:
+            raise ValueError(f"{target} would be overwritten; nothing was written. Give another output folder")
+    return targets
 
 
 def _drawings(half: DeviceHalf, paths: list[Path], wishes: Wishes) -> list[Optional[Path]]:
@@ -237,12 +252,33 @@ def _line(row: dict) -> str:
     return "\n".join(lines)
 
 
-def _summary(rows: list[dict]) -> str:
-    good = [row for row in rows if "error" not in row]
-    by = ", ".join(f"{sum(row['by'] == side for row in good)} by the {side}" for side in ("server", "device"))
-    took = f"; {statistics.median(row['ms'] for row in good):.1f} ms in the median" if good else ""
-    count = "1 picture" if len(rows) == 1 else f"{len(rows)} pictures"
-    return f"{count}: {by}, {len(rows) - len(good)} without an answer{took}"
+class _Tally:
+    """What is said at the end of all pictures; ``rows``, what is known of each, only where it ``keeps`` them."""
+
+    def __init__(self, keeps: bool) -> None:
+        self.rows: list[dict] = []
+        self.by, self.errors, self._ms, self._keeps = {"server": 0, "device": 0}, 0, array("d"), keeps
+
+    @property
+    def count(self) -> int:
+        """Pictures so far."""
+        return len(self._ms) + self.errors
+
+    def add(self, row: dict) -> None:
+        """Count one picture."""
+        if self._keeps:
+            self.rows.append(row)
+        if "error" in row:
+            self.errors += 1
+        else:
+            self.by[row["by"]] += 1
+            self._ms.append(row["ms"])
+
+    def __str__(self) -> str:
+        by = ", ".join(f"{number} by the {side}" for side, number in self.by.items())
+        took = f"; {statistics.median(self._ms):.1f} ms in the median" if self._ms else ""
+        count = "1 picture" if self.count == 1 else f"{self.count} pictures"
+        return f"{count}: {by}, {self.errors} without an answer{took}"
 
 
 class _Progress:

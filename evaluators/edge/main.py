@@ -109,7 +109,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
 
 def _infer(folder: Path, options: argparse.Namespace) -> int:
     wishes = infer.Wishes(options.json, options.draw, options.least_score, options.max_drop_pp)
-    camera = Camera(options.camera, options.frames) if options.camera else None
+    camera = Camera(options.camera, options.frames) if options.camera is not None else None
     return infer.infer(folder, options.images, _access(options) if options.server else None, wishes, camera)
 
 
@@ -212,7 +212,7 @@ def _detect(half: halves.ServerHalf, options: argparse.Namespace) -> None:
     classes = half.classes
     if options.draw and len(options.on or []) != len(options.payloads):
         raise ValueError(f"--draw needs --on with {len(options.payloads)} images, one for each payload")
-    targets = unique_targets(options.payloads, options.draw, ".png") if options.draw else []
+    targets = unique_targets(options.payloads, options.draw, ".png", options.on) if options.draw else []
     rows: list[dict] = []
     for number, path in enumerate(options.payloads):
         try:

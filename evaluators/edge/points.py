@@ -75,6 +75,11 @@ def folder_of(half: Path, version: str) -> Path:
     return half if version == FIRST else half / "points" / version
 
 
+def further(half: Path) -> list[str]:
+    """The versions in a half besides the first; other things may lie beside them, as desktops leave some."""
+    return sorted((path.name for path in (half / "points").glob("*") if path.name.isdecimal()), key=int)
+
+
 def write(folder: Path, points: Sequence[PointInBundle], max_drop_pp: Optional[float]) -> None:
     """Write ``points.json`` into a device half; ``max_drop_pp`` is the accuracy asked for at export."""
     about = {"format": FORMAT, "max_drop_pp": max_drop_pp, "points": [asdict(point) for point in points]}
@@ -110,9 +115,9 @@ def open_point(half: DeviceHalf, version: str) -> DeviceHalf:
     """A point of a device half. Raises ValueError where it has no such one."""
     if version == FIRST:
         return half
-    places = sorted((each.name for each in (half.folder / "points").glob("*")), key=int)
-    if version not in places:
-        raise ValueError(f"point '{version}' given; this bundle has {', '.join([FIRST, *places])}")
+    known = further(half.folder)
+    if version not in known:
+        raise ValueError(f"point '{version}' given; this bundle has {', '.join([FIRST, *known])}")
     return DeviceHalf(folder_of(half.folder, version))
 
 

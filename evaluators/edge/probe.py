@@ -13,6 +13,7 @@ it they would stand in its queue. Needs the standard library alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import select
@@ -41,6 +42,14 @@ _SETTLE_S = 1.0  # how long the server goes on reading what was still on its way
 
 class ProbeError(ValueError):
     """A link that could not be measured; the message says why."""
+
+
+def listen(host: str = "", port: int = 0) -> socket.socket:
+    """Wait at an address, at every one of this machine where none is given, IPv6 too; port 0 is any free one."""
+    if not host and socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # it may be switched off
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server((host, port))
 
 
 def serve(listener: socket.socket, timeout_s: float = TIMEOUT_S) -> None:
@@ -114,7 +123,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="probe", description="Measure the link from this machine to another.")
     commands = parser.add_subparsers(dest="command", required=True)
     waiting = commands.add_parser("serve", help="wait for one measurement")
-    waiting.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    waiting.add_argument("--host", default="", help="address to listen on; every one when not given")
     waiting.add_argument("--port", type=int, default=0, help="any free one when not given")
     measuring = commands.add_parser("measure", help="measure, print JSON")
     measuring.add_argument("server", metavar="HOST:PORT")
@@ -124,7 +133,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "serve":
-            with socket.create_server((options.host, options.port)) as listener:
+            with listen(options.host, options.port) as listener:
                 print("listening on port {}".format(listener.getsockname()[1]), flush=True)
                 serve(listener, options.timeout)
         else:

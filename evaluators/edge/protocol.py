@@ -176,7 +176,10 @@ def _tensor(row: dict, rest: bytes) -> np.ndarray:
         raise ProtocolError(f"{name}: binary_data_size says {size}, {len(rest)} bytes follow the JSON")
     if values.size != math.prod(shape):
         raise ProtocolError(f"{name}: {values.size} values for a shape of {shape}")
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except (ValueError, OverflowError):  # none at all, beside a side beyond what an array can have
+        raise ProtocolError(f"{name}: no tensor has the shape {str(shape)[:80]}") from None
 
 
 def _from_json(data: Any, dtype: np.dtype) -> np.ndarray:

@@ -68,10 +68,10 @@ def _send_here(sender: Runner, folder: Path) -> str:
     """What the sender says of a transfer to this machine."""
     here = isinstance(sender, LocalRunner)
     # The far side knows under which address it sees this machine.
-    listen, reach = ("127.0.0.1", "127.0.0.1") if here else ("", "")
-    with socket.create_server((listen, 0)) as listener, contextlib.nullcontext() if here else machine_lock.measuring():
+    address = "127.0.0.1" if here else ""
+    with probe.listen(address) as listener, contextlib.nullcontext() if here else machine_lock.measuring():
         threading.Thread(target=_serve, args=(listener,), daemon=True).start()
-        return sender.run(folder, ["probe", f"{reach}:{listener.getsockname()[1]}"])
+        return sender.run(folder, ["probe", f"{address}:{listener.getsockname()[1]}"])
 
 
 def _serve(listener: socket.socket) -> None:

@@ -148,6 +148,16 @@ class MachineProfile:
             return Source.MEASURED
         return Source.RECORDED if isinstance(self.how, Recording) else Source.MODELLED
 
+    @property
+    def threads_there(self) -> int:
+        """Of the runtime on the machine itself, where an exported half will run; 0 is one for each core there."""
+        how = self.how
+        if isinstance(how, Recording):  # words may stand there: "all", "one for each of 4 cores"
+            return int(how.threads) if how.threads.isdecimal() else 0
+        if isinstance(how, Fitting):
+            return how.fit.threads
+        return how.reference.threads if isinstance(how, Scaling) else self.threads
+
     def check_fits(self, model: str, image_size: int, key: str) -> None:
         """Raise SpecError where this profile knows another network, or the same one at another size."""
         how = self.how

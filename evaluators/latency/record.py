@@ -100,7 +100,7 @@ def profile_of(
     ``programs`` are what small Python programs take there, see ``evaluators/edge/programs.py``: they price what a
     study times besides networks, bottlenecks and packing.
     """
-    who = machine.runner.machine()
+    who = machine.runner.machine() | {key: machine.place[key] for key in ("torch", "gpu") if machine.place.get(key)}
     versions = ", ".join(f"{key} {who[key]}" for key in ("onnxruntime", "torch", "numpy", "python") if who.get(key))
     processors = " with ".join(str(who[key]) for key in ("processor", "gpu") if key in who)
     return {

@@ -168,12 +168,13 @@ class Service:
             asked = protocol.read_request(body, request.headers.get(protocol.LENGTH_HEADER))
             self._check_fingerprint(asked)
             version = request.path_params.get("version", FIRST)
-            answer, stages_ms = staged.decode(self._halves[version], asked.payload, self._batchers[version])
+            half = self._halves[version]
+            answer, stages_ms = staged.decode(half, asked.payload, self._batchers[version])
             said = {"fingerprint": self._seal.fingerprint, "arrived_ms": round(arrived_ms, 4)}
             said |= {f"{stage}_ms": round(ms, 4) for stage, ms in stages_ms.items()}
             said["server_ms"] = round((time.perf_counter() - start) * 1000, 4)
             model = {"model_name": self._seal.name, "model_version": version}
-            data, json_length = protocol.write_response(model, asked, self._tensors(asked, answer), said)
+            data, json_length = protocol.write_response(model, asked, _tensors(half, asked, answer), said)
         except (protocol.ProtocolError, PayloadError) as error:
             raise Refusal(400, str(error)) from None
         self._count(len(asked.payload), stages_ms)
@@ -188,19 +189,6 @@ class Service:
         shapes = {"answer": [-1, 6], "boxes": [-1, 4], "scores": [-1], "labels": [-1]}
         kinds = {"labels": "INT64"}
         return [{"name": name, "datatype": kinds.get(name, "FP32"), "shape": shape} for name, shape in shapes.items()]
-
-    def _tensors(self, asked: protocol.Request, answer: np.ndarray) -> dict[str, np.ndarray]:
-        """The network's answer; of a detector also what it found, in pixels of the picture."""
-        tensors = {"answer": np.ascontiguousarray(answer, np.float32)}
-        if self._half.finds_boxes:
-            assert self._half.wire is not None
-            place = Letterbox(*wires.picture_size(asked.payload, self._half.wire), self._half.picture.size)
-            found = boxes.boxes_of(answer, place, _least_score(asked))
-            corners = [[box.left, box.top, box.right, box.bottom] for box in found]
-            tensors["boxes"] = np.array(corners, np.float32).reshape(-1, 4)
-            tensors["scores"] = np.array([box.score for box in found], np.float32)
-            tensors["labels"] = np.array([box.label for box in found], np.int64)
-        return tensors
 
     def _check_model(self, request: Request) -> None:
         name, version = request.path_params["name"], request.path_params.get("version", FIRST)
@@ -297,10 +285,24 @@ class _Watched:
             self._finished(scope, status[0], time.perf_counter() - start)
 
 
+def _tensors(half: ServerHalf, asked: protocol.Request, answer: np.ndarray) -> dict[str, np.ndarray]:
+    """The network's answer; of a detector also what it found, in pixels of the picture."""
+    tensors = {"answer": np.ascontiguousarray(answer, np.float32)}
+    if half.finds_boxes:
+        assert half.wire is not None
+        place = Letterbox(*wires.picture_size(asked.payload, half.wire), half.picture.size)
+        found = boxes.boxes_of(answer, place, _least_score(asked))
+        corners = [[box.left, box.top, box.right, box.bottom] for box in found]
+        tensors["boxes"] = np.array(corners, np.float32).reshape(-1, 4)
+        tensors["scores"] = np.array([box.score for box in found], np.float32)
+        tensors["labels"] = np.array([box.label for box in found], np.int64)
+    return tensors
+
+
 def _least_score(asked: protocol.Request) -> float:
     value = asked.parameters.get("least_score", boxes.LEAST_SCORE)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise protocol.ProtocolError("least_score: a number is needed")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+        raise protocol.ProtocolError("least_score: a number is needed, from 0 to 1 as scores are")
     return float(value)
 
 

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .. import wire as wires
 from ..client import TOKEN_VARIABLE, read_token
 from ..halves import ServerHalf
-from ..points import FIRST
+from ..points import FIRST, folder_of, further
 from .app import Limits, Service
 from .batching import Decision, as_told, decide
 
@@ -116,8 +116,11 @@ def open_halves(folder: Path) -> dict[str, ServerHalf]:
     """A server half and the further points in it, by version. Raises ValueError for what is no sealed half."""
     first = ServerHalf(folder)
     _ = first.sealed  # before anything of it runs
-    others = sorted((path for path in (folder / "points").glob("*") if path.name.isdigit()), key=lambda p: int(p.name))
-    return {FIRST: first, **{path.name: ServerHalf(path) for path in others}}
+    halves = {FIRST: first, **{version: ServerHalf(folder_of(folder, version)) for version in further(folder)}}
+    for half in halves.values():  # now, and not with the first request
+        half.open("decoder")
+        half.open("tail")
+    return halves
 
 
 def limits_for(halves: dict[str, ServerHalf], settings: Settings, batching: dict[str, Decision]) -> Limits:
@@ -198,11 +201,13 @@ def _check_certificate(settings: Settings) -> None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.key)
-    except ssl.SSLError as error:
+    except OSError as error:  # which names no file
         raise ValueError(f"{settings.certificate}, {settings.key}: no certificate with its key ({error})") from None
 
 
 def _listener(settings: Settings) -> socket.socket:
+    if not 0 <= settings.port <= 65535:
+        raise ValueError(f"port: {settings.port} given, 0 to 65535 are allowed")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=1024)

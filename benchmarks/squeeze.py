@@ -345,7 +345,7 @@ def crossings_table(rows: list[dict[str, Any]], budget: str) -> str:
                     continue
                 rival = min(ways, key=lambda way: way.payload_bytes)
                 rates: list[tuple[float, Way]] = [(crossover(cut, rival, most_loss=1.0) or 0.0, cut) for cut in cuts]
-                rate, cut = max(rates, key=lambda pair: pair[0])
+                rate, cut = max(rates, key=lambda pair: (pair[0], -pair[1].payload_bytes))
                 below = "any rate" if rate == float("inf") else f"{rate:.2g} MB/s" if rate else "never"
                 cells = (
                     f"{way.name} | {way.accuracy:.1%} | {way.payload_bytes:,.0f} | {way.compute_ms:.2f}"

@@ -77,6 +77,11 @@ def test_both_halves_of_a_bundle_have_one_fingerprint(bundle, tmp_path):
     assert halves.ServerHalf(other / "server").sealed.fingerprint != server_half.sealed.fingerprint
 
 
+def test_threads_of_one_network_do_not_wait_while_the_next_one_runs(bundle):
+    options = halves._session(bundle / "server" / "tail.onnx", 2, "cpu").get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

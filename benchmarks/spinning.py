@@ -1,0 +1,117 @@
+"""What it costs that the threads of one network wait, spinning, while the next network of a half runs.
+
+    python benchmarks/spinning.py
+
+A server half runs a decoder and then a tail, each an onnxruntime session with threads of its own. By onnxruntime's
+default the decoder's threads keep their cores busy for a while after it has returned; splitsearch has them stop
+(``session.force_spinning_stop``, see ``evaluators/edge/halves.py``). Here both ways are timed in turn, round by round,
+and the whole network in the same rounds, which is all that a server runs behind a picture. Weights are random.
+
+Results go to benchmarks/results/spinning.md.
+"""
+
+import datetime
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from evaluators.latency.stage_timer import untrained
+from evaluators.models.cut import SplitModel
+from evaluators.models.load import build
+from evaluators.models.onnx_export import OnnxNetwork, save_module
+from evaluators.settings import ModelSettings
+from spaces.config import SplitConfig
+
+RESULTS = Path(__file__).parent / "results" / "spinning.md"
+NETWORKS = {
+    "torchvision/resnet50": (64, SplitConfig(partition="layer2.3", ae_ratio=0.125, bits=1, head="distilled")),
+    "ultralytics/yolov10n": (320, SplitConfig(partition="model.4", ae_ratio=0.25, bits=2, head="distilled")),
+}
+ROUNDS, RUNS, WARM = 10, 60, 15
+WAYS = {"onnxruntime's default": "0", "threads stop": "1"}
+Milliseconds = dict[str, list[float]]
+_PAGE = """# Threads that wait while the next network runs
+
+`python benchmarks/spinning.py` on {date}, {cores} cores, onnxruntime {version}; its first lines say what is what.
+Medians over {rounds} rounds of the median of {runs} runs, and the least and the greatest of the rounds, in ms.
+
+| network | way | decoder | tail behind it | both | the whole network |
+| --- | --- | ---: | ---: | ---: | ---: |
+"""
+
+
+def save_parts(model: str, image_size: int, config: SplitConfig, folder: Path) -> None:
+    """Decoder, tail and whole network as ONNX."""
+    split = SplitModel(build(ModelSettings(name=model, num_classes=50)).network, image_size)
+    exported, squeeze = OnnxNetwork(split), untrained(split, config)
+    received = [torch.zeros(1, *levels.shape) for levels in squeeze.form.tensors]
+    save_module(
+        squeeze.decoder.eval(), received, folder / "decoder.onnx", len(split.tap(config.partition).point.shapes)
+    )
+    exported.save_part(config.partition, "output", folder / "tail.onnx")
+    exported.save_part("input", "output", folder / "whole.onnx")
+
+
+def one_round(folder: Path, stop: str) -> dict[str, float]:
+    """Medians of decoder and tail, run in turn, then of the whole network, in ms."""
+    found: Milliseconds = {"decoder": [], "tail": [], "whole": []}
+    for names in (("decoder", "tail"), ("whole",)):
+        runs = [(name, *_session(folder / f"{name}.onnx", stop)) for name in names]
+        for number in range(WARM + RUNS):
+            for name, session, inputs in runs:
+                start = time.perf_counter()
+                session.run(None, inputs)
+                if number >= WARM:
+                    found[name].append(1000 * (time.perf_counter() - start))
+        del runs
+        time.sleep(0.1)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def _session(path: Path, stop: str) -> tuple[onnxruntime.InferenceSession, dict[str, np.ndarray]]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    options.add_session_config_entry("session.force_spinning_stop", stop)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    return session, {
+        each.name: random.standard_normal([1, *each.shape[1:]]).astype(np.float32) for each in session.get_inputs()
+    }
+
+
+def rows(model: str, folder: Path) -> Iterator[str]:
+    """One line of the table for each way."""
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(ROUNDS):
+        for way, stop in WAYS.items():
+            rounds[way].append(one_round(folder, stop))
+    for way, found in rounds.items():
+        columns = [[each[name] for each in found] for name in ("decoder", "tail")]
+        columns += [[each["decoder"] + each["tail"] for each in found], [each["whole"] for each in found]]
+        cells = (f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})" for times in columns)
+        yield f"| {model} | {way} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Time both networks both ways, write the page."""
+    version = onnxruntime.__version__
+    today = datetime.date.today()
+    text = _PAGE.format(date=today, cores=os.cpu_count(), version=version, rounds=ROUNDS, runs=RUNS)
+    for model, (image_size, config) in NETWORKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            save_parts(model, image_size, config, Path(folder))
+            for row in rows(f"{model}, {image_size} px, {config.partition}", Path(folder)):
+                print(row, flush=True)
+                text += f"{row}\n"
+    RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

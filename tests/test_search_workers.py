@@ -83,7 +83,8 @@ def check_whole(study, file, wanted=24):
     return killed
 
 
-def test_workers_share_a_study_and_end_with_the_front(file, capsys):
+def test_workers_share_a_study_and_end_with_the_front(file, capsys, paced):
+    paced(seconds=0.3)  # or the first one has done it all when the second one has started
     said = out(capsys, "run", file, "--workers", 2)
     study = read(file)
     assert check_whole(study, file) == []

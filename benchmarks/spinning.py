@@ -4,8 +4,9 @@
 
 A server half runs a decoder and then a tail, each an onnxruntime session with threads of its own. By onnxruntime's
 default the decoder's threads keep their cores busy for a while after it has returned; splitsearch has them stop
-(``session.force_spinning_stop``, see ``evaluators/edge/halves.py``). Here both ways are timed in turn, round by round,
-and the whole network in the same rounds, which is all that a server runs behind a picture. Weights are random.
+(``session.force_spinning_stop``, see ``evaluators/edge/halves.py``) where a half runs two networks. Here both ways are
+timed in turn, round by round, and the whole network in the same rounds, which is all that a server runs behind a
+picture; without a pause between pictures, as stages are timed, and with one. Weights are random.
 
 Results go to benchmarks/results/spinning.md.
 """
@@ -34,7 +35,8 @@ NETWORKS = {
     "torchvision/resnet50": (64, SplitConfig(partition="layer2.3", ae_ratio=0.125, bits=1, head="distilled")),
     "ultralytics/yolov10n": (320, SplitConfig(partition="model.4", ae_ratio=0.25, bits=2, head="distilled")),
 }
-ROUNDS, RUNS, WARM = 10, 60, 15
+ROUNDS, RUNS, WARM = 6, 40, 10
+PAUSES_S = (0.0, 0.03)
 WAYS = {"onnxruntime's default": "0", "threads stop": "1"}
 Milliseconds = dict[str, list[float]]
 _PAGE = """# Threads that wait while the next network runs
@@ -42,8 +44,8 @@ _PAGE = """# Threads that wait while the next network runs
 `python benchmarks/spinning.py` on {date}, {cores} cores, onnxruntime {version}; its first lines say what is what.
 Medians over {rounds} rounds of the median of {runs} runs, and the least and the greatest of the rounds, in ms.
 
-| network | way | decoder | tail behind it | both | the whole network |
-| --- | --- | ---: | ---: | ---: | ---: |
+| network | pause | way | decoder | tail behind it | both | the whole network |
+| --- | ---: | --- | ---: | ---: | ---: | ---: |
 """
 
 
@@ -59,12 +61,14 @@ def save_parts(model: str, image_size: int, config: SplitConfig, folder: Path) -
     exported.save_part("input", "output", folder / "whole.onnx")
 
 
-def one_round(folder: Path, stop: str) -> dict[str, float]:
-    """Medians of decoder and tail, run in turn, then of the whole network, in ms."""
+def one_round(folder: Path, stop: str, pause_s: float) -> dict[str, float]:
+    """Medians of decoder and tail, run in turn, then of the whole network, in ms; a pause before each picture."""
     found: Milliseconds = {"decoder": [], "tail": [], "whole": []}
     for names in (("decoder", "tail"), ("whole",)):
         runs = [(name, *_session(folder / f"{name}.onnx", stop)) for name in names]
         for number in range(WARM + RUNS):
+            if pause_s:
+                time.sleep(pause_s)
             for name, session, inputs in runs:
                 start = time.perf_counter()
                 session.run(None, inputs)
@@ -86,17 +90,17 @@ def _session(path: Path, stop: str) -> tuple[onnxruntime.InferenceSession, dict[
     }
 
 
-def rows(model: str, folder: Path) -> Iterator[str]:
+def rows(model: str, folder: Path, pause_s: float) -> Iterator[str]:
     """One line of the table for each way."""
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(ROUNDS):
         for way, stop in WAYS.items():
-            rounds[way].append(one_round(folder, stop))
+            rounds[way].append(one_round(folder, stop, pause_s))
     for way, found in rounds.items():
         columns = [[each[name] for each in found] for name in ("decoder", "tail")]
         columns += [[each["decoder"] + each["tail"] for each in found], [each["whole"] for each in found]]
         cells = (f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})" for times in columns)
-        yield f"| {model} | {way} | {' | '.join(cells)} |"
+        yield f"| {model} | {1000 * pause_s:g} ms | {way} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -107,9 +111,10 @@ def main() -> None:
     for model, (image_size, config) in NETWORKS.items():
         with tempfile.TemporaryDirectory() as folder:
             save_parts(model, image_size, config, Path(folder))
-            for row in rows(f"{model}, {image_size} px, {config.partition}", Path(folder)):
-                print(row, flush=True)
-                text += f"{row}\n"
+            for pause_s in PAUSES_S:
+                for row in rows(f"{model}, {image_size} px, {config.partition}", Path(folder), pause_s):
+                    print(row, flush=True)
+                    text += f"{row}\n"
     RESULTS.write_text(text)
 
 

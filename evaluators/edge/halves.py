@@ -34,16 +34,16 @@ def _read_manifest(path: Path) -> dict:
     return manifest
 
 
-def _session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int, provider: str, alone: bool) -> onnxruntime.InferenceSession:
     wanted = _PROVIDERS[provider]
     if wanted not in onnxruntime.get_available_providers():
         raise ValueError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or set provider: cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # 0 is one for each core
     options.log_severity_level = 3
-    # A half runs two networks in turn, and threads of the first would keep the cores busy, waiting for more work, while
-    # the second runs: on two cores ResNet-50's tail takes 8.7 ms behind a decoder so, and 4.3 when they stop.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Where a half runs two networks in turn, threads of the first would keep the cores busy, waiting for more work,
+    # while the second runs (benchmarks/spinning.py). Those of a single network are in nobody's way.
+    options.add_session_config_entry("session.force_spinning_stop", "0" if alone else "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:  # what onnxruntime raises has no common name
@@ -119,7 +119,8 @@ class Half:
         """Have a model ready to run. Raises ValueError where the onnxruntime here does not take it."""
         if model not in self._sessions:
             threads, provider = self.manifest["threads"], self.manifest.get("provider", "cpu")
-            self._sessions[model] = _session(self._path(model), threads, provider)
+            alone = not (self.has("encoder") or self.has("decoder"))
+            self._sessions[model] = _session(self._path(model), threads, provider, alone)
 
 
 class DeviceHalf(Half):

@@ -46,7 +46,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from evaluators.edge import halves
+from evaluators.edge import halves, threads
 from evaluators.edge import picture as images
 from evaluators.edge.circumstances import machine
 from evaluators.edge.picture_codecs import CODECS, PictureCoding
@@ -120,8 +120,10 @@ def main() -> int:
     if options.part == "folders":
         write_folders(options.folder)
     elif options.part == "device":
+        threads.share()
         run_device(options.folder)
     elif options.part == "server":
+        threads.share()
         run_server(options.folder)
     elif missing := what_is_missing():
         print(f"the link check needs {missing}; nothing was done", file=sys.stderr)

@@ -95,3 +95,13 @@ def verify(
     else:
         sys.stdout.write(deploy.table(found) + "\n")
     raise typer.Exit(0 if found["within"] else 1)
+
+
+COMMANDS = (serve, infer, verify)
+
+
+def take_process() -> None:
+    """Have the networks of this process share their threads; for a process that runs one of the commands alone."""
+    from evaluators.edge import threads
+
+    threads.share()

@@ -340,7 +340,7 @@ def export(
     )
 
 
-for _command in (bundle_commands.serve, bundle_commands.infer, bundle_commands.verify):
+for _command in bundle_commands.COMMANDS:
     app.command()(_command)
 
 
@@ -406,6 +406,8 @@ def main() -> None:
     logging.getLogger("splitsearch").setLevel(logging.INFO)  # downloads say how far they are
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if any(arguments[:1] == [command.__name__] for command in bundle_commands.COMMANDS):
+        bundle_commands.take_process()
     sys.exit(run_command(arguments, debug))
 
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -76,23 +75,6 @@ def test_both_halves_of_a_bundle_have_one_fingerprint(bundle, tmp_path):
     other = tiny_bundle.write(tmp_path / "other", seed=1)
     assert halves.ServerHalf(other / "server").wire.fingerprint == server_half.wire.fingerprint  # payloads look alike
     assert halves.ServerHalf(other / "server").sealed.fingerprint != server_half.sealed.fingerprint
-
-
-def stops(session):
-    """Whether a network's threads stop when it has returned."""
-    return session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
-
-
-def test_threads_of_one_network_do_not_wait_while_the_next_one_runs(bundle, tmp_path):
-    half = halves.ServerHalf(bundle / "server")
-    half.open("tail")
-    assert stops(half._sessions["tail"])
-    alone = shutil.copytree(bundle / "server", tmp_path / "alone")
-    (alone / "decoder.onnx").unlink()
-    (alone / seal.FILE).unlink()
-    half = halves.ServerHalf(alone)
-    half.open("tail")
-    assert not stops(half._sessions["tail"])  # a network by itself is in nobody's way
 
 
 def flip(path):

@@ -16,6 +16,7 @@ import onnxruntime
 
 from . import picture as images
 from . import seal as seals
+from . import threads as pools
 from . import wire as wires
 from .boxes import LEAST_SCORE, Box, boxes_of
 from .letterbox import Letterbox
@@ -39,11 +40,8 @@ def _session(path: Path, threads: int, provider: str, alone: bool) -> onnxruntim
     if wanted not in onnxruntime.get_available_providers():
         raise ValueError(f"this onnxruntime has no {wanted}; install onnxruntime-gpu, or set provider: cpu")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads  # 0 is one for each core
     options.log_severity_level = 3
-    # Where a half runs two networks in turn, threads of the first would keep the cores busy, waiting for more work,
-    # while the second runs (benchmarks/spinning.py). Those of a single network are in nobody's way.
-    options.add_session_config_entry("session.force_spinning_stop", "0" if alone else "1")
+    pools.configure(options, threads, alone=alone)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:  # what onnxruntime raises has no common name

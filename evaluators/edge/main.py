@@ -11,7 +11,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from . import boxes, halves, infer, measure, picture, probe, verify
+from . import boxes, halves, infer, measure, picture, probe, threads, verify
 from .camera import Camera
 from .client import Access, ServerClient, read_token
 from .errors import PayloadError
@@ -20,7 +20,7 @@ from .infer import unique_targets
 
 def device(folder: Path, arguments: list[str] | None = None) -> int:
     """``python device measure [--json]``, ``encode IMAGE... --out DIR``, ``infer IMAGE... --server URL``,
-    ``verify --server URL`` and ``probe [HOST]:PORT``.
+    ``verify --server URL`` and ``probe [HOST]:PORT``. Without arguments, those that this process was started with.
     """
     parser = argparse.ArgumentParser(prog="python device", description="The device half of a split network.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -32,7 +32,7 @@ def device(folder: Path, arguments: list[str] | None = None) -> int:
     probing.add_argument("server", metavar="[HOST]:PORT", help="without a host: where the SSH connection comes from")
     _add_infer(commands)
     _add_verify(commands)
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
     known = {"measure": _measure, "encode": _encode, "probe": _probe, "infer": _infer, "verify": _verify}
     work = known[options.command]
     return _guard(lambda: work(folder, options))
@@ -40,7 +40,8 @@ def device(folder: Path, arguments: list[str] | None = None) -> int:
 
 def server(folder: Path, arguments: list[str] | None = None) -> int:
     """``python server measure [--json]``, ``serve`` and ``decode PAYLOAD... [--json]``; a detector's ``decode`` also
-    takes ``--least-score`` and ``--draw DIR --on PICTURE...``.
+    takes ``--least-score`` and ``--draw DIR --on PICTURE...``. Without arguments, those that this process was started
+    with.
     """
     parser = argparse.ArgumentParser(prog="python server", description="The server half of a split network.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -53,9 +54,15 @@ def server(folder: Path, arguments: list[str] | None = None) -> int:
     finding.add_argument("--draw", type=Path, metavar="DIR", help="draw the boxes; DIR is made if absent")
     finding.add_argument("--on", nargs="+", type=Path, metavar="PICTURE", help="to draw on, one for each payload")
     _add_serve(commands)
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
     work = {"measure": _measure, "decode": _decode, "serve": _serve}[options.command]
     return _guard(lambda: work(folder, options))
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    if arguments is None:  # the process is ours alone
+        threads.share()
+    return parser.parse_args(arguments)
 
 
 def _guard(work: Callable[[], Optional[int]]) -> int:

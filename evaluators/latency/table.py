@@ -10,7 +10,7 @@ from evaluators.result import Timing, stage_kind
 from evaluators.store import Store, StoreKey
 
 KIND = "timing"
-FORMAT = 4  # of what is measured and how; in 3 the threads of one network were in the way of the next one's
+FORMAT = 5  # of what is measured and how; in 4 the networks of a half did not share their threads yet
 
 Measure = Callable[[Sequence[str]], dict[str, Timing]]
 

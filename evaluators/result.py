@@ -18,6 +18,7 @@ from spaces.work import Work
 FORMAT = 2  # of an evaluation as text: 1 had no number, and no timings at first
 FINE_TUNED = ", fine-tuned"  # the end of a baseline's name
 MOST_SPREAD = 0.10  # of a timing that is not marked as doubtful
+NEGLIGIBLE_MS = 0.1  # between the quartiles: marks nothing, however large a part of the median
 WIDE_SPREAD = 0.25  # of one that is marked more strongly
 MOST_OTHERS = 0.10  # of the processor's time, taken by other work, of a timing that is not marked
 
@@ -82,7 +83,12 @@ class Timing:
     @property
     def is_calm(self) -> bool:
         """Whether neither slowing down nor other work nor its own spread speaks against it."""
-        return not self.throttling and self.others <= MOST_OTHERS and self.spread <= MOST_SPREAD
+        return not self.throttling and self.others <= MOST_OTHERS and not self._is_spread
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether its runs differ by much, both as a part of the median and in milliseconds."""
+        return self.spread > MOST_SPREAD and self.spread * self.p50_ms > NEGLIGIBLE_MS
 
     @property
     def warning(self) -> str:
@@ -92,7 +98,7 @@ class Timing:
             said.append(f"timed while slowed down ({', '.join(self.throttling)})")
         if self.others > MOST_OTHERS:
             said.append(f"timed while other work took {self.others:.0%} of the processor")
-        if self.spread > MOST_SPREAD:
+        if self._is_spread:
             said.append(f"spread {self.spread:.0%}{', not to be relied on' if self.spread > WIDE_SPREAD else ''}")
         return "; ".join([*said, *filter(None, [self.caveat])])
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-from evaluators.result import MOST_OTHERS, MOST_SPREAD, Evaluation, HeadCost, LatencyParts
+from evaluators.result import MOST_OTHERS, MOST_SPREAD, NEGLIGIBLE_MS, Evaluation, HeadCost, LatencyParts
 from search.front import Point, baseline_front, not_told_apart, warnings_for
 from spaces.partition import Choice
 
 _PLACES = ("device", "server", "link")
 DOUBTFUL = (
-    f"* a stage was timed with a spread over {MOST_SPREAD:.0%}, or while the machine was slowed down or had other work "
-    f"(over {MOST_OTHERS:.0%}), or is modelled with an unknown error"
+    f"* a stage was timed with a spread over {MOST_SPREAD:.0%} and {NEGLIGIBLE_MS:g} ms, or while the machine was slowed "
+    f"down or had other work (over {MOST_OTHERS:.0%}), or is modelled with an unknown error"
 )
 
 NOT_TOLD_APART = "~ these images do not tell its accuracy from that of the next faster point"

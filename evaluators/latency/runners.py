@@ -16,7 +16,6 @@ from spaces.errors import MeasurementError
 
 TIMEOUT_S = 300.0
 MOST_ATTEMPTS = 3  # at a timing that does not come out calm
-NEGLIGIBLE_MS = 0.1  # between the quartiles: not worth another attempt, however large a part of the median
 
 
 class Runner(Protocol):
@@ -102,9 +101,7 @@ def _deserves_another(timings: Sequence[Timing]) -> bool:
     best = calmest(timings)
     if best.is_calm:
         return False
-    if best.throttling or best.others > MOST_OTHERS:
-        return True
-    return best.spread * best.p50_ms > NEGLIGIBLE_MS and not _agree(timings[-2:])
+    return bool(best.throttling) or best.others > MOST_OTHERS or not _agree(timings[-2:])
 
 
 def _agree(timings: Sequence[Timing]) -> bool:

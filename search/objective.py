@@ -134,6 +134,14 @@ def run_trials(
     with Presence(folder) as presence, _noting_what_stopped(study, presence.owner):
         asking = Asking(space=space, owner=presence.owner, wanted=wanted, look=loop.look)
         while time.monotonic() < deadline:
+            if patient(lambda: loop.has_stopped_growing):
+                _log.warning(
+                    "over the last %d trials the front's hypervolume has grown by less than %g %%: the search ends; a "
+                    "larger search.patience goes on",
+                    spec.search.patience,
+                    100 * spec.search.min_growth,
+                )
+                return
             begun = patient(functools.partial(next_trial, study, asking, again=unanswered == 0))
             if begun is None:
                 if stay and patient(lambda: len(finished_trials(study)) < wanted and are_others_under_way(study)):
@@ -144,13 +152,6 @@ def run_trials(
             if outcome.for_now is None:
                 patient(finished)
                 unanswered = 0
-                if patient(lambda: loop.has_stopped_growing):
-                    _log.warning(
-                        "over the last %d trials the front's hypervolume has grown by less than %g %%: the search ends",
-                        spec.search.patience,
-                        100 * spec.search.min_growth,
-                    )
-                    return
                 continue
             unanswered += 1
             if unanswered == _MOST_UNANSWERED:

@@ -3,10 +3,13 @@
 import ast
 import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_bundle
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for room in ("spaces", "evaluators", "search") for path in (ROOT / room).rglob("*.py"))
@@ -45,6 +48,14 @@ def test_latency_knows_nothing_of_training(path):
 def test_edge_needs_only_what_a_device_has(path):
     assert imported(path) <= (SERVING_MAY_IMPORT if path.parent.name == "serving" else EDGE_MAY_IMPORT)
     ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+def test_the_device_half_imports_neither_torch_nor_the_server(tmp_path):
+    bundle = tiny_bundle.write(tmp_path / "bundle", whole=True)
+    code = "import sys, edge.main; print(sorted({'torch', 'starlette', 'uvicorn', 'onnx'} & set(sys.modules)))"
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=bundle / "device", env=clean, text=True)
+    assert found.strip() == "[]"
 
 
 def methods(node: ast.ClassDef) -> list[ast.FunctionDef]:

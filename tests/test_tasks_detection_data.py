@@ -1,16 +1,21 @@
 """Data sets of images with boxes as they come in real life: ultralytics' layout, Pascal VOC's, and what both share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import squares
+import torch
 import yaml
+from data_folders import ANNOTATION, voc_folder
 from PIL import Image, UnidentifiedImageError
 
 from evaluators.settings import DataSettings
 from evaluators.tasks.datasets import open_dataset
-from evaluators.tasks.detection_data import halves
+from evaluators.tasks.detection_data import halves, size_of
 from spaces.errors import SpecError
 
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "tiny-imagenet-50.tar.gz"
 WIDTH, HEIGHT = 60, 30
 BOX = """<object><name>{name}</name><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax>
 <ymax>{box[3]}</ymax></bndbox></object>"""
@@ -239,6 +244,51 @@ def test_a_corrupt_picture_is_named(tmp_path, monkeypatch, content, patched):
         list(open_yolo(file).train(None, 0).pixels)
 
 
+def test_ultralytics_own_layout(tmp_path):
+    file = squares.write(tmp_path, train=3, val=4)
+    data = open_dataset(DataSettings(name="yolo", image_size=64, root=file))
+    assert data.classes == ("red", "green") and data.degenerate_boxes == 0
+    images = data.train(None, 0)
+    assert len(images) == 3 and len(data.validation()) == len(data.test()) == 2
+    assert images.sizes == [(128, 72)] * 3 and images.labels.shape == (6, 7)
+    for number, pixels in enumerate(images.pixels):
+        assert pixels.shape == (36, 64, 3)  # scaled down, while boxes stay in the picture's own pixels
+        red = images.labels[(images.labels[:, 0] == number) & (images.labels[:, 1] == 0)][0]
+        left, top, right, bottom = (int(value / 2) for value in red[2:6])
+        inside = pixels[top + 2 : bottom - 2, left + 2 : right - 2].reshape(-1, 3)
+        assert (inside == (200, 40, 40)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"names": None}, "needs train, val and names"),
+        ({"val": "images/absent"}, "neither a folder nor a list"),
+        ({"train": "empty"}, "names no images for train"),
+    ],
+)
+def test_ultralytics_layout_with_something_missing(tmp_path, change, told):
+    file = squares.write(tmp_path, train=2, val=2)
+    (tmp_path / "empty").mkdir()
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **change}))
+    with pytest.raises(SpecError, match=told):
+        open_dataset(DataSettings(name="yolo", image_size=64, root=file))
+
+
+def test_ultralytics_layout_with_lists_and_bad_labels(tmp_path):
+    file = squares.write(tmp_path, train=2, val=2)
+    (tmp_path / "train.txt").write_text("./images/train/0.png\n./images/train/1.png\n")
+    file.write_text(yaml.safe_dump({"train": "train.txt", "val": ["images/val"], "names": ["red", "green"]}))
+    data = open_dataset(DataSettings(name="yolo", image_size=64, root=file))
+    (tmp_path / "labels" / "train" / "0.txt").unlink()  # a picture of nothing
+    assert data.train(None, 0).labels.shape == (2, 7)
+    (tmp_path / "labels" / "train" / "1.txt").write_text("5 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(SpecError, match=r"1\.txt.*not readable as labels of boxes"):
+        data.train(None, 0)
+    with pytest.raises(SpecError, match=r"data\.root.*YAML file"):
+        open_dataset(DataSettings(name="yolo", image_size=64, root=tmp_path))
+
+
 # -- Pascal VOC's layout -----------------------------------------------------------------------------------------------
 
 
@@ -319,6 +369,55 @@ def test_what_operating_systems_leave_behind_is_no_part_of_voc(tmp_path):
     (folder / "JPEGImages" / "._1.jpg").write_bytes(b"\x00\x05\x16\x07")
     devkit(tmp_path / "__MACOSX", images=("7", "8", "9"))
     assert [len(each) for each in (open_voc(tmp_path).train(None, 0), open_voc(tmp_path).test())] == [2, 2]
+
+
+def test_voc_reads_boxes_and_drops_those_without_area(tmp_path):
+    folder = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for number, (right, difficult) in enumerate([(20, 0), (1, 0), (15, 1), (40, 0)]):
+        Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(folder / "JPEGImages" / f"{number}.jpg")
+        (folder / "Annotations" / f"{number}.xml").write_text(ANNOTATION.format(right=right, difficult=difficult))
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("0\n1\n")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("2\n3\n")
+    data = open_dataset(DataSettings(name="voc", image_size=32, root=tmp_path))
+    assert data.task == "detection" and data.classes[11] == "dog" and data.degenerate_boxes == 1
+    # Pixels count from 1 there and from 0 here; the second picture's only box has no width.
+    rows = sorted(data.train(None, 0).labels.tolist())
+    assert len(rows) == 1 and rows[0][1:] == [11, 0, 10, 20, 30, 0]
+    assert data.validation().labels.tolist() == [[0, 11, 0, 10, 15, 30, 1]] and len(data.test()) == 1
+    square = data.validation().inputs(data.picture)
+    assert square.shape == (1, 3, 32, 32)
+    grey = torch.isclose(square[0, 0, :, 16], torch.tensor(114 / 255))
+    assert grey.tolist() == [True] * 8 + [False] * 16 + [True] * 8
+    (folder / "Annotations" / "2.xml").write_text("<annotation><object><bndbox/></object></annotation>")
+    with pytest.raises(SpecError, match=r"2\.xml.*not readable as a VOC annotation"):
+        open_dataset(DataSettings(name="voc", image_size=32, root=tmp_path))
+
+
+def test_voc0712_trains_on_both_years_and_halves_the_test_pictures_of_one(tmp_path):
+    lists = {"train": ["1"], "val": ["2"], "trainval": ["1", "2"], "test": [f"t{number}" for number in range(10)]}
+    voc_folder(tmp_path, "VOC2007", lists)
+    voc_folder(tmp_path, "VOC2012", {"train": ["7"], "val": ["8", "9"], "trainval": ["7", "8", "9"]})
+    data = open_dataset(DataSettings(name="voc0712", image_size=32, root=tmp_path))
+    named = {role: {file.stem for file in getattr(data, role)(*args).pixels.files}
+             for role, args in {"train": (None, 0), "validation": (), "test": ()}.items()}  # fmt: skip
+    assert named["train"] == {"1", "2", "7", "8", "9"}
+    assert len(named["validation"]) == len(named["test"]) == 5
+    assert named["validation"] | named["test"] == set(lists["test"])
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "boxes", "dropped"), [("bccd-voc", (205, 87, 72), 4886, 2), ("voc2007-15", (10, 3, 2), 44, 0)]
+)
+def test_real_boxes(name, counts, boxes, dropped):
+    root = SHARED.parent / name
+    if not SHARED.exists():
+        pytest.skip(f"{root} is not there")
+    data = open_dataset(DataSettings(name="voc", image_size=640, root=root))
+    roles = data.train(None, 0), data.validation(), data.test()
+    assert tuple(len(role) for role in roles) == counts and data.degenerate_boxes == dropped
+    assert sum(len(role.labels) for role in roles) == boxes
 
 
 # -- what both share ---------------------------------------------------------------------------------------------------
@@ -426,3 +525,27 @@ def test_one_class_is_a_data_set_too(tmp_path):
     file = squares.write(tmp_path, train=2, val=2, classes=1)
     data = open_yolo(file)
     assert data.classes == ("red",) and data.train(None, 0).labels[:, 1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_in_the_upright_picture(tmp_path, orientation):
+    file = squares.write(tmp_path, train=2, val=2)
+    turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+             8: Image.Transpose.ROTATE_270}  # fmt: skip
+    exif = Image.Exif()
+    exif[274] = orientation
+    for path in tmp_path.rglob("*.png"):
+        with Image.open(path) as upright:
+            stored = upright.transpose(turns[orientation]) if orientation > 1 else upright.copy()
+        stored.save(path, exif=exif)
+        assert size_of(path) == (128, 72)
+    data = open_dataset(DataSettings(name="yolo", image_size=128, root=file))
+    images = data.train(None, 0)
+    assert images.sizes == [(128, 72)] * 2
+    for number, pixels in enumerate(images.pixels):
+        for label, colour in enumerate([(200, 40, 40), (40, 200, 40)]):
+            row = images.labels[(images.labels[:, 0] == number) & (images.labels[:, 1] == label)][0]
+            left, top, right, bottom = (round(value) for value in row[2:6].tolist())
+            assert (pixels == colour).all(axis=2).sum() == (right - left) * (bottom - top)
+            assert (pixels[top:bottom, left:right] == colour).all()

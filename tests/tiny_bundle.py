@@ -14,11 +14,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from evaluators import folders
-from evaluators.edge import halves, points, seal, verify, wire
+from evaluators.edge import halves, main, points, seal, verify, wire
 
 SIZE, CLASSES = 8, ["ant", "bee", "cat", "dog", "elk"]
 DEVICE = {"head_ms": 2.0, "encode_ms": 1.0, "pack_ms": 0.5}
 SERVER = {"unpack_ms": 0.5, "decode_ms": 1.0, "tail_ms": 3.0}
+NOWHERE = ["--server", "http://127.0.0.1:9", "--retries", "0"]
 
 
 def write(folder, name="tiny", seed=0, detector=False, whole=False, coder="packed"):
@@ -101,6 +102,17 @@ def served(bundle, *options, port=0):
         process.wait()
         reader.join()
         process.stderr.close()
+
+
+def run_device(bundle, capsys, *arguments, code=0):
+    """Run the device half's command line; what it has printed."""
+    assert main.device(bundle / "device", [str(each) for each in arguments]) == code
+    return capsys.readouterr()
+
+
+def edit_json(path, **changes):
+    """Replace values in a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def picture(folder, seed=0):

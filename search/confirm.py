@@ -168,13 +168,24 @@ def as_searched(confirmed: Sequence[Confirmed], points: Sequence[Point]) -> list
         if point is None or not each.validation:
             continue
         evaluation = replace(
-            point.evaluation,
+            _with_payload(point.evaluation, each.payload_bytes),
             accuracy=statistics.fmean(each.validation),
             accuracy_drop_pp=statistics.fmean(each.validation_drop_pp),
-            payload_bytes=each.payload_bytes,
         )
         found.append(replace(point, evaluation=evaluation))
     return found
+
+
+def _with_payload(found: Evaluation, payload_bytes: float) -> Evaluation:
+    """The same over the same link with a payload of another mean size, as a lossless coder makes of other weights."""
+    more_ms = found.link_busy_ms * (payload_bytes / found.payload_bytes - 1.0) if found.payload_bytes else 0.0
+    return replace(
+        found,
+        payload_bytes=payload_bytes,
+        latency=replace(found.latency, link_ms=found.latency.link_ms + more_ms),
+        link_busy_ms=found.link_busy_ms + more_ms,
+        link_p90_ms=found.link_p90_ms + more_ms if found.link_p90_ms else 0.0,
+    )
 
 
 def confirmed_table(confirmed: Sequence[Confirmed]) -> Table:

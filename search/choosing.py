@@ -11,7 +11,7 @@ from search import bundle_points
 from search.confirm import Confirmed, as_searched, confirmed_points
 from search.front import Point, find_trial, judged, pareto_front, pick_point, warnings_for
 from search.points import baseline_points, trial_points
-from search.spec import StudySpec
+from search.spec import Constraints, StudySpec
 from spaces.errors import SplitsearchError
 
 
@@ -66,6 +66,8 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
     asked_pp = bundle_points.accuracy_asked(first, wish.max_drop_pp)
     others = bundle_points.further_points(first, known or searched, wish.points - 1, asked_pp)
     advice = list(warnings_for(first, judged(baseline_points(study), spec.constraints)))
+    if over := _over(wish, spec.constraints, first):
+        advice.insert(0, f"{first.title} does not keep every limit: {', '.join(over)}")
     if first.trial not in proofs:
         advice.insert(
             0,
@@ -73,9 +75,11 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
             f"'splitsearch confirm {spec.file}' trains the front anew and tests it",
         )
     if len(others) < wish.points - 1:
+        found = "1 point" if not others else f"{1 + len(others)} points"
+        among = f" of the {len(known)} confirmed ones" if known else ""
         advice.append(
-            f"only {1 + len(others)} points: no other with a drop of at most {asked_pp:.2f} points (--max-drop-pp) "
-            "is the fastest at any rate"
+            f"only {found}: no other{among} with a drop of at most {asked_pp:.2f} points (--max-drop-pp) is the "
+            "fastest at any rate"
         )
 
     def proof(point: Point) -> Confirmed | None:
@@ -90,6 +94,12 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
     )
 
 
+def _over(wish: Wish, limits: Constraints, point: Point) -> list[str]:
+    """The limits of the study, and those asked for, that a point does not keep; one that is named by number may not."""
+    asked = Constraints(max_accuracy_drop_pp=wish.max_drop_pp, max_latency_ms=wish.max_latency_ms)
+    return [told for each in (limits, asked) for told in each.broken(point.evaluation)]
+
+
 def _first(wish: Wish, searched: Sequence[Point], known: Sequence[Point]) -> Point:
     """The point that is asked for; ``known`` are the confirmed ones."""
     if wish.trial is not None:
@@ -100,4 +110,11 @@ def _first(wish: Wish, searched: Sequence[Point], known: Sequence[Point]) -> Poi
             f"none of the {len(known)} confirmed points keeps the study's limits; take one even so with --trial, "
             "or run more trials and confirm again"
         )
-    return pick_point(front, wish.pick, wish.max_drop_pp, wish.max_latency_ms)
+    try:
+        return pick_point(front, wish.pick, wish.max_drop_pp, wish.max_latency_ms)
+    except SplitsearchError as error:
+        if not known:
+            raise
+        raise SplitsearchError(
+            f"of the {len(known)} confirmed points, {error}. One that is not confirmed can be had with --trial"
+        ) from None

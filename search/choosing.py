@@ -10,7 +10,7 @@ import optuna
 from search import bundle_points
 from search.confirm import Confirmed, as_searched, confirmed_points
 from search.front import Point, find_trial, judged, pareto_front, pick_point, warnings_for
-from search.points import baseline_points, trial_points
+from search.points import baseline_points, trial_points, why_no_front
 from search.spec import Constraints, StudySpec
 from spaces.errors import SplitsearchError
 
@@ -62,6 +62,8 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
     searched = trial_points(study)
     proofs = {each.trial: each for each in confirmed_points(study) if each.validation}
     known = judged(as_searched(list(proofs.values()), searched), spec.constraints)
+    if wish.trial is None and not any(point.feasible for point in [*searched, *known]):
+        raise SplitsearchError(why_no_front(study))
     first = _first(wish, searched, known)
     asked_pp = bundle_points.accuracy_asked(first, wish.max_drop_pp)
     others = bundle_points.further_points(first, known or searched, wish.points - 1, asked_pp)

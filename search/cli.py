@@ -232,7 +232,7 @@ def confirm(
     loaded, opened = _open(study, storage, out)
     points = confirms.to_confirm(all_points.trial_points(opened))
     if not points:
-        raise SplitsearchError("the front is empty: no trial kept the constraints; run more trials or loosen them")
+        raise SplitsearchError(all_points.why_no_front(opened))
     folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())

@@ -311,6 +311,17 @@ def test_a_bundle_of_too_few_points_says_what_they_were_chosen_from(done, capsys
     assert re.search(r"of the \d confirmed points, no point .* with --trial\n", told)
 
 
+@pytest.mark.parametrize("command", ["confirm", "export"])
+def test_a_front_is_empty_for_a_reason(write_study, study_dict, fake, capsys, tmp_path, command):
+    more = ["-o", tmp_path / "x"] if command == "export" else []
+    study_dict["space"] |= {"partition": ["deep"], "ae_ratio": [0.03125]}
+    study = write_study(study_dict)
+    run_command(["run", study, "--trials", "2"])
+    capsys.readouterr()
+    told = out(capsys, command, study, *more, code=1).err
+    assert "the front is empty: 2 of 2 trials could not run: an AE ratio of 0.03125 leaves no channel of 8; run" in told
+
+
 @pytest.mark.parametrize("command", ["front", "report", "replay", "dashboard", "export"])
 def test_results_that_are_not_there_yet(write_study, study_dict, capsys, tmp_path, command):
     more = ["-o", tmp_path / "x"] if command == "export" else []

@@ -333,7 +333,10 @@ def export(
     )
     first, halves = chosen.first, bundle["evidence"]["halves"]
     assert first.trial is not None
-    dashboards.attach_bundle(opened, folder, first.trial, output)
+    try:
+        dashboards.attach_bundle(opened, folder, first.trial, output)
+    except OSError as error:  # results that may only be read, or a full disk: the bundle is whole all the same
+        _talk.print(f"the dashboard will not offer this bundle: {error}", soft_wrap=True, highlight=False)
     _stdout().print(f"trial {first.trial} ({first.name}) exported to {output}", soft_wrap=True)
     _stdout().print(
         f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['images']} images"

@@ -311,6 +311,15 @@ def test_a_bundle_of_too_few_points_says_what_they_were_chosen_from(done, capsys
     assert re.search(r"of the \d confirmed points, no point .* with --trial\n", told)
 
 
+def test_a_bundle_is_exported_although_the_results_cannot_take_it(done, capsys, tmp_path):
+    pytest.importorskip("optuna_dashboard")
+    shutil.rmtree(tmp_path / "runs" / "demo" / "artifacts")
+    (tmp_path / "runs" / "demo" / "artifacts").write_text("no folder")
+    found = out(capsys, "export", done, "-o", tmp_path / "bundle")
+    assert "the dashboard will not offer this bundle: " in found.err and "exported to" in found.out
+    assert (tmp_path / "bundle" / "bundle.json").exists()
+
+
 @pytest.mark.parametrize("command", ["confirm", "export"])
 def test_a_front_is_empty_for_a_reason(write_study, study_dict, fake, capsys, tmp_path, command):
     more = ["-o", tmp_path / "x"] if command == "export" else []

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from evaluators.edge.console import print_any_name
 from search import bundle_commands, wiring
 from spaces.errors import MeasurementError, SplitsearchError
 
@@ -409,6 +410,7 @@ def main() -> None:
     logging.getLogger("splitsearch").setLevel(logging.INFO)  # downloads say how far they are
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    print_any_name()
     if any(arguments[:1] == [command.__name__] for command in bundle_commands.COMMANDS):
         bundle_commands.take_process()
     sys.exit(run_command(arguments, debug))

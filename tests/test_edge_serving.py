@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -856,6 +857,42 @@ def test_a_picture_that_cannot_be_read_does_not_stop_the_others(running, bundle,
     said = device(bundle, capsys, *arguments, code=1)
     bad, row = json.loads(said.out)
     assert "not a picture" in bad["error"] and row["by"] == "server" and "1 without an answer" in said.err
+
+
+@pytest.mark.parametrize("command", ["device", "splitsearch"])
+def test_names_that_standard_output_has_no_letters_for_are_printed_even_so(bundle, tmp_path, command):
+    folder = tmp_path / "pictures"
+    tiny_bundle.picture(folder).rename(folder / os.fsdecode(b"caf\xe9 \xc3\xbc.png"))
+    whole = tiny_bundle.write(tmp_path / "whole", whole=True)
+    run = [whole / "device"] if command == "device" else ["-c", "from search.cli import main; main()"]
+    asked = [sys.executable, *run, "infer", *([] if command == "device" else [whole]), folder]
+    done = subprocess.run(asked, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert rb"caf\udce9 \xfc.png" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "given"),
+    [
+        ("infer", "--frames", "0"),
+        ("infer", "--timeout", "0"),
+        ("infer", "--timeout", "nan"),
+        ("verify", "--repeats", "0"),
+        ("verify", "--retries", "-1"),
+        ("serve", "--batch", "-1"),
+        ("serve", "--deadline", "x"),
+    ],
+)
+def test_numbers_that_cannot_be_are_wrong_usage(bundle, capsys, command, option, given):
+    half = main.server if command == "serve" else main.device
+    with pytest.raises(SystemExit, match="2"):
+        half(bundle / ("server" if command == "serve" else "device"), [command, option, given])
+    assert re.search(f"{option}: '{given}' given; a .*number from [.01]+ is needed", capsys.readouterr().err)
+
+
+def test_ctrl_c_in_the_middle_is_no_traceback(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main.infer, "infer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert device(bundle, capsys, "infer", tmp_path, code=130).err == "error: interrupted\n"
 
 
 NOWHERE = ["--server", "http://127.0.0.1:9", "--retries", "0"]

@@ -130,11 +130,14 @@ def _deployment(usable: Sequence[Point]) -> list[str]:
 
 def _other_kind(best: Point, usable: Sequence[Point]) -> list[str]:
     """The best split where a baseline is recommended, and the best baseline where a split is."""
-    others = [point for point in usable if (point.trial is None) != (best.trial is None)]
+
+    def others(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if (point.trial is None) != (best.trial is None)]
+
     kind = "split" if best.trial is None else "baseline"
-    if not others:
+    if not others(usable):
         return []
-    near = [point for point in _as_good(usable) if point in others]
+    near = others(_as_good(usable))
     if not near:
         return [f"No {kind} comes within a point of the most accurate."]
     rival = min(near, key=lambda point: (point.latency_ms, -point.accuracy))

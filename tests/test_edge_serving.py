@@ -507,6 +507,25 @@ def test_beyond_loopback_a_server_wants_token_and_tls(bundle, capsys, tmp_path, 
     assert "one word" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (b"secret\r\n", "secret"),
+        (b"\xef\xbb\xbfsecret\r\n", "secret"),  # as Windows' editors save it
+        ("secret\r\n".encode("utf-16"), None),  # as its shell does
+        ("secret".encode("utf-16-le"), None),
+    ],
+)
+def test_a_token_that_was_written_elsewhere_is_read_or_its_file_named(tmp_path, written, read):
+    file = tmp_path / "token"
+    file.write_bytes(written)
+    if read:
+        assert clients.read_token(file) == read
+    else:
+        with pytest.raises(ValueError, match=f"{file}: one word of printable ASCII is needed"):
+            clients.read_token(file)
+
+
 def test_serving_without_its_packages_says_what_to_install(bundle, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "evaluators.edge.serving.server")
     monkeypatch.delattr(serving, "server")

@@ -173,7 +173,12 @@ def _read_link(text: str) -> LinkProfile:
     rate, colon, rtt = text.partition(":")
     if not colon:
         return _named_link(text)
-    return load_link({"rate_mb_per_s": _number(rate, "--link"), "rtt_ms": _number(rtt, "--link")})
+    numbers = {"rate_mb_per_s": _number(rate, "--link"), "rtt_ms": _number(rtt, "--link")}
+    try:
+        return load_link(numbers)
+    except SpecError as error:
+        number = error.key.removeprefix("link.")
+        raise SpecError("--link", text, f"RATE:RTT as in 2:10 is needed; of {number}, {error.allowed}") from None
 
 
 def _named_link(name: str) -> LinkProfile:

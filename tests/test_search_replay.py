@@ -116,6 +116,12 @@ def test_rates_that_cannot_be(tmp_path, study_dict, rates, message):
         links(tmp_path, study_dict, CAMERA.describe(), rates=rates)
 
 
+@pytest.mark.parametrize(("link", "number"), [("0:1", "rate_mb_per_s, a number above 0"), ("2:-1", "rtt_ms, a number")])
+def test_a_link_that_cannot_be_is_named_as_it_was_given(tmp_path, study_dict, link, number):
+    with pytest.raises(SpecError, match=f"--link: '{link}' given; RATE:RTT as in 2:10 is needed; of {number}"):
+        links(tmp_path, study_dict, CAMERA.describe(), link=link)
+
+
 def test_a_replay_finds_the_rows_of_its_study(tmp_path, study_dict):
     """They lie in the shared store, under the scope that the study's environment names."""
     profile = MachineProfile(name="local", threads=3)

@@ -60,7 +60,8 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
         SplitsearchError: no point is as asked for; says how near others come.
     """
     searched = trial_points(study)
-    proofs = {each.trial: each for each in confirmed_points(study) if each.validation}
+    tried = {each.trial: each for each in confirmed_points(study)}
+    proofs = {number: each for number, each in tried.items() if each.validation}
     known = judged(as_searched(list(proofs.values()), searched), spec.constraints)
     if wish.trial is None and not any(point.feasible for point in [*searched, *known]):
         raise SplitsearchError(why_no_front(study))
@@ -75,6 +76,13 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
             0,
             f"trial {first.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
             f"'splitsearch confirm {spec.file}' trains the front anew and tests it",
+        )
+    new = [point for point in pareto_front(searched) if point.trial not in tried]
+    if known and new and wish.trial is None:
+        numbers = ", ".join(str(point.trial) for point in new)
+        advice.append(
+            f"chosen among {len(known)} confirmed points; of the front, trial {numbers} is not confirmed: "
+            f"'splitsearch confirm {spec.file}' adds what the front has gained since"
         )
     if len(others) < wish.points - 1:
         found = "1 point" if not others else f"{1 + len(others)} points"

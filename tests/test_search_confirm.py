@@ -108,6 +108,21 @@ def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
     assert "on 400 test images, mean of 3 seeds" in (tmp_path / "after" / "README.md").read_text()
 
 
+def test_export_says_what_of_the_front_was_found_since_the_confirmation(study, tmp_path, capsys):
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    capsys.readouterr()
+    assert run_command(["export", study, "-o", str(tmp_path / "all")], debug=False) == 0
+    assert "chosen among" not in capsys.readouterr().err
+    assert run_command(["run", study, "--trials", "100"], debug=False) == 0
+    spec = load_spec(study)
+    opened = open_study(spec, tmp_path / "runs" / spec.name)
+    confirmed = {each.trial for each in confirmed_points(opened)}
+    new = [str(point.trial) for point in pareto_front(trial_points(opened)) if point.trial not in confirmed]
+    capsys.readouterr()
+    assert run_command(["export", study, "-o", str(tmp_path / "some")], debug=False) == 0
+    assert new and f"of the front, trial {', '.join(new)} is not confirmed: 'splitsearch" in capsys.readouterr().err
+
+
 def test_what_breaks_a_limit_when_it_is_confirmed_is_not_exported(study, trained, tmp_path, capsys):
     trained.falls = True
     assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0

@@ -50,6 +50,7 @@ def test_a_good_file(write_study, study_dict):
         ("data", {"nam": "digits"}, "data.name: nothing given; this key is needed; 'nam' stands there"),
         ("data", {"root": "x"}, "data.name: nothing given; this key is needed$"),
         ("link", ..., "link: nothing given"),
+        ("link.name", 5, "link.name: 5 given; a text is needed"),
         ("link.rate_mb_per_s", 0, "link.rate_mb_per_s: 0 given; a number above 0"),
         ("device", "raspberry", "device: 'raspberry' given; no such profile; did you mean 'raspberry_pi_4b'"),
         ("space.bits", 0, "space.bits: 0 given; whole numbers from 1 to 8"),

@@ -849,7 +849,8 @@ def device(bundle, capsys, *arguments, code=0):
 def test_pictures_and_folders_are_answered_through_the_server(running, bundle, tmp_path, capsys):
     for number in range(3):
         tiny_bundle.picture(tmp_path / "pictures", number)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "._0.png"):  # the second is what macOS leaves beside a picture
+        (tmp_path / "pictures" / name).write_text("no picture")
     single = tiny_bundle.picture(tmp_path, 7)
     said = device(bundle, capsys, "infer", tmp_path / "pictures", single, "--server", running.url, "--json")
     rows = json.loads(said.out)

@@ -44,6 +44,7 @@ MEASURED_LINK = "measured"
 SAMPLERS = ("front", "tpe", "nsga2", "nsga3", "gp", "random", "grid")
 PRUNING = ("none", "rungs")
 _CONFIRM_IMAGES, _CONFIRM_STEPS = 4, 2  # times what a trial learns from, and times its steps
+NAME, NAME_WORDS = r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-' are allowed"
 _PLACEHOLDER = ("any",)
 _LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number is added
 
@@ -245,8 +246,8 @@ def _read(raw: Any, path: Path) -> StudySpec:
     if format_given != FORMAT or isinstance(format_given, bool):
         raise SpecError("format", format_given, f"{FORMAT} is the format known here")
     name = top.text("name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise SpecError("name", name, "letters, digits, '.', '_' and '-' are allowed; it names a folder")
+    if not re.fullmatch(NAME, name):
+        raise SpecError("name", name, f"{NAME_WORDS}; it names a folder")
     space = top.section("space")
     model, data = _model(top.section("model"), path), _data(top.section("data"), path)
     finetune = _finetune(top.section("finetune", optional=True), space.rest())

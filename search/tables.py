@@ -15,8 +15,8 @@ from spaces.partition import Choice
 
 _PLACES = ("device", "server", "link")
 DOUBTFUL = (
-    f"* a stage was timed with a spread over {MOST_SPREAD:.0%} and {NEGLIGIBLE_MS:g} ms, or while the machine was slowed "
-    f"down or had other work (over {MOST_OTHERS:.0%}), or is modelled with an unknown error"
+    f"* a stage was timed with a spread over {MOST_SPREAD:.0%} and {NEGLIGIBLE_MS:g} ms, or while the machine was "
+    f"slowed down or had other work (over {MOST_OTHERS:.0%}), or is modelled with an unknown error"
 )
 
 NOT_TOLD_APART = "~ these images do not tell its accuracy from that of the next faster point"

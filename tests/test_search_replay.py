@@ -145,7 +145,9 @@ def modelled_board(tmp_path, study_dict):
 def test_a_modelled_board_for_a_study_that_was_run_elsewhere(tmp_path, study_dict):
     keys = {stage: replace(key, work=Work(layers=1)) for stage, key in evaluation().stage_keys.items()}
     point = Point(trial=0, evaluation=replace(evaluation(), stage_keys=keys | {"pack": StageKey(key="pack key")}))
-    with pytest.raises(NotFinished, match="on raspberry_pi_4b so many times .* the study was run elsewhere, or the store"):
+    with pytest.raises(
+        NotFinished, match=r"raspberry_pi_4b so many times .* the study was run elsewhere, or the store"
+    ):
         again(point, device=modelled_board(tmp_path, study_dict))
 
 

@@ -18,6 +18,7 @@ from .console import number_from
 from .errors import PayloadError
 from .infer import unique_targets
 
+_SECONDS = number_from(0.1, float)
 _INTERRUPTED = 130  # as shells say it: 128 and the number of the signal
 
 
@@ -105,7 +106,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="URL", help="http://HOST:PORT or https://HOST:PORT")
     parser.add_argument("--token-file", type=Path, help="holds the bearer token; else SPLITSEARCH_TOKEN")
     parser.add_argument("--ca", type=Path, metavar="FILE", help="PEM of whom to trust; the system's unless given")
-    parser.add_argument("--timeout", type=number_from(0.1, float), default=10.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--timeout", type=_SECONDS, default=10.0, metavar="S", help="default: %(default)s")
     parser.add_argument("--retries", type=number_from(0), default=4, metavar="N", help="default: %(default)s")
 
 
@@ -117,7 +118,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--cert", type=Path, metavar="FILE", help="PEM certificate for TLS")
     parser.add_argument("--key", type=Path, metavar="FILE", help="its key")
     parser.add_argument("--insecure", action="store_true", help="beyond loopback even without token or TLS")
-    parser.add_argument("--deadline", type=number_from(0.1, float), default=10.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--deadline", type=_SECONDS, default=10.0, metavar="S", help="default: %(default)s")
     parser.add_argument("--batch", type=number_from(1), metavar="N", help="pictures at once; measured unless given")
 
 

@@ -53,8 +53,13 @@ class Chosen:
     advice: Sequence[str]
 
 
-def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
+def choose(study: optuna.Study, spec: StudySpec, wish: Wish, named: str) -> Chosen:
     """The points for a bundle.
+
+    Args:
+        study, spec: the study.
+        wish: what is asked for.
+        named: the study as the user names it, with the options that say where it is kept.
 
     Raises:
         SplitsearchError: no point is as asked for; says how near others come.
@@ -75,14 +80,14 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
         advice.insert(
             0,
             f"trial {first.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
-            f"'splitsearch confirm {spec.file}' trains the front anew and tests it",
+            f"'splitsearch confirm {named}' trains the front anew and tests it",
         )
     new = [point for point in pareto_front(searched) if point.trial not in tried]
     if known and new and wish.trial is None:
         numbers = ", ".join(str(point.trial) for point in new)
         advice.append(
             f"chosen among {len(known)} confirmed points; of the front, trial {numbers} is not confirmed: "
-            f"'splitsearch confirm {spec.file}' adds what the front has gained since"
+            f"'splitsearch confirm {named}' adds what the front has gained since"
         )
     if len(others) < wish.points - 1:
         found = "1 point" if not others else f"{1 + len(others)} points"

@@ -136,9 +136,8 @@ def run(
     dashboard.publish(opened.study, opened.spec, opened.folder)
     _print_front(opened.study, opened.spec)
     _talk.print(f"report: {target}", soft_wrap=True)
-    places = [*(["--storage", storage] if storage else []), *(["--out", str(out)] if out else [])]
     scored, finished = points.trial_points(opened.study), len(points.finished_trials(opened.study))
-    for line in verdict.next_steps(shlex.join([study, *places]), scored, finished):
+    for line in verdict.next_steps(_named(study, storage, out), scored, finished):
         _talk.print(line, soft_wrap=True, highlight=False)
 
 
@@ -321,7 +320,7 @@ def export(
         raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
     wish = choosing.Wish(trial=trial, pick=pick, max_drop_pp=max_drop_pp, max_latency_ms=max_latency_ms, points=points)
-    chosen = choosing.choose(opened, loaded, wish)
+    chosen = choosing.choose(opened, loaded, wish, _named(study, storage, out))
     for line in chosen.advice:
         _talk.print(line, highlight=False, soft_wrap=True)
     exports.check_target(output)
@@ -455,6 +454,12 @@ def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     opened = storages.open_study(loaded, storages.run_folder(loaded, out), storage)
     gc.freeze()  # what was read stays to the end: it need not be looked through for garbage again and again
     return loaded, opened
+
+
+def _named(study: str, storage: str | None, out: Path | None) -> str:
+    """A study as the user names it, with the options that say where it is kept."""
+    places = [*(["--storage", storage] if storage else []), *(["--out", str(out)] if out else [])]
+    return shlex.join([study, *places])
 
 
 def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:

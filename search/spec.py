@@ -213,16 +213,17 @@ def find_study(study: str) -> Path:
     if given.suffix in (".yaml", ".yml"):
         if given.is_file():
             return given
-        near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.y*ml")], n=1)
+        files = [path.name for path in given.parent.glob("*.y*ml") if path.is_file()]
+        near = difflib.get_close_matches(given.name, files, n=1)
         meant = f"; did you mean '{given.with_name(near[0])}'?" if near else ""
         raise SpecError("STUDY", study, f"no such file{meant}")
     shipped = {path.stem: path for path in sorted(_STUDIES.glob("*.yaml"))}
     by_name = {stem.replace("_", "-"): path for stem, path in shipped.items()}
     found = shipped.get(study) or by_name.get(study)
     if found is None:
-        raise SpecError(
-            "STUDY", study, f"a path to a .yaml file or a shipped study is needed; {nearest(study, shipped)}"
-        )
+        beside = next((file for ending in (".yaml", ".yml") if os.path.isfile(file := f"{study}{ending}")), None)
+        meant = f"did you mean '{beside}'?" if beside else nearest(study, shipped)
+        raise SpecError("STUDY", study, f"a path to a .yaml file or a shipped study is needed; {meant}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,15 +99,20 @@ def has_trials(spec: StudySpec, folder: Path, storage: str | None = None) -> boo
 def _found(spec: StudySpec, folder: Path, storage: str | None) -> tuple[OwnStudy, Place]:
     """The study and where it is; raises NotFinished if there is none."""
     place = read_place(folder, storage)
+    kept = [*(["--storage", storage] if storage else []), *(["--out", str(folder)] if _is_out(spec, folder) else [])]
+    run = f"'splitsearch {shlex.join(['run', str(spec.file), *kept])}'"
     if isinstance(place, SqliteFile | Journal) and not place.path.is_file():
-        raise NotFinished(f"no results in {place.path.parent} yet; 'splitsearch run {spec.file}' makes them")
+        raise NotFinished(f"no results in {place.path.parent} yet; {run} makes them")
     with explained(place):
         try:
             return OwnStudy(spec.name, open_backend(place, folder, spec.name)), place
         except KeyError:
-            raise NotFinished(
-                f"no study '{spec.name}' in {place} yet; 'splitsearch run {spec.file}' makes it"
-            ) from None
+            raise NotFinished(f"no study '{spec.name}' in {place} yet; {run} makes it") from None
+
+
+def _is_out(spec: StudySpec, folder: Path) -> bool:
+    """Whether somebody asked for this folder of results."""
+    return folder != run_folder(spec, None)
 
 
 def start_or_resume(

@@ -331,6 +331,15 @@ def test_a_front_is_empty_for_a_reason(write_study, study_dict, fake, capsys, tm
     assert "the front is empty: 2 of 2 trials could not run: an AE ratio of 0.03125 leaves no channel of 8; run" in told
 
 
+def test_what_to_type_next_says_where_the_study_is_kept(write_study, study_dict, fake, capsys, tmp_path):
+    study, kept = write_study(study_dict), ["--storage", "my study.db", "--out", "results"]
+    told = out(capsys, "front", study, *kept, code=1).err
+    assert told.endswith(f"'splitsearch run {study} --storage 'my study.db' --out results' makes them\n")
+    out(capsys, "run", study, "--trials", 5, *kept)
+    told = out(capsys, "export", study, *kept, "-o", tmp_path / "bundle").err
+    assert f"'splitsearch confirm {study} --storage 'my study.db' --out results' trains the front anew" in told
+
+
 @pytest.mark.parametrize("command", ["front", "report", "replay", "dashboard", "export"])
 def test_results_that_are_not_there_yet(write_study, study_dict, capsys, tmp_path, command):
     more = ["-o", tmp_path / "x"] if command == "export" else []

@@ -163,3 +163,10 @@ def test_a_study_file_that_is_not_there_names_one_that_is(write_study, study_dic
         find_study("fruit.yml")
     with pytest.raises(SpecError, match=r"no such file$"):
         find_study("absent/birds.yaml")
+    with pytest.raises(
+        SpecError, match=r"STUDY: 'fruit' given; a path to a \.yaml file .*; did you mean 'fruit\.yaml'\?$"
+    ):
+        find_study("fruit")
+    Path("folder.yaml").mkdir()
+    with pytest.raises(SpecError, match=r"'folder\.yaml' given; no such file(?!.*'folder)"):
+        find_study("folder.yaml")

@@ -481,7 +481,7 @@ def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, every
     console = _stdout()
     console.print(tables.front_table(points, baselines, chosen, title, everything=everything))
     console.print(hardware, style="dim", highlight=False)
-    for line in verdict.verdicts(trials, baselines):
+    for line in verdict.verdicts(trials, baselines, loaded.constraints.max_latency_ms):
         console.print(line, highlight=False)
     console.print()
 

@@ -109,7 +109,8 @@ def _save_notes(study: optuna.Study, spec: StudySpec) -> None:
     attributes = study._storage.get_study_system_attrs(study._study_id)
     links = _links(study, attributes)
     confirmed, hardware = confirmed_points(study), hardware_line(environment(study))
-    whole = notes.study_note(spec.name, trials, baselines, confirmed, hardware, links)
+    most_ms = spec.constraints.max_latency_ms
+    whole = notes.study_note(spec.name, trials, baselines, confirmed, hardware, links, most_ms)
     _save_note(study, attributes, None, whole)
     front = {point.trial for point in pareto_front(trials)}
     numbers = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def test_what_breaks_a_limit_is_not_recommended_and_it_is_said():
     assert found[0].startswith("At this link deploy trial 7")
     assert "all-on-device is no choice: max_device_model_mb: 44.7 > 5." in found
     assert not any("kB/s all-on-device" in line for line in found)
+
+
+def test_other_rates_leave_out_a_limit_on_latency_and_say_so():
+    """On a faster link trial 2 keeps 10 ms too, and is more accurate."""
+    found = [way(1, 0.8, 4.0, 1000), way(2, 0.9, 5.0, 9000)]
+    trials = [replace(point, feasible=point.latency_ms <= 10.0) for point in found]
+    unlimited = verdicts(trials, [])
+    assert [point.feasible for point in trials] == [True, False] and "at any link rate" in " ".join(unlimited)
+    (more,) = set(verdicts(trials, [], 10.0)) - set(unlimited)
+    assert more.startswith("That leaves out which points keep 10 ms at another rate: the report's sliders")
 
 
 def test_some_points_are_beaten_and_the_others_are_numbered():

@@ -82,7 +82,7 @@ def check(study: StudyArgument, as_json: JsonOption = False) -> None:
         _print_json(found.to_dict())
         return
     for renderable in checking.tables_of(found):
-        _stdout().print(renderable)
+        _show(renderable)
 
 
 @app.command()
@@ -243,7 +243,7 @@ def confirm(
     if as_json:
         _print_json({"format": 1, "study": loaded.name, "confirmed": [each.to_dict() for each in found]})
         return
-    _stdout().print(confirms.confirmed_table(found))
+    _show(confirms.confirmed_table(found))
 
 
 @app.command()
@@ -479,7 +479,7 @@ def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, every
     chosen = fronts.knee(points) if points else None
     title = f"{loaded.name}: front of {len(trials)} trials, then baselines"
     console = _stdout()
-    console.print(tables.front_table(points, baselines, chosen, title, everything=everything))
+    _show(tables.front_table(points, baselines, chosen, title, everything=everything))
     console.print(hardware, style="dim", highlight=False)
     for line in verdict.verdicts(trials, baselines, loaded.constraints.max_latency_ms):
         console.print(line, highlight=False)
@@ -490,6 +490,15 @@ def _stdout() -> Console:
     # Made anew so that it follows a redirected stdout. Piped, it keeps a table's rows on one line each.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(width=max(console.width, 160), markup=False, emoji=False)
+
+
+def _show(renderable: Any) -> None:
+    from search.fitting_table import FittingTable
+
+    if isinstance(renderable, FittingTable):
+        renderable.print_on(_stdout())
+    else:
+        _stdout().print(renderable)
 
 
 def _print_json(value: Any) -> None:

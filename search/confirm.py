@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
-from rich.table import Table
 from scipy.special import stdtrit
 
 from evaluators.base import Evaluator
 from evaluators.result import Evaluation
 from evaluators.tasks.intervals import score_interval
+from search.fitting_table import FittingTable
 from search.front import Point, pareto_front
+from search.tables import LEAST_WORDS
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
@@ -188,16 +189,19 @@ def _with_payload(found: Evaluation, payload_bytes: float) -> Evaluation:
     )
 
 
-def confirmed_table(confirmed: Sequence[Confirmed]) -> Table:
+def confirmed_table(confirmed: Sequence[Confirmed]) -> FittingTable:
     """One line a point, fastest first, and what the search promised too much."""
-    table = Table(title="confirmed", title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("what", overflow="fold")
+    table = FittingTable("confirmed", ("seeds", "searched", "bytes", "drop pp"))
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold", min_width=LEAST_WORDS)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for each in sorted(confirmed, key=lambda each: each.latency_ms):
-        table.add_row(str(each.trial), each.config.label, *cells(each))
-    table.caption, table.caption_justify = promised(confirmed) or None, "left"
+        what, figures = each.config.label, cells(each)
+        if each.reason:  # of any length, where there is room for words
+            what, figures[1] = f"{what}  ({each.reason})", ""
+        table.add_row(str(each.trial), what, *figures)
+    table.caption = promised(confirmed) or None
     return table
 
 

@@ -238,7 +238,11 @@ def confirm(
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
     wanted = [loaded.search.seed + number for number in range(seeds)]
-    found = confirms.confirm_points(opened, points, evaluator, loaded.confirm, wanted, _talk.print)
+
+    def begin() -> None:
+        storages.check_writable(opened, folder, storage)
+
+    found = confirms.confirm_points(opened, points, evaluator, loaded.confirm, wanted, _talk.print, begin)
     reports.write_report(opened, loaded, folder / "report.html")
     if as_json:
         _print_json({"format": 1, "study": loaded.name, "confirmed": [each.to_dict() for each in found]})

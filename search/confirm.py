@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from evaluators.result import Evaluation
 from evaluators.tasks.intervals import score_interval
 from search.fitting_table import FittingTable
 from search.front import Point, pareto_front
+from search.patience import Patience
+from search.storage import OwnStudy
 from search.tables import LEAST_WORDS
 from spaces.budget import Budget
 from spaces.config import SplitConfig
@@ -116,24 +119,27 @@ def to_confirm(points: Sequence[Point]) -> list[Point]:
 
 
 def confirm_points(
-    study: optuna.Study,
+    study: OwnStudy,
     points: Sequence[Point],
     evaluator: Evaluator,
     budget: Budget,
     seeds: Sequence[int],
     say: Callable[[str], None],
+    begin: Callable[[], None] = lambda: None,
 ) -> list[Confirmed]:
     """Train each point with each seed and test it. What was confirmed before with the same budget is not repeated.
 
     Args:
-        study: keeps each point as it is done, so that a stop loses one training at most.
+        study: keeps each point as it is done, so that a stop loses one training at most. A storage that does not
+            answer is waited for.
         points: of trials.
         evaluator: prepared.
         budget: of each training.
         seeds: of the trainings.
         say: told what is going on.
+        begin: called before the first training, if there is any.
     """
-    found = []
+    found, patient, begun = [], Patience(study.backend), False
     known = {each.trial: each for each in confirmed_points(study)}
     for number, point in enumerate(points, 1):
         config, trial = point.evaluation.config, point.trial
@@ -144,9 +150,12 @@ def confirm_points(
         for seed in seeds:
             if seed in done.seeds:
                 continue
+            if not begun:
+                begin()
+                begun = True
             say(f"{point.title}, seed {seed} ({number} of {len(points)})")
             done = _with_seed(done, evaluator, seed)
-            study.set_user_attr(f"{CONFIRMED}{trial}", done.to_dict())
+            patient(functools.partial(study.set_user_attr, f"{CONFIRMED}{trial}", done.to_dict()))
             if done.reason:
                 break
         found.append(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ _FORMAT, _SPEC, _CONTENTS = "format", "spec", "contents"
 _RUNGS = "rungs"  # of an evaluator's identity; nothing to a study that trains every trial to its end
 _SEARCHED = "space.partitions"  # known only with the model at hand, so kept with its contents
 _STREAMS = "random_streams"  # attribute of a study: how many processes have begun to draw for it
+_WRITTEN = "last_written"  # attribute of a study: when somebody saw that it can be
 _STREAM_STRIDE = 1_000_003  # between the seeds of two of them
 _MOST_SHIFT = 2**30
 
@@ -175,6 +177,13 @@ def check_contents(
     _check_contents(
         study, spec, read_place(folder, storage), {"space.partitions": known.get("space.partitions"), **contents}
     )
+
+
+def check_writable(study: optuna.Study, folder: Path, storage: str | None) -> None:
+    """Raise SplitsearchError where nothing can be kept with a study, before hours of work are lost to that."""
+    with explained(read_place(folder, storage)):
+        # Not a value that stands there already: that would be no writing to a database.
+        study.set_user_attr(_WRITTEN, datetime.datetime.now(datetime.UTC).isoformat())
 
 
 def contents_of(study: optuna.Study) -> dict[str, str]:

@@ -92,6 +92,14 @@ def test_what_was_confirmed_is_not_trained_again_and_more_seeds_are_added(study,
     assert "searched" in shown and "test (95 %)" in shown and "above those on test images" in shown
 
 
+def test_a_study_that_can_only_be_read_is_refused_before_anything_is_trained(study, trained, capsys):
+    read_only = ["--storage", "sqlite:///file:runs/demo/study.db?mode=ro&uri=true"]
+    assert run_command(["confirm", study, *read_only], debug=False) == 1
+    assert "cannot be used: attempt to write a readonly database" in capsys.readouterr().err and not trained.asked
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    assert run_command(["confirm", study, "--seeds", "1", *read_only], debug=False) == 0  # shows what is known
+
+
 def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
     assert run_command(["export", study, "-o", str(tmp_path / "before")], debug=False) == 0
     assert "is not confirmed" in capsys.readouterr().err

@@ -46,6 +46,7 @@ PRUNING = ("none", "rungs")
 _CONFIRM_IMAGES, _CONFIRM_STEPS = 4, 2  # times what a trial learns from, and times its steps
 NAME, NAME_WORDS = r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-' are allowed"
 _PLACEHOLDER = ("any",)
+_SSH_FILES = ("key", "known_hosts")  # of a device over SSH, on this machine
 _LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number is added
 
 
@@ -257,9 +258,9 @@ def _read(raw: Any, path: Path) -> StudySpec:
         file=path,
         model=model,
         data=data,
-        device=_machine(top, "device", model, data),
-        server=_machine(top, "server", model, data),
-        link=None if (link := top.take("link")) == MEASURED_LINK else load_link(link),
+        device=_machine(top, "device", path, model, data),
+        server=_machine(top, "server", path, model, data),
+        link=None if (link := top.take("link")) == MEASURED_LINK else load_link(_found_file(link, path, "link")),
         constraints=_constraints(top.section("constraints", optional=True)),
         finetune=finetune,
         baseline=_baseline(top.section("baseline", optional=True)),
@@ -271,10 +272,19 @@ def _read(raw: Any, path: Path) -> StudySpec:
     return spec
 
 
-def _machine(top: Section, key: str, model: ModelSettings, data: DataSettings) -> MachineProfile:
-    profile = load_machine(top.take(key, "local"), key)
+def _machine(top: Section, key: str, path: Path, model: ModelSettings, data: DataSettings) -> MachineProfile:
+    given = top.take(key, "local")
+    if isinstance(given, dict):
+        given = {name: _found_file(value, path, f"{key}.{name}", name in _SSH_FILES) for name, value in given.items()}
+    profile = load_machine(_found_file(given, path, key), key)
     profile.check_fits(model.name, data.image_size, key)
     return profile
+
+
+def _found_file(given: Any, study: Path, key: str, is_file: bool = False) -> Any:
+    """A value as it stands, but of a file its place; a text that ends in ``.yaml`` is one, a profile."""
+    is_file = isinstance(given, str) and (is_file or given.endswith((".yaml", ".yml")))
+    return str(locate(given, study, key)) if is_file else given
 
 
 def _check_space(space: dict[str, Any]) -> None:

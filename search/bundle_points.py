@@ -16,7 +16,7 @@ from evaluators.edge.verify import write_prediction
 from evaluators.store import file_digest
 from search.confirm import Confirmed
 from search.front import Point
-from search.verdict import MOST_GIVEN_AWAY
+from search.verdict import MOST_GIVEN_AWAY, fastest_by_rate
 
 
 def accuracy_asked(first: Point, max_drop_pp: float | None) -> float:
@@ -34,8 +34,7 @@ def further_points(first: Point, known: Sequence[Point], count: int, max_drop_pp
         max_drop_pp: highest accuracy drop in percentage points.
     """
     kept = [point for point in known if point.feasible and point.evaluation.accuracy_drop_pp <= max_drop_pp]
-    rows = points.by_rate([_in_bundle(point, str(number)) for number, point in enumerate(kept)]) if kept else []
-    winners = [kept[int(row["version"])] for row in rows]
+    winners = [span.point for span in fastest_by_rate(kept)] if kept else []
     others = {point.trial: point for point in winners if point.trial != first.trial}
     return list(others.values())[:count]
 

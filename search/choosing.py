@@ -10,8 +10,8 @@ import optuna
 from search import bundle_points
 from search.confirm import Confirmed, as_searched, confirmed_points
 from search.front import Point, find_trial, judged, pareto_front, pick_point, warnings_for
-from search.points import baseline_points, trial_points
-from search.spec import StudySpec
+from search.points import baseline_points, trial_points, why_no_front
+from search.spec import Constraints, StudySpec
 from spaces.errors import SplitsearchError
 
 
@@ -53,29 +53,48 @@ class Chosen:
     advice: Sequence[str]
 
 
-def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
+def choose(study: optuna.Study, spec: StudySpec, wish: Wish, named: str) -> Chosen:
     """The points for a bundle.
+
+    Args:
+        study, spec: the study.
+        wish: what is asked for.
+        named: the study as the user names it, with the options that say where it is kept.
 
     Raises:
         SplitsearchError: no point is as asked for; says how near others come.
     """
     searched = trial_points(study)
-    proofs = {each.trial: each for each in confirmed_points(study) if each.validation}
+    tried = {each.trial: each for each in confirmed_points(study)}
+    proofs = {number: each for number, each in tried.items() if each.validation}
     known = judged(as_searched(list(proofs.values()), searched), spec.constraints)
+    if wish.trial is None and not any(point.feasible for point in [*searched, *known]):
+        raise SplitsearchError(why_no_front(study))
     first = _first(wish, searched, known)
     asked_pp = bundle_points.accuracy_asked(first, wish.max_drop_pp)
     others = bundle_points.further_points(first, known or searched, wish.points - 1, asked_pp)
     advice = list(warnings_for(first, judged(baseline_points(study), spec.constraints)))
+    if over := _over(wish, spec.constraints, first):
+        advice.insert(0, f"{first.title} does not keep every limit: {', '.join(over)}")
     if first.trial not in proofs:
         advice.insert(
             0,
             f"trial {first.trial} is not confirmed: its accuracy is the search's own, of one quick training. "
-            f"'splitsearch confirm {spec.file}' trains the front anew and tests it",
+            f"'splitsearch confirm {named}' trains the front anew and tests it",
+        )
+    new = [point for point in pareto_front(searched) if point.trial not in tried]
+    if known and new and wish.trial is None:
+        numbers = ", ".join(str(point.trial) for point in new)
+        advice.append(
+            f"chosen among {len(known)} confirmed points; of the front, trial {numbers} is not confirmed: "
+            f"'splitsearch confirm {named}' adds what the front has gained since"
         )
     if len(others) < wish.points - 1:
+        found = "1 point" if not others else f"{1 + len(others)} points"
+        among = f" of the {len(known)} confirmed ones" if known else ""
         advice.append(
-            f"only {1 + len(others)} points: no other with a drop of at most {asked_pp:.2f} points (--max-drop-pp) "
-            "is the fastest at any rate"
+            f"only {found}: no other{among} with a drop of at most {asked_pp:.2f} points (--max-drop-pp) is the "
+            "fastest at any rate"
         )
 
     def proof(point: Point) -> Confirmed | None:
@@ -90,6 +109,12 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish) -> Chosen:
     )
 
 
+def _over(wish: Wish, limits: Constraints, point: Point) -> list[str]:
+    """The limits of the study, and those asked for, that a point does not keep; one that is named by number may not."""
+    asked = Constraints(max_accuracy_drop_pp=wish.max_drop_pp, max_latency_ms=wish.max_latency_ms)
+    return [told for each in (limits, asked) for told in each.broken(point.evaluation)]
+
+
 def _first(wish: Wish, searched: Sequence[Point], known: Sequence[Point]) -> Point:
     """The point that is asked for; ``known`` are the confirmed ones."""
     if wish.trial is not None:
@@ -100,4 +125,11 @@ def _first(wish: Wish, searched: Sequence[Point], known: Sequence[Point]) -> Poi
             f"none of the {len(known)} confirmed points keeps the study's limits; take one even so with --trial, "
             "or run more trials and confirm again"
         )
-    return pick_point(front, wish.pick, wish.max_drop_pp, wish.max_latency_ms)
+    try:
+        return pick_point(front, wish.pick, wish.max_drop_pp, wish.max_latency_ms)
+    except SplitsearchError as error:
+        if not known:
+            raise
+        raise SplitsearchError(
+            f"of the {len(known)} confirmed points, {error}. One that is not confirmed can be had with --trial"
+        ) from None

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from evaluators.edge.console import print_any_name
 from search import bundle_commands, wiring
 from spaces.errors import MeasurementError, SplitsearchError
 
@@ -81,7 +82,7 @@ def check(study: StudyArgument, as_json: JsonOption = False) -> None:
         _print_json(found.to_dict())
         return
     for renderable in checking.tables_of(found):
-        _stdout().print(renderable)
+        _show(renderable)
 
 
 @app.command()
@@ -135,9 +136,8 @@ def run(
     dashboard.publish(opened.study, opened.spec, opened.folder)
     _print_front(opened.study, opened.spec)
     _talk.print(f"report: {target}", soft_wrap=True)
-    places = [*(["--storage", storage] if storage else []), *(["--out", str(out)] if out else [])]
     scored, finished = points.trial_points(opened.study), len(points.finished_trials(opened.study))
-    for line in verdict.next_steps(shlex.join([study, *places]), scored, finished):
+    for line in verdict.next_steps(_named(study, storage, out), scored, finished):
         _talk.print(line, soft_wrap=True, highlight=False)
 
 
@@ -232,18 +232,22 @@ def confirm(
     loaded, opened = _open(study, storage, out)
     points = confirms.to_confirm(all_points.trial_points(opened))
     if not points:
-        raise SplitsearchError("the front is empty: no trial kept the constraints; run more trials or loosen them")
+        raise SplitsearchError(all_points.why_no_front(opened))
     folder = storages.run_folder(loaded, out)
     evaluator = wiring.build_evaluator(loaded, folder)
     storages.check_contents(opened, loaded, folder, storage, evaluator.identity())
     evaluator.prepare(None, _talk.print)
     wanted = [loaded.search.seed + number for number in range(seeds)]
-    found = confirms.confirm_points(opened, points, evaluator, loaded.confirm, wanted, _talk.print)
+
+    def begin() -> None:
+        storages.check_writable(opened, folder, storage)
+
+    found = confirms.confirm_points(opened, points, evaluator, loaded.confirm, wanted, _talk.print, begin)
     reports.write_report(opened, loaded, folder / "report.html")
     if as_json:
         _print_json({"format": 1, "study": loaded.name, "confirmed": [each.to_dict() for each in found]})
         return
-    _stdout().print(confirms.confirmed_table(found))
+    _show(confirms.confirmed_table(found))
 
 
 @app.command()
@@ -320,7 +324,7 @@ def export(
         raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
     wish = choosing.Wish(trial=trial, pick=pick, max_drop_pp=max_drop_pp, max_latency_ms=max_latency_ms, points=points)
-    chosen = choosing.choose(opened, loaded, wish)
+    chosen = choosing.choose(opened, loaded, wish, _named(study, storage, out))
     for line in chosen.advice:
         _talk.print(line, highlight=False, soft_wrap=True)
     exports.check_target(output)
@@ -333,7 +337,10 @@ def export(
     )
     first, halves = chosen.first, bundle["evidence"]["halves"]
     assert first.trial is not None
-    dashboards.attach_bundle(opened, folder, first.trial, output)
+    try:
+        dashboards.attach_bundle(opened, folder, first.trial, output)
+    except OSError as error:  # results that may only be read, or a full disk: the bundle is whole all the same
+        _talk.print(f"the dashboard will not offer this bundle: {error}", soft_wrap=True, highlight=False)
     _stdout().print(f"trial {first.trial} ({first.name}) exported to {output}", soft_wrap=True)
     _stdout().print(
         f"the two halves agree with the trial on {halves['agreement_with_trial']:.2%} of {halves['images']} images"
@@ -406,6 +413,7 @@ def main() -> None:
     logging.getLogger("splitsearch").setLevel(logging.INFO)  # downloads say how far they are
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    print_any_name()
     if any(arguments[:1] == [command.__name__] for command in bundle_commands.COMMANDS):
         bundle_commands.take_process()
     sys.exit(run_command(arguments, debug))
@@ -452,6 +460,12 @@ def _open(study: str, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     return loaded, opened
 
 
+def _named(study: str, storage: str | None, out: Path | None) -> str:
+    """A study as the user names it, with the options that say where it is kept."""
+    places = [*(["--storage", storage] if storage else []), *(["--out", str(out)] if out else [])]
+    return shlex.join([study, *places])
+
+
 def _print_front(opened: Any, loaded: Any, everything: bool = False) -> None:
     from search import points, tables
 
@@ -469,9 +483,9 @@ def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, every
     chosen = fronts.knee(points) if points else None
     title = f"{loaded.name}: front of {len(trials)} trials, then baselines"
     console = _stdout()
-    console.print(tables.front_table(points, baselines, chosen, title, everything=everything))
+    _show(tables.front_table(points, baselines, chosen, title, everything=everything))
     console.print(hardware, style="dim", highlight=False)
-    for line in verdict.verdicts(trials, baselines):
+    for line in verdict.verdicts(trials, baselines, loaded.constraints.max_latency_ms):
         console.print(line, highlight=False)
     console.print()
 
@@ -480,6 +494,15 @@ def _stdout() -> Console:
     # Made anew so that it follows a redirected stdout. Piped, it keeps a table's rows on one line each.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(width=max(console.width, 160), markup=False, emoji=False)
+
+
+def _show(renderable: Any) -> None:
+    from search.fitting_table import FittingTable
+
+    if isinstance(renderable, FittingTable):
+        renderable.print_on(_stdout())
+    else:
+        _stdout().print(renderable)
 
 
 def _print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
-from rich.table import Table
 from scipy.special import stdtrit
 
 from evaluators.base import Evaluator
 from evaluators.result import Evaluation
 from evaluators.tasks.intervals import score_interval
+from search.fitting_table import FittingTable
 from search.front import Point, pareto_front
+from search.patience import Patience
+from search.storage import OwnStudy
+from search.tables import LEAST_WORDS
 from spaces.budget import Budget
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
@@ -115,24 +119,27 @@ def to_confirm(points: Sequence[Point]) -> list[Point]:
 
 
 def confirm_points(
-    study: optuna.Study,
+    study: OwnStudy,
     points: Sequence[Point],
     evaluator: Evaluator,
     budget: Budget,
     seeds: Sequence[int],
     say: Callable[[str], None],
+    begin: Callable[[], None] = lambda: None,
 ) -> list[Confirmed]:
     """Train each point with each seed and test it. What was confirmed before with the same budget is not repeated.
 
     Args:
-        study: keeps each point as it is done, so that a stop loses one training at most.
+        study: keeps each point as it is done, so that a stop loses one training at most. A storage that does not
+            answer is waited for.
         points: of trials.
         evaluator: prepared.
         budget: of each training.
         seeds: of the trainings.
         say: told what is going on.
+        begin: called before the first training, if there is any.
     """
-    found = []
+    found, patient, begun = [], Patience(study.backend), False
     known = {each.trial: each for each in confirmed_points(study)}
     for number, point in enumerate(points, 1):
         config, trial = point.evaluation.config, point.trial
@@ -143,9 +150,12 @@ def confirm_points(
         for seed in seeds:
             if seed in done.seeds:
                 continue
+            if not begun:
+                begin()
+                begun = True
             say(f"{point.title}, seed {seed} ({number} of {len(points)})")
             done = _with_seed(done, evaluator, seed)
-            study.set_user_attr(f"{CONFIRMED}{trial}", done.to_dict())
+            patient(functools.partial(study.set_user_attr, f"{CONFIRMED}{trial}", done.to_dict()))
             if done.reason:
                 break
         found.append(done)
@@ -168,25 +178,39 @@ def as_searched(confirmed: Sequence[Confirmed], points: Sequence[Point]) -> list
         if point is None or not each.validation:
             continue
         evaluation = replace(
-            point.evaluation,
+            _with_payload(point.evaluation, each.payload_bytes),
             accuracy=statistics.fmean(each.validation),
             accuracy_drop_pp=statistics.fmean(each.validation_drop_pp),
-            payload_bytes=each.payload_bytes,
         )
         found.append(replace(point, evaluation=evaluation))
     return found
 
 
-def confirmed_table(confirmed: Sequence[Confirmed]) -> Table:
+def _with_payload(found: Evaluation, payload_bytes: float) -> Evaluation:
+    """The same over the same link with a payload of another mean size, as a lossless coder makes of other weights."""
+    more_ms = found.link_busy_ms * (payload_bytes / found.payload_bytes - 1.0) if found.payload_bytes else 0.0
+    return replace(
+        found,
+        payload_bytes=payload_bytes,
+        latency=replace(found.latency, link_ms=found.latency.link_ms + more_ms),
+        link_busy_ms=found.link_busy_ms + more_ms,
+        link_p90_ms=found.link_p90_ms + more_ms if found.link_p90_ms else 0.0,
+    )
+
+
+def confirmed_table(confirmed: Sequence[Confirmed]) -> FittingTable:
     """One line a point, fastest first, and what the search promised too much."""
-    table = Table(title="confirmed", title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("what", overflow="fold")
+    table = FittingTable("confirmed", ("seeds", "searched", "bytes", "drop pp"))
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold", min_width=LEAST_WORDS)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for each in sorted(confirmed, key=lambda each: each.latency_ms):
-        table.add_row(str(each.trial), each.config.label, *cells(each))
-    table.caption, table.caption_justify = promised(confirmed) or None, "left"
+        what, figures = each.config.label, cells(each)
+        if each.reason:  # of any length, where there is room for words
+            what, figures[1] = f"{what}  ({each.reason})", ""
+        table.add_row(str(each.trial), what, *figures)
+    table.caption = promised(confirmed) or None
     return table
 
 

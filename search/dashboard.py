@@ -109,7 +109,8 @@ def _save_notes(study: optuna.Study, spec: StudySpec) -> None:
     attributes = study._storage.get_study_system_attrs(study._study_id)
     links = _links(study, attributes)
     confirmed, hardware = confirmed_points(study), hardware_line(environment(study))
-    whole = notes.study_note(spec.name, trials, baselines, confirmed, hardware, links)
+    most_ms = spec.constraints.max_latency_ms
+    whole = notes.study_note(spec.name, trials, baselines, confirmed, hardware, links, most_ms)
     _save_note(study, attributes, None, whole)
     front = {point.trial for point in pareto_front(trials)}
     numbers = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
@@ -144,7 +145,8 @@ def _attach(study: optuna.Study, folder: Path, name: str, content: bytes) -> Non
 
     ``optuna.artifacts.upload_artifact`` would add another each time.
     """
-    meta = ArtifactMeta(artifact_id=_artifact_id(name), filename=name, mimetype=_type_of(name), encoding=None)
+    artifact_id = _artifact_id(study.study_name, name)
+    meta = ArtifactMeta(artifact_id=artifact_id, filename=name, mimetype=_type_of(name), encoding=None)
     write_whole(_artifacts(folder) / meta.artifact_id, content)
     study._storage.set_study_system_attr(
         study._study_id, ARTIFACTS_ATTR_PREFIX + meta.artifact_id, json.dumps(asdict(meta))
@@ -161,8 +163,9 @@ def _artifacts(folder: Path) -> Path:
     return folder / "artifacts"
 
 
-def _artifact_id(name: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same for the same name; the dashboard wants this form
+def _artifact_id(study: str, name: str) -> str:
+    """The same for the same file of a study; a storage may hold several. The dashboard wants this form."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{study}/{name}"))
 
 
 def _type_of(name: str) -> str:

@@ -107,7 +107,10 @@ def write_bundle(
         found, metric = point.evaluation, environment.get("metric", "top-1")
         parts, sources = found.latency.to_dict(), found.sources.to_dict()
         write_prediction(folder / "device", parts, sources, found.payload_bytes, environment.get("link", {}))
-        table = bundle_points.write_points(folder, point, chosen.others, evaluator, environment, chosen.max_drop_pp)
+        # By what they were chosen by: of a confirmed point the means over seeds, as of the others.
+        table = bundle_points.write_points(
+            folder, chosen.first, chosen.others, evaluator, environment, chosen.max_drop_pp
+        )
         fingerprint = seal.write(folder, spec.name)
         packages = _packages([point, *(other for other, _ in chosen.others)])
         readme = _readme(point, spec, evidence, metric, confirmed, whole, table, packages)

@@ -136,9 +136,11 @@ def pick_point(
     if not within:
         drop = min(point.evaluation.accuracy_drop_pp for point in front)
         fastest = min(point.latency_ms for point in front)
+        asked = [f"a drop of at most {max_drop_pp:g} pp"] if max_drop_pp is not None else []
+        asked += [f"at most {max_latency_ms:g} ms"] if max_latency_ms is not None else []
         raise SplitsearchError(
-            f"no point of the front keeps these limits; its smallest drop is {drop:.2f} pp, "
-            f"its lowest latency {fastest:.2f} ms"
+            f"no point of the front keeps these limits ({' and '.join(asked)}); its smallest drop is {drop:.2f} pp, "
+            f"its lowest latency {fastest:.2f} ms. Ask for less, or run more trials"
         )
     if how == "fastest":
         return min(within, key=lambda point: point.latency_ms)

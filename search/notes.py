@@ -28,6 +28,7 @@ def study_note(
     confirmed: Sequence[Confirmed],
     hardware: str,
     links: Mapping[str, str],
+    max_latency_ms: float | None = None,
 ) -> str:
     """The verdict, the front and what confirmation made of it.
 
@@ -38,6 +39,7 @@ def study_note(
         confirmed: the points that were trained anew, if any.
         hardware: device, server and link in words.
         links: of what is kept beside the study, by its name.
+        max_latency_ms: the study's limit.
     """
     front = pareto_front(trials)
     kept = ", ".join(f"[{text}]({link})" for text, link in links.items())
@@ -45,7 +47,7 @@ def study_note(
     parts = [
         f"# {name}",
         _best_trials(trials, front),
-        "\n".join(f"- {line}" for line in verdicts(trials, baselines)),
+        "\n".join(f"- {line}" for line in verdicts(trials, baselines, max_latency_ms)),
         _table(["trial", "what", "accuracy", "drop pp", "bytes", "latency ms"], rows) if front else "",
         *_confirmed(confirmed),
         f"{hardware}.",

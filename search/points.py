@@ -40,6 +40,14 @@ def could_not_run(study: optuna.Study) -> str:
     return f"{reasons.total()} of {len(done)} trials could not run{', such as' if len(reasons) > 1 else ''}: {reason}."
 
 
+def why_no_front(study: optuna.Study) -> str:
+    """Why a study's front is empty, and what to do."""
+    if trial_points(study):
+        return "the front is empty: no trial kept the constraints; run more trials or loosen them"
+    told = could_not_run(study).rstrip(".")
+    return f"the front is empty: {told or 'no trial has a result'}; run more trials, or give the study another space"
+
+
 def trial_points(study: optuna.Study) -> list[Point]:
     """Every trial that was scored, in order. Configurations that could not run have no point.
 

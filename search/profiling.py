@@ -17,7 +17,7 @@ from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import ModelSettings
 from evaluators.store import write_whole
 from evaluators.user_code import without_folder
-from search.spec import StudySpec, load_spec
+from search.spec import NAME, NAME_WORDS, StudySpec, load_spec
 from spaces.errors import SpecError
 
 _CLASSES = 1000
@@ -108,6 +108,8 @@ def _profile(asked: Asked) -> MachineProfile:
     from evaluators.latency.profiles import Here
     from evaluators.latency.ssh import SshTarget
 
+    if asked.name is not None and not re.fullmatch(NAME, asked.name):
+        raise SpecError("--name", asked.name, f"{NAME_WORDS}; it names a file")
     profile = load_machine(dict(asked.settings), "TARGET")
     if not isinstance(profile.how, Here | SshTarget):
         given = asked.settings["name"]

@@ -12,7 +12,7 @@ import optuna
 from evaluators.latency.compose import sources_of
 from evaluators.latency.links import LinkProfile, described_link, load_link
 from evaluators.latency.machine_for import machine_for
-from evaluators.latency.machines import Machine
+from evaluators.latency.machines import Machine, Measuring
 from evaluators.latency.profiles import load_machine
 from evaluators.latency.table import StageTable
 from evaluators.result import DEVICE_PARTS, SERVER_PARTS, Evaluation, LatencyParts
@@ -109,9 +109,16 @@ def _anew(
 
 
 def _nothing_is_timed(machine: Machine) -> Path:
+    record = "'splitsearch profile TARGET --study STUDY'"
+    if isinstance(machine, Measuring):
+        raise NotFinished(
+            f"the study has no timings on {machine.profile.name}, and a replay takes none; record them first with "
+            f"{record}, and give the file that it writes"
+        )
     raise NotFinished(
-        f"the study has no timings on {machine.profile.name}, and a replay takes none; record them first with "
-        "'splitsearch profile TARGET --study STUDY', and give the file that it writes"
+        f"what is no network takes on {machine.profile.name} so many times what the study timed on its own machine, "
+        "and the store here has no such timings: the study was run elsewhere, or the store was emptied. Replay it "
+        f"where it was run, or give a file that {record} writes"
     )
 
 
@@ -173,7 +180,12 @@ def _read_link(text: str) -> LinkProfile:
     rate, colon, rtt = text.partition(":")
     if not colon:
         return _named_link(text)
-    return load_link({"rate_mb_per_s": _number(rate, "--link"), "rtt_ms": _number(rtt, "--link")})
+    numbers = {"rate_mb_per_s": _number(rate, "--link"), "rtt_ms": _number(rtt, "--link")}
+    try:
+        return load_link(numbers)
+    except SpecError as error:
+        number = error.key.removeprefix("link.")
+        raise SpecError("--link", text, f"RATE:RTT as in 2:10 is needed; of {number}, {error.allowed}") from None
 
 
 def _named_link(name: str) -> LinkProfile:

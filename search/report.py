@@ -89,11 +89,12 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     knee = data.knee.trial if data.knee else None
     coded = circumstances.get("coded_before", "")
     rates = rate_table(trials, baselines, spec.constraints, circumstances["link"])
+    said = verdicts(trials, baselines, spec.constraints.max_latency_ms)
     sections = [
         f"<h1>{html.escape(spec.name)}</h1>",
         f"<p class='lead'>{html.escape(spec.model.name)} on {html.escape(spec.data.name)}: {counts}{seen}.<br>"
         f"{html.escape(hardware_line(circumstances))}</p>",
-        f"<div class='verdict'>{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts(trials, baselines))}</div>",
+        f"<div class='verdict'>{''.join(f'<p>{html.escape(line)}</p>' for line in said)}</div>",
         "<h2>What wins on another link, or for more accuracy</h2>",
         _SLIDERS.format(link=html.escape(f"The study's link: {rates['link']}")),
         _data("rate-table", rates),

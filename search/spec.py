@@ -44,7 +44,9 @@ MEASURED_LINK = "measured"
 SAMPLERS = ("front", "tpe", "nsga2", "nsga3", "gp", "random", "grid")
 PRUNING = ("none", "rungs")
 _CONFIRM_IMAGES, _CONFIRM_STEPS = 4, 2  # times what a trial learns from, and times its steps
+NAME, NAME_WORDS = r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-' are allowed"
 _PLACEHOLDER = ("any",)
+_SSH_FILES = ("key", "known_hosts")  # of a device over SSH, on this machine
 _LARGEST_SEED = 2**31 - 1  # samplers take up to 2**32 - 1, and a trial's number is added
 
 
@@ -212,16 +214,17 @@ def find_study(study: str) -> Path:
     if given.suffix in (".yaml", ".yml"):
         if given.is_file():
             return given
-        near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.y*ml")], n=1)
+        files = [path.name for path in given.parent.glob("*.y*ml") if path.is_file()]
+        near = difflib.get_close_matches(given.name, files, n=1)
         meant = f"; did you mean '{given.with_name(near[0])}'?" if near else ""
         raise SpecError("STUDY", study, f"no such file{meant}")
     shipped = {path.stem: path for path in sorted(_STUDIES.glob("*.yaml"))}
     by_name = {stem.replace("_", "-"): path for stem, path in shipped.items()}
     found = shipped.get(study) or by_name.get(study)
     if found is None:
-        raise SpecError(
-            "STUDY", study, f"a path to a .yaml file or a shipped study is needed; {nearest(study, shipped)}"
-        )
+        beside = next((file for ending in (".yaml", ".yml") if os.path.isfile(file := f"{study}{ending}")), None)
+        meant = f"did you mean '{beside}'?" if beside else nearest(study, shipped)
+        raise SpecError("STUDY", study, f"a path to a .yaml file or a shipped study is needed; {meant}")
     return found
 
 
@@ -245,8 +248,8 @@ def _read(raw: Any, path: Path) -> StudySpec:
     if format_given != FORMAT or isinstance(format_given, bool):
         raise SpecError("format", format_given, f"{FORMAT} is the format known here")
     name = top.text("name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise SpecError("name", name, "letters, digits, '.', '_' and '-' are allowed; it names a folder")
+    if not re.fullmatch(NAME, name):
+        raise SpecError("name", name, f"{NAME_WORDS}; it names a folder")
     space = top.section("space")
     model, data = _model(top.section("model"), path), _data(top.section("data"), path)
     finetune = _finetune(top.section("finetune", optional=True), space.rest())
@@ -255,9 +258,9 @@ def _read(raw: Any, path: Path) -> StudySpec:
         file=path,
         model=model,
         data=data,
-        device=_machine(top, "device", model, data),
-        server=_machine(top, "server", model, data),
-        link=None if (link := top.take("link")) == MEASURED_LINK else load_link(link),
+        device=_machine(top, "device", path, model, data),
+        server=_machine(top, "server", path, model, data),
+        link=None if (link := top.take("link")) == MEASURED_LINK else load_link(_found_file(link, path, "link")),
         constraints=_constraints(top.section("constraints", optional=True)),
         finetune=finetune,
         baseline=_baseline(top.section("baseline", optional=True)),
@@ -269,10 +272,19 @@ def _read(raw: Any, path: Path) -> StudySpec:
     return spec
 
 
-def _machine(top: Section, key: str, model: ModelSettings, data: DataSettings) -> MachineProfile:
-    profile = load_machine(top.take(key, "local"), key)
+def _machine(top: Section, key: str, path: Path, model: ModelSettings, data: DataSettings) -> MachineProfile:
+    given = top.take(key, "local")
+    if isinstance(given, dict):
+        given = {name: _found_file(value, path, f"{key}.{name}", name in _SSH_FILES) for name, value in given.items()}
+    profile = load_machine(_found_file(given, path, key), key)
     profile.check_fits(model.name, data.image_size, key)
     return profile
+
+
+def _found_file(given: Any, study: Path, key: str, is_file: bool = False) -> Any:
+    """A value as it stands, but of a file its place; a text that ends in ``.yaml`` is one, a profile."""
+    is_file = isinstance(given, str) and (is_file or given.endswith((".yaml", ".yml")))
+    return str(locate(given, study, key)) if is_file else given
 
 
 def _check_space(space: dict[str, Any]) -> None:

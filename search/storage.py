@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import shlex
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ _FORMAT, _SPEC, _CONTENTS = "format", "spec", "contents"
 _RUNGS = "rungs"  # of an evaluator's identity; nothing to a study that trains every trial to its end
 _SEARCHED = "space.partitions"  # known only with the model at hand, so kept with its contents
 _STREAMS = "random_streams"  # attribute of a study: how many processes have begun to draw for it
+_WRITTEN = "last_written"  # attribute of a study: when somebody saw that it can be
 _STREAM_STRIDE = 1_000_003  # between the seeds of two of them
 _MOST_SHIFT = 2**30
 
@@ -98,15 +101,20 @@ def has_trials(spec: StudySpec, folder: Path, storage: str | None = None) -> boo
 def _found(spec: StudySpec, folder: Path, storage: str | None) -> tuple[OwnStudy, Place]:
     """The study and where it is; raises NotFinished if there is none."""
     place = read_place(folder, storage)
+    kept = [*(["--storage", storage] if storage else []), *(["--out", str(folder)] if _is_out(spec, folder) else [])]
+    run = f"'splitsearch {shlex.join(['run', str(spec.file), *kept])}'"
     if isinstance(place, SqliteFile | Journal) and not place.path.is_file():
-        raise NotFinished(f"no results in {place.path.parent} yet; 'splitsearch run {spec.file}' makes them")
+        raise NotFinished(f"no results in {place.path.parent} yet; {run} makes them")
     with explained(place):
         try:
             return OwnStudy(spec.name, open_backend(place, folder, spec.name)), place
         except KeyError:
-            raise NotFinished(
-                f"no study '{spec.name}' in {place} yet; 'splitsearch run {spec.file}' makes it"
-            ) from None
+            raise NotFinished(f"no study '{spec.name}' in {place} yet; {run} makes it") from None
+
+
+def _is_out(spec: StudySpec, folder: Path) -> bool:
+    """Whether somebody asked for this folder of results."""
+    return folder != run_folder(spec, None)
 
 
 def start_or_resume(
@@ -169,6 +177,13 @@ def check_contents(
     _check_contents(
         study, spec, read_place(folder, storage), {"space.partitions": known.get("space.partitions"), **contents}
     )
+
+
+def check_writable(study: optuna.Study, folder: Path, storage: str | None) -> None:
+    """Raise SplitsearchError where nothing can be kept with a study, before hours of work are lost to that."""
+    with explained(read_place(folder, storage)):
+        # Not a value that stands there already: that would be no writing to a database.
+        study.set_user_attr(_WRITTEN, datetime.datetime.now(datetime.UTC).isoformat())
 
 
 def contents_of(study: optuna.Study) -> dict[str, str]:

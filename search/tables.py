@@ -7,12 +7,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from evaluators.result import MOST_OTHERS, MOST_SPREAD, NEGLIGIBLE_MS, Evaluation, HeadCost, LatencyParts
+from search.fitting_table import FittingTable
 from search.front import Point, baseline_front, not_told_apart, warnings_for
 from spaces.partition import Choice
 
+LEAST_WORDS = 20  # places for a column of words
 _PLACES = ("device", "server", "link")
 DOUBTFUL = (
     f"* a stage was timed with a spread over {MOST_SPREAD:.0%} and {NEGLIGIBLE_MS:g} ms, or while the machine was "
@@ -29,7 +29,7 @@ def front_table(
     title: str,
     *,
     everything: bool = False,
-) -> Table:
+) -> FittingTable:
     """Front points fastest first, then the baselines that matter (:func:`search.front.baseline_front`), or with
     ``everything`` all of them.
 
@@ -37,9 +37,9 @@ def front_table(
     """
     shown = list(baselines) if everything else baseline_front(baselines)
     metrics = metric_names([*front, *baselines])
-    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table = FittingTable(title, ("frames/s", "server", "link", "device", *metrics, "bytes"))
     table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("what", overflow="fold")
+    table.add_column("what", overflow="fold", min_width=LEAST_WORDS)
     rest = ("drop pp", "bytes", "latency ms", "device", "link", "server", "frames/s")
     for heading in ("accuracy", *metrics, *rest):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -62,7 +62,6 @@ def front_table(
     if left_out := len(baselines) - len(shown):
         notes.append(f"left out: {left_out} baselines that are beaten by one of these, or over a limit")
     table.caption = "\n".join(notes) or None
-    table.caption_justify = "left"
     return table
 
 
@@ -111,14 +110,14 @@ def hardware_line(environment: dict[str, Any]) -> str:
     return ", ".join(place(key) for key in _PLACES) + ("" if metric == "top-1" else f"; accuracy is {metric}")
 
 
-def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], title: str) -> Table:
+def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], title: str) -> FittingTable:
     """Partition points from input to output."""
-    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table = FittingTable(title, ("k params head + tail", "float bytes", "MMACs head + tail"))
     table.add_column("point", no_wrap=True)
     table.add_column("shape", no_wrap=True)
     for heading in ("float bytes", "MMACs head + tail", "k params head + tail", "head ms"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("searched", overflow="fold")
+    table.add_column("searched", overflow="fold", min_width=LEAST_WORDS)
     for choice, ms in zip(choices, head_ms, strict=True):
         point = choice.point
         table.add_row(
@@ -134,11 +133,11 @@ def points_table(choices: Sequence[Choice], head_ms: Sequence[float | None], tit
     return table
 
 
-def heads_table(costs: Sequence[HeadCost]) -> Table:
+def heads_table(costs: Sequence[HeadCost]) -> FittingTable:
     """Distilled heads, one row for all points that share one; then the points that have none, and why."""
-    table = Table(title="distilled heads", title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table = FittingTable("distilled heads", ("k params", "MMACs"))
     table.add_column("head", no_wrap=True)
-    table.add_column("in place of the own head up to", overflow="fold")
+    table.add_column("in place of the own head up to", overflow="fold", min_width=LEAST_WORDS)
     for heading in ("MMACs", "k params", "head ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     for cost in sorted(costs, key=lambda cost: bool(cost.why)):

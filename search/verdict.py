@@ -71,19 +71,20 @@ def _as_good(points: Sequence[Point], given_away: float = MOST_GIVEN_AWAY) -> li
     return [point for point in points if point.accuracy >= highest - given_away]
 
 
-def verdicts(trials: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
+def verdicts(trials: Sequence[Point], baselines: Sequence[Point], max_latency_ms: float | None = None) -> list[str]:
     """The verdict in sentences. If a baseline wins, this is where it is said.
 
     Args:
         trials: all of a study's; on another link another one may win.
         baselines: all of them, judged by the study's limits (:func:`search.front.judged`).
+        max_latency_ms: the study's limit, which other points may keep at another rate.
     """
     front = pareto_front(trials)
     missing = "kept the constraints" if trials else "has a result"
     lines = [] if front else [f"No trial {missing}, so there is no front."]
     usable = [point for point in [*trials, *baselines] if point.feasible]
     if usable:
-        lines += _deployment(usable)
+        lines += _deployment(usable, max_latency_ms)
     lines += [
         f"{baseline.name} is no choice: {', '.join(baseline.broken)}."
         for baseline in baselines
@@ -115,7 +116,7 @@ def next_steps(study: str, trials: Sequence[Point], finished: int) -> list[str]:
     return ["next:", *(f"  {command:<{width}}   {does}" for command, does in commands.items())]
 
 
-def _deployment(usable: Sequence[Point]) -> list[str]:
+def _deployment(usable: Sequence[Point], max_latency_ms: float | None) -> list[str]:
     best, highest = recommended(usable), max(usable, key=lambda point: (point.accuracy, -point.latency_ms))
     why = "nothing that keeps the limits is more accurate, and what comes within a point of it is slower"
     if best.accuracy < highest.accuracy:
@@ -125,16 +126,25 @@ def _deployment(usable: Sequence[Point]) -> list[str]:
     fastest = min(usable, key=lambda point: (point.latency_ms, -point.accuracy))
     if fastest is not best:
         lines.append(f"For speed alone, {fastest.title} keeps the limits too: {fastest.figures}.")
-    return lines + _other_rates(best, _as_good(usable))
+    rates = _other_rates(best, _as_good(usable))
+    if rates and max_latency_ms is not None:
+        rates.append(
+            f"That leaves out which points keep {max_latency_ms:g} ms at another rate: the report's sliders and "
+            "'splitsearch replay --rates' count it in."
+        )
+    return lines + rates
 
 
 def _other_kind(best: Point, usable: Sequence[Point]) -> list[str]:
     """The best split where a baseline is recommended, and the best baseline where a split is."""
-    others = [point for point in usable if (point.trial is None) != (best.trial is None)]
+
+    def others(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if (point.trial is None) != (best.trial is None)]
+
     kind = "split" if best.trial is None else "baseline"
-    if not others:
+    if not others(usable):
         return []
-    near = [point for point in _as_good(usable) if point in others]
+    near = others(_as_good(usable))
     if not near:
         return [f"No {kind} comes within a point of the most accurate."]
     rival = min(near, key=lambda point: (point.latency_ms, -point.accuracy))

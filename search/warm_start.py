@@ -50,4 +50,7 @@ def _other_study(spec: StudySpec, named: str) -> StudySpec:
         path = find_study(str(place))
     except SpecError as error:
         raise SpecError(_KEY, named, error.allowed) from None
-    return load_spec(str(path))
+    other = load_spec(str(path))
+    if other.name == spec.name:
+        raise SpecError(_KEY, named, "another study is needed, and this is the study itself; leave the key out")
+    return other

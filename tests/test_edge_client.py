@@ -156,3 +156,22 @@ def test_a_certificate_to_trust_that_is_not_there_is_named(tmp_path):
 def test_a_url_that_is_none_is_refused(url):
     with pytest.raises(ValueError):
         ServerClient(Access(url))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (b"secret\r\n", "secret"),
+        (b"\xef\xbb\xbfsecret\r\n", "secret"),  # as Windows' editors save it
+        ("secret\r\n".encode("utf-16"), None),  # as its shell does
+        ("secret".encode("utf-16-le"), None),
+    ],
+)
+def test_a_token_that_was_written_elsewhere_is_read_or_its_file_named(tmp_path, written, read):
+    file = tmp_path / "token"
+    file.write_bytes(written)
+    if read:
+        assert clients.read_token(file) == read
+    else:
+        with pytest.raises(ValueError, match=f"{file}: one word of printable ASCII is needed"):
+            clients.read_token(file)

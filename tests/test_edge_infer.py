@@ -1,6 +1,10 @@
 """infer: pictures and cameras answered through the server, or by the device alone."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -28,7 +32,8 @@ def running(bundle):
 def test_pictures_and_folders_are_answered_through_the_server(running, bundle, tmp_path, capsys):
     for number in range(3):
         tiny_bundle.picture(tmp_path / "pictures", number)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "._0.png"):  # the second is what macOS leaves beside a picture
+        (tmp_path / "pictures" / name).write_text("no picture")
     single = tiny_bundle.picture(tmp_path, 7)
     said = run_device(bundle, capsys, "infer", tmp_path / "pictures", single, "--server", running.url, "--json")
     rows = json.loads(said.out)
@@ -199,3 +204,39 @@ def test_ctrl_c_ends_a_camera_without_frames(bundle, tmp_path, capsys, monkeypat
     monkeypatch.setattr(main.Camera, "shot", shot)
     said = run_device(bundle, capsys, "infer", "--camera", "true", "--json")
     assert len(json.loads(said.out)) == 2 and "2 pictures" in said.err
+
+
+@pytest.mark.parametrize("command", ["device", "splitsearch"])
+def test_names_that_standard_output_has_no_letters_for_are_printed_even_so(bundle, tmp_path, command):
+    folder = tmp_path / "pictures"
+    tiny_bundle.picture(folder).rename(folder / os.fsdecode(b"caf\xe9 \xc3\xbc.png"))
+    whole = tiny_bundle.write(tmp_path / "whole", whole=True)
+    run = [whole / "device"] if command == "device" else ["-c", "from search.cli import main; main()"]
+    asked = [sys.executable, *run, "infer", *([] if command == "device" else [whole]), folder]
+    done = subprocess.run(asked, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert rb"caf\udce9 \xfc.png" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "given"),
+    [
+        ("infer", "--frames", "0"),
+        ("infer", "--timeout", "0"),
+        ("infer", "--timeout", "nan"),
+        ("verify", "--repeats", "0"),
+        ("verify", "--retries", "-1"),
+        ("serve", "--batch", "-1"),
+        ("serve", "--deadline", "x"),
+    ],
+)
+def test_numbers_that_cannot_be_are_wrong_usage(bundle, capsys, command, option, given):
+    half = main.server if command == "serve" else main.device
+    with pytest.raises(SystemExit, match="2"):
+        half(bundle / ("server" if command == "serve" else "device"), [command, option, given])
+    assert re.search(f"{option}: '{given}' given; a .*number from [.01]+ is needed", capsys.readouterr().err)
+
+
+def test_ctrl_c_in_the_middle_is_no_traceback(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main.infer, "infer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run_device(bundle, capsys, "infer", tmp_path, code=130).err == "error: interrupted\n"

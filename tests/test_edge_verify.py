@@ -36,10 +36,10 @@ def timed_pair(bundle, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(verify, "time", clock)
 
-    def pair(link_ms, slower=1.0):
+    def pair(link_ms, slower=1.0, payload=bytes(42)):
         def encode(half, pixels, size):
             clock.now += slower * sum(tiny_bundle.DEVICE.values()) / 1000
-            return b"payload", {key.removesuffix("_ms"): slower * ms for key, ms in tiny_bundle.DEVICE.items()}
+            return payload, {key.removesuffix("_ms"): slower * ms for key, ms in tiny_bundle.DEVICE.items()}
 
         def ask(name, payload, version):
             clock.now += (link_ms + sum(tiny_bundle.SERVER.values())) / 1000
@@ -75,10 +75,17 @@ def test_more_than_a_tenth_off_is_told(timed_pair, link_ms, slower, within):
 
 
 def test_verify_takes_the_link_as_measured(timed_pair):
-    link = clients.LinkNumbers(rate_mb_per_s=0.007, rtt_ms=1.0)  # seven bytes take a millisecond
+    link = clients.LinkNumbers(rate_mb_per_s=0.042, rtt_ms=1.0)  # 42 bytes take a millisecond
     found = verify.verify(*timed_pair(link_ms=2.0), link=link, repeats=3)
     row = next(row for row in found["rows"] if row["part"] == "link")
     assert row["predicted_ms"] == pytest.approx(2.0) and row["source"] == "measured"
+
+
+def test_verify_predicts_the_link_for_the_payload_that_is_sent(timed_pair):
+    """A coder's payloads differ from picture to picture; the prediction's link is that of the mean, 42 bytes."""
+    found = verify.verify(*timed_pair(link_ms=3.0, payload=bytes(1042)), repeats=3)
+    assert next(row["predicted_ms"] for row in found["rows"] if row["part"] == "link") == pytest.approx(3.0)
+    assert found["total"]["error"] == pytest.approx(0.0)
 
 
 def test_verify_on_the_running_pair(running, bundle, capsys):

@@ -28,6 +28,9 @@ from evaluators.store import StoreKey, shared_store
 from search import bundle_points, tables, wiring
 from search.caching import parse_size
 from search.cli import app, run_command
+from search.points import trial_points
+from search.spec import load_spec
+from search.storage import open_study
 from spaces.errors import SpecError, SplitsearchError
 
 ROOT = Path(__file__).parent.parent
@@ -276,11 +279,65 @@ def test_export_by_number_and_within_limits(done, capsys, tmp_path):
     out(capsys, "export", done, "--trial", 0, "-o", tmp_path / "zero")
     assert json.loads((tmp_path / "zero" / "bundle.json").read_text())["trial"] == 0
     assert "trial 999 has no result" in out(capsys, "export", done, "--trial", 999, "-o", tmp_path / "x", code=1).err
-    assert (
-        "keeps these limits" in out(capsys, "export", done, "--max-latency-ms", 0.1, "-o", tmp_path / "x", code=1).err
-    )
+    limits = "--max-latency-ms", 0.1, "--max-drop-pp", 5
+    told = out(capsys, "export", done, *limits, "-o", tmp_path / "x", code=1).err
+    assert "keeps these limits (a drop of at most 5 pp and at most 0.1 ms); its smallest drop is" in told
     assert "'best' given" in out(capsys, "export", done, "--pick", "best", "-o", tmp_path / "x", code=2).err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_trial_that_is_exported_by_number_although_it_is_over_a_limit_is_said_to_be(
+    write_study, study_dict, fake, capsys, tmp_path
+):
+    study_dict["constraints"] = {"max_payload_bytes": 100}
+    study = write_study(study_dict)
+    run_command(["run", study])
+    searched = trial_points(open_study(load_spec(study), tmp_path / "runs" / "demo"))
+    large = next(point for point in searched if not point.feasible)
+    told = out(capsys, "export", study, "--trial", large.trial, "--max-latency-ms", 0.5, "-o", tmp_path / "over").err
+    assert f"trial {large.trial} ({large.name}) does not keep every limit: max_payload_bytes: " in told
+    assert re.search(r"max_latency_ms: [\d.]+ > 0\.5\n", told)
+    small = next(point for point in searched if point.feasible)
+    assert "every limit" not in out(capsys, "export", study, "--trial", small.trial, "-o", tmp_path / "within").err
+
+
+def test_a_bundle_of_too_few_points_says_what_they_were_chosen_from(done, capsys, tmp_path):
+    told = out(capsys, "export", done, "--points", 5, "--pick", "most-accurate", "-o", tmp_path / "one").err
+    out(capsys, "confirm", done, "--seeds", 1)
+    confirmed = out(capsys, "export", done, "--points", 5, "--pick", "fastest", "-o", tmp_path / "two").err
+    assert "confirmed ones" not in told
+    assert re.search(r"only 1 point: no other of the \d confirmed ones with a drop of at most", confirmed)
+    told = out(capsys, "export", done, "--max-latency-ms", 0.1, "-o", tmp_path / "x", code=1).err
+    assert re.search(r"of the \d confirmed points, no point .* with --trial\n", told)
+
+
+def test_a_bundle_is_exported_although_the_results_cannot_take_it(done, capsys, tmp_path):
+    pytest.importorskip("optuna_dashboard")
+    shutil.rmtree(tmp_path / "runs" / "demo" / "artifacts")
+    (tmp_path / "runs" / "demo" / "artifacts").write_text("no folder")
+    found = out(capsys, "export", done, "-o", tmp_path / "bundle")
+    assert "the dashboard will not offer this bundle: " in found.err and "exported to" in found.out
+    assert (tmp_path / "bundle" / "bundle.json").exists()
+
+
+@pytest.mark.parametrize("command", ["confirm", "export"])
+def test_a_front_is_empty_for_a_reason(write_study, study_dict, fake, capsys, tmp_path, command):
+    more = ["-o", tmp_path / "x"] if command == "export" else []
+    study_dict["space"] |= {"partition": ["deep"], "ae_ratio": [0.03125]}
+    study = write_study(study_dict)
+    run_command(["run", study, "--trials", "2"])
+    capsys.readouterr()
+    told = out(capsys, command, study, *more, code=1).err
+    assert "the front is empty: 2 of 2 trials could not run: an AE ratio of 0.03125 leaves no channel of 8; run" in told
+
+
+def test_what_to_type_next_says_where_the_study_is_kept(write_study, study_dict, fake, capsys, tmp_path):
+    study, kept = write_study(study_dict), ["--storage", "my study.db", "--out", "results"]
+    told = out(capsys, "front", study, *kept, code=1).err
+    assert told.endswith(f"'splitsearch run {study} --storage 'my study.db' --out results' makes them\n")
+    out(capsys, "run", study, "--trials", 5, *kept)
+    told = out(capsys, "export", study, *kept, "-o", tmp_path / "bundle").err
+    assert f"'splitsearch confirm {study} --storage 'my study.db' --out results' trains the front anew" in told
 
 
 @pytest.mark.parametrize("command", ["front", "report", "replay", "dashboard", "export"])

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from evaluators.edge import points
 from evaluators.fake import FakeEvaluator
 from search import wiring
 from search.cli import run_command
-from search.confirm import Confirmed, confirmed_points, mean_interval, promised, to_confirm
-from search.front import pareto_front
+from search.confirm import Confirmed, as_searched, confirmed_points, mean_interval, promised, to_confirm
+from search.front import Point, pareto_front
 from search.plots import growth_figure
 from search.points import hypervolumes, trial_points
 from search.spec import load_spec
@@ -26,6 +27,7 @@ class Trained(FakeEvaluator):
     def __init__(self):
         self.asked, self.exported = [], []
         self.fails = self.falls = False
+        self.worst_seed = None
 
     def evaluate(self, config, *, budget=None, seed=None, split="validation"):
         found = super().evaluate(config)
@@ -37,6 +39,7 @@ class Trained(FakeEvaluator):
         gained = 0.02 + 0.001 * seed - (0.03 if split == "test" else 0.0)
         details = {**found.details, "scored_images": 400}
         drop = 50.0 if self.falls else found.accuracy_drop_pp - 100 * gained
+        drop += 20.0 if seed == self.worst_seed else 0.0
         return dataclasses.replace(found, accuracy=found.accuracy + gained, accuracy_drop_pp=drop, details=details)
 
     def export(self, config, directory, *, budget=None, seed=None):
@@ -89,6 +92,14 @@ def test_what_was_confirmed_is_not_trained_again_and_more_seeds_are_added(study,
     assert "searched" in shown and "test (95 %)" in shown and "above those on test images" in shown
 
 
+def test_a_study_that_can_only_be_read_is_refused_before_anything_is_trained(study, trained, capsys):
+    read_only = ["--storage", "sqlite:///file:runs/demo/study.db?mode=ro&uri=true"]
+    assert run_command(["confirm", study, *read_only], debug=False) == 1
+    assert "cannot be used: attempt to write a readonly database" in capsys.readouterr().err and not trained.asked
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    assert run_command(["confirm", study, "--seeds", "1", *read_only], debug=False) == 0  # shows what is known
+
+
 def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
     assert run_command(["export", study, "-o", str(tmp_path / "before")], debug=False) == 0
     assert "is not confirmed" in capsys.readouterr().err
@@ -105,12 +116,63 @@ def test_export_prefers_what_is_confirmed(study, trained, tmp_path, capsys):
     assert "on 400 test images, mean of 3 seeds" in (tmp_path / "after" / "README.md").read_text()
 
 
+def test_export_says_what_of_the_front_was_found_since_the_confirmation(study, tmp_path, capsys):
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    capsys.readouterr()
+    assert run_command(["export", study, "-o", str(tmp_path / "all")], debug=False) == 0
+    assert "chosen among" not in capsys.readouterr().err
+    assert run_command(["run", study, "--trials", "100"], debug=False) == 0
+    spec = load_spec(study)
+    opened = open_study(spec, tmp_path / "runs" / spec.name)
+    confirmed = {each.trial for each in confirmed_points(opened)}
+    new = [str(point.trial) for point in pareto_front(trial_points(opened)) if point.trial not in confirmed]
+    capsys.readouterr()
+    assert run_command(["export", study, "-o", str(tmp_path / "some")], debug=False) == 0
+    assert new and f"of the front, trial {', '.join(new)} is not confirmed: 'splitsearch" in capsys.readouterr().err
+
+
 def test_what_breaks_a_limit_when_it_is_confirmed_is_not_exported(study, trained, tmp_path, capsys):
     trained.falls = True
     assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
     assert run_command(["export", study, "-o", str(tmp_path / "bundle")], debug=False) == 1
     assert "confirmed points keeps the study's limits" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
+
+
+def test_all_points_of_a_bundle_are_listed_by_what_they_were_chosen_by(study, trained, tmp_path, capsys):
+    trained.worst_seed = 0  # the one that is exported
+    assert run_command(["confirm", study], debug=False) == 0
+    bundle = tmp_path / "bundle"
+    command = ["export", study, "--pick", "most-accurate", "--max-drop-pp", "8", "--points", "3", "-o", str(bundle)]
+    assert run_command(command, debug=False) == 0
+    said = json.loads((bundle / "bundle.json").read_text())
+    assert said["evidence"]["accuracy_drop_pp"] > 8  # of the very halves
+    first = said["points"][0]
+    assert first["drop_pp"] == pytest.approx(sum(said["confirmed"]["validation_drop_pp"]) / 3)
+    assert len(said["points"]) > 1 and first["trial"] == said["trial"]
+    assert [point.trial for point in points.read(bundle / "device")] == [each["trial"] for each in said["points"]]
+
+
+def test_a_confirmed_payload_of_another_size_takes_the_link_as_much_longer():
+    config = SplitConfig(partition="stem", ae_ratio=0.25, bits=1, lossless="lzma")
+    found = FakeEvaluator().evaluate(config)
+    parts = dataclasses.replace(found.latency, link_ms=found.latency.link_ms + 5.0)  # of which 5 are the round trip
+    found = dataclasses.replace(found, latency=parts, link_p90_ms=parts.link_ms + 1.0)
+    confirmed = Confirmed(
+        trial=3,
+        config=config,
+        budget=Budget(images=1, reconstruction_steps=0, epochs=1),
+        seeds=(0,),
+        validation=(0.8,),
+        validation_drop_pp=(10.0,),
+        payload_bytes=2 * found.payload_bytes,
+    )
+    (again,) = as_searched([confirmed], [Point(trial=3, evaluation=found)])
+    more_ms = found.link_busy_ms
+    assert again.evaluation.latency.link_ms == pytest.approx(found.latency.link_ms + more_ms)
+    assert again.latency_ms == pytest.approx(found.latency_ms + more_ms)
+    assert again.evaluation.link_busy_ms == pytest.approx(2 * found.link_busy_ms)
+    assert again.evaluation.latency_p90_ms == pytest.approx(found.latency_p90_ms + more_ms)
 
 
 def test_the_report_has_the_curve(study, tmp_path):

@@ -163,11 +163,21 @@ def test_an_exported_bundle_is_kept_with_the_study(done, capsys):
     number = pareto_front(trial_points(study))[0].trial
     name = f"bundle-of-trial-{number}.zip"
     assert files_of(study) == [name, "report.html"]
-    with zipfile.ZipFile(folder / "artifacts" / dashboard._artifact_id(name)) as archive:
+    with zipfile.ZipFile(folder / "artifacts" / dashboard._artifact_id(study.study_name, name)) as archive:
         assert archive.testzip() is None
         assert archive.read("two/bundle.json") == Path("two/bundle.json").read_bytes()
     dashboard.publish(study, spec, folder)
-    assert f"[Its bundle](/artifacts/1/{dashboard._artifact_id(name)})" in note_on(study, number)
+    assert f"[Its bundle](/artifacts/1/{dashboard._artifact_id(study.study_name, name)})" in note_on(study, number)
+
+
+def test_studies_in_one_storage_do_not_show_each_others_report(write_study, study_dict, fake):
+    ids = {}
+    for name in ("one", "two"):
+        file = write_study({**study_dict, "name": name}, f"{name}.yaml")
+        assert run_command(["run", file, "--trials", "2", "--storage", "both.db"]) == 0
+        study = open_study(load_spec(file), Path("runs") / name, "both.db")
+        (ids[name],) = [key.removeprefix("artifacts:") for key in attributes(study) if key.startswith("artifacts:")]
+    assert not (Path("runs") / "one" / "artifacts" / ids["two"]).exists()  # what the dashboard of the first one serves
 
 
 def test_a_note_is_markdown_whatever_a_point_is_called(done):

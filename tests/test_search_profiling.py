@@ -150,6 +150,8 @@ def test_what_was_measured_of_a_network_that_was_changed_since_is_not_kept(net, 
     [
         (["raspberry_pi_4b"], "local and ssh://user@host are machines that can be measured"),
         (["local", "-o", "board"], "a path that ends in .yaml is needed"),
+        (["local", "--name", "../board"], "--name: '../board' given; letters, digits"),
+        (["local", "--name", "доска", "--link"], "it names a file"),
         (["local", "--role", "camera"], "device, server, both are allowed"),
         (["ssh://pi:secret@camera"], "a password cannot be given"),
         (["local", "--study", "quickstrat"], "did you mean 'quickstart'"),

@@ -116,6 +116,12 @@ def test_rates_that_cannot_be(tmp_path, study_dict, rates, message):
         links(tmp_path, study_dict, CAMERA.describe(), rates=rates)
 
 
+@pytest.mark.parametrize(("link", "number"), [("0:1", "rate_mb_per_s, a number above 0"), ("2:-1", "rtt_ms, a number")])
+def test_a_link_that_cannot_be_is_named_as_it_was_given(tmp_path, study_dict, link, number):
+    with pytest.raises(SpecError, match=f"--link: '{link}' given; RATE:RTT as in 2:10 is needed; of {number}"):
+        links(tmp_path, study_dict, CAMERA.describe(), link=link)
+
+
 def test_a_replay_finds_the_rows_of_its_study(tmp_path, study_dict):
     """They lie in the shared store, under the scope that the study's environment names."""
     profile = MachineProfile(name="local", threads=3)
@@ -130,15 +136,28 @@ def test_a_replay_finds_the_rows_of_its_study(tmp_path, study_dict):
     assert again(device=device).evaluation.latency.head_ms == 30.0
 
 
+def modelled_board(tmp_path, study_dict):
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(study_dict))
+    spec, was = load_spec(str(tmp_path / "demo.yaml")), {"link": CAMERA.describe()}
+    return read_changes(spec, was, device="raspberry_pi_4b", server=None, link=None, rates=None).device
+
+
+def test_a_modelled_board_for_a_study_that_was_run_elsewhere(tmp_path, study_dict):
+    keys = {stage: replace(key, work=Work(layers=1)) for stage, key in evaluation().stage_keys.items()}
+    point = Point(trial=0, evaluation=replace(evaluation(), stage_keys=keys | {"pack": StageKey(key="pack key")}))
+    with pytest.raises(
+        NotFinished, match=r"raspberry_pi_4b so many times .* the study was run elsewhere, or the store"
+    ):
+        again(point, device=modelled_board(tmp_path, study_dict))
+
+
 def test_a_modelled_board_needs_nothing_of_a_study_on_this_machine_but_two_programs(tmp_path, study_dict, monkeypatch):
     """Networks by the fit; packing as it was timed here, times what the board's interpreter says."""
     table_with(tmp_path, load_machine("local", "device"))
     monkeypatch.setattr(
         LocalRunner, "measure", lambda _, folder, stages: {each: Timing.single(2.0, Source.MEASURED) for each in stages}
     )
-    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(study_dict))
-    spec, was = load_spec(str(tmp_path / "demo.yaml")), {"link": CAMERA.describe()}
-    board = read_changes(spec, was, device="raspberry_pi_4b", server=None, link=None, rates=None).device
+    board = modelled_board(tmp_path, study_dict)
     keys = dict(evaluation().stage_keys) | {"encode": StageKey(key="encode key", work=Work(layers=1))}
     found = again(Point(trial=0, evaluation=replace(evaluation(), stage_keys=keys)), device=board).evaluation
     factor = (7.9216 / 2 * 341.868 / 2) ** 0.5

@@ -444,3 +444,9 @@ def test_a_study_of_another_model_is_no_warm_start(write_study, study_dict, caps
     study_dict["search"] |= {"sampler": "tpe"}
     assert run_command(["run", write_study(study_dict, "second.yaml")], debug=False) == 2
     assert "only the sampler front can use another study" in capsys.readouterr().err
+
+
+def test_a_study_is_no_warm_start_of_itself(write_study, study_dict, capsys, fake):
+    study_dict["search"] = {"trials": 3, "seed": 0, "warm_start": "demo.yaml"}
+    assert run_command(["run", write_study(study_dict)]) == 2
+    assert "search.warm_start: 'demo.yaml' given; another study is needed" in capsys.readouterr().err

@@ -50,6 +50,8 @@ def test_a_good_file(write_study, study_dict):
         ("data", {"nam": "digits"}, "data.name: nothing given; this key is needed; 'nam' stands there"),
         ("data", {"root": "x"}, "data.name: nothing given; this key is needed$"),
         ("link", ..., "link: nothing given"),
+        pytest.param("device", "x" * 300, "given; no such profile; known: ", id="long profile"),
+        ("link.name", 5, "link.name: 5 given; a text is needed"),
         ("link.rate_mb_per_s", 0, "link.rate_mb_per_s: 0 given; a number above 0"),
         ("device", "raspberry", "device: 'raspberry' given; no such profile; did you mean 'raspberry_pi_4b'"),
         ("space.bits", 0, "space.bits: 0 given; whole numbers from 1 to 8"),
@@ -162,3 +164,31 @@ def test_a_study_file_that_is_not_there_names_one_that_is(write_study, study_dic
         find_study("fruit.yml")
     with pytest.raises(SpecError, match=r"no such file$"):
         find_study("absent/birds.yaml")
+    with pytest.raises(
+        SpecError, match=r"STUDY: 'fruit' given; a path to a \.yaml file .*; did you mean 'fruit\.yaml'\?$"
+    ):
+        find_study("fruit")
+    Path("folder.yaml").mkdir()
+    with pytest.raises(SpecError, match=r"'folder\.yaml' given; no such file(?!.*'folder)"):
+        find_study("folder.yaml")
+
+
+def test_profiles_are_looked_up_as_every_path_is(write_study, study_dict, tmp_path, monkeypatch):
+    shipped = Path(__file__).parents[1] / "hardware_profiles"
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "board.yaml").write_text((shipped / "devices" / "raspberry_pi_4b.yaml").read_text())
+    (tmp_path / "here" / "radio.yaml").write_text((shipped / "links" / "lte.yaml").read_text())
+    (tmp_path / "here" / "known").touch()
+    study_dict |= {"device": "board.yaml", "server": {"name": "board.yaml", "threads": 2}, "link": "radio.yaml"}
+    study = write_study(study_dict, "here/demo.yaml")
+    spec = load_spec(study)
+    assert (spec.device.name, spec.server.threads, spec.link.name) == ("raspberry_pi_4b", 2, "lte")
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_spec(study).digest == spec.digest
+    monkeypatch.chdir(tmp_path)
+    study_dict["device"] = {"name": "ssh://pi@camera", "known_hosts": "known", "key": "absent"}
+    how = load_spec(write_study(study_dict, "here/demo.yaml")).device.how
+    assert (how.known_hosts, how.key) == (tmp_path / "here" / "known", Path("absent"))
+    study_dict["device"] = "absent.yaml"
+    with pytest.raises(SpecError, match=r"device: 'absent\.yaml' given; no such profile"):
+        load_spec(write_study(study_dict, "here/demo.yaml"))

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,15 @@ def test_a_split_that_wins_at_any_rate_is_recommended_over_every_baseline():
     assert "No baseline comes within a point of the most accurate." in verdicts(trials, far)
 
 
+def test_ten_thousand_trials_are_not_compared_in_pairs(monkeypatch):
+    trials, compared = [way(number, 0.9, 5.0 + number, 700) for number in range(300)], []
+    equal = Point.__eq__
+    monkeypatch.setattr(Point, "__eq__", lambda one, other: compared.append(1) or equal(one, other))
+    said = verdicts(trials, [way("server-only, WebP 50", 0.9, 1.0, 600)])
+    assert any(line.startswith("The fastest split within that point is trial 0 ") for line in said)
+    assert len(compared) < 2 * len(trials)
+
+
 def test_what_breaks_a_limit_is_not_recommended_and_it_is_said():
     trials = [way(7, 0.9, 8.0, 100, mb=0.6)]
     rivals = [way("all-on-device", 0.9, 4.0, 0, mb=44.7), way("server-only, raw", 0.9, 2.0, 12_000)]
@@ -112,6 +122,16 @@ def test_what_breaks_a_limit_is_not_recommended_and_it_is_said():
     assert found[0].startswith("At this link deploy trial 7")
     assert "all-on-device is no choice: max_device_model_mb: 44.7 > 5." in found
     assert not any("kB/s all-on-device" in line for line in found)
+
+
+def test_other_rates_leave_out_a_limit_on_latency_and_say_so():
+    """On a faster link trial 2 keeps 10 ms too, and is more accurate."""
+    found = [way(1, 0.8, 4.0, 1000), way(2, 0.9, 5.0, 9000)]
+    trials = [replace(point, feasible=point.latency_ms <= 10.0) for point in found]
+    unlimited = verdicts(trials, [])
+    assert [point.feasible for point in trials] == [True, False] and "at any link rate" in " ".join(unlimited)
+    (more,) = set(verdicts(trials, [], 10.0)) - set(unlimited)
+    assert more.startswith("That leaves out which points keep 10 ms at another rate: the report's sliders")
 
 
 def test_some_points_are_beaten_and_the_others_are_numbered():

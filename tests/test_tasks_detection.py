@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import squares
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
 pytest.importorskip("ultralytics")
@@ -108,6 +108,15 @@ def test_a_payload_says_how_large_its_picture_was():
         wire.decode(payload[:12], with_size)
     with pytest.raises(PayloadError, match="checksum"):
         wire.picture_size(payload[:10] + b"\0" + payload[11:], with_size)
+
+
+def test_a_name_is_drawn_also_where_the_font_has_not_its_letters(monkeypatch):
+    """As with a Pillow before 10.1."""
+    monkeypatch.setattr(ImageDraw.ImageDraw, "font", ImageFont.load_default_imagefont())
+    found = [boxes.Box(0, 0.9, 20.0, 20.0, 80.0, 80.0)]
+    white = Image.new("RGB", (100, 100), "white")
+    drawn, asked = (np.asarray(boxes.drawn(white, found, (name,))) for name in ("собака", "??????"))
+    assert np.array_equal(drawn, asked) and (drawn != 255).any()
 
 
 def test_boxes_are_in_the_pictures_pixels_and_can_be_drawn():

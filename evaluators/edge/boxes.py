@@ -54,7 +54,15 @@ def drawn(picture: Image.Image, boxes: Sequence[Box], classes: Sequence[str]) ->
         colour = _COLOURS[box.label % len(_COLOURS)]
         pen.rectangle((box.left, box.top, box.right, box.bottom), outline=colour, width=width)
         name = classes[box.label] if box.label < len(classes) else str(box.label)
-        text, place = f"{name} {box.score:.2f}", (box.left + width, max(0.0, box.top - 12))
-        pen.rectangle(pen.textbbox(place, text), fill=colour)
-        pen.text(place, text, fill="white")
+        _write(pen, f"{name} {box.score:.2f}", (box.left + width, max(0.0, box.top - 12)), colour)
     return image
+
+
+def _write(pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float], colour: str) -> None:
+    try:
+        around = pen.textbbox(place, text)
+    except UnicodeEncodeError:  # before 10.1, and without FreeType, Pillow's own font has the letters of Latin-1 alone
+        text = text.encode("latin-1", "replace").decode("latin-1")
+        around = pen.textbbox(place, text)
+    pen.rectangle(around, fill=colour)
+    pen.text(place, text, fill="white")

@@ -190,7 +190,8 @@ def read_token(file: Optional[Path]) -> Optional[str]:
     Raises:
         ValueError: it is empty, or no header could carry it.
     """
-    said = file.read_text() if file is not None else os.environ.get(TOKEN_VARIABLE)
+    # Some editors put a mark before the first letter; what is no UTF-8 at all is refused below.
+    said = file.read_bytes().decode("utf-8-sig", "replace") if file is not None else os.environ.get(TOKEN_VARIABLE)
     if said is None:
         return None
     token, place = said.strip(), str(file or TOKEN_VARIABLE)

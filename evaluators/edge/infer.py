@@ -163,7 +163,8 @@ def pictures_of(sources: Sequence[Path]) -> list[Path]:
         if not source.is_dir():
             found.append(source)
             continue
-        inside = sorted(path for path in source.iterdir() if path.suffix.lower() in _SUFFIXES)
+        files = (path for path in source.iterdir() if not path.name.startswith("."))  # as macOS leaves ._photo.jpg
+        inside = sorted(path for path in files if path.suffix.lower() in _SUFFIXES)
         if not inside:
             raise ValueError(f"{source}: no pictures in this folder; known endings: {', '.join(sorted(_SUFFIXES))}")
         found += inside

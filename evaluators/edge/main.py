@@ -11,11 +11,15 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from . import boxes, halves, infer, measure, picture, probe, threads, verify
+from . import boxes, console, halves, infer, measure, picture, probe, threads, verify
 from .camera import Camera
 from .client import Access, ServerClient, read_token
+from .console import number_from
 from .errors import PayloadError
 from .infer import unique_targets
+
+_SECONDS = number_from(0.1, float)
+_INTERRUPTED = 130  # as shells say it: 128 and the number of the signal
 
 
 def device(folder: Path, arguments: list[str] | None = None) -> int:
@@ -62,12 +66,16 @@ def server(folder: Path, arguments: list[str] | None = None) -> int:
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     if arguments is None:  # the process is ours alone
         threads.share()
+        console.print_any_name()
     return parser.parse_args(arguments)
 
 
 def _guard(work: Callable[[], Optional[int]]) -> int:
     try:
         return work() or 0
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -77,7 +85,7 @@ def _add_infer(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("infer", help="turn pictures into answers, through a server")
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
     parser.add_argument("--camera", metavar="COMMAND", help="takes one picture and writes it to standard output")
-    parser.add_argument("--frames", type=int, metavar="N", help="of the camera; without it, until Ctrl-C")
+    parser.add_argument("--frames", type=number_from(1), metavar="N", help="of the camera; without it, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="everything, one JSON list")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="for detectors: draw the boxes; DIR is made if absent")
     parser.add_argument("--least-score", type=float, default=boxes.LEAST_SCORE, help="default: %(default)s")
@@ -88,7 +96,7 @@ def _add_infer(commands: argparse._SubParsersAction) -> None:
 def _add_verify(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("verify", help="compare what was predicted with what this pair takes")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--repeats", type=int, default=50, help="pictures that count; default: %(default)s")
+    parser.add_argument("--repeats", type=number_from(1), default=50, help="pictures that count; default: %(default)s")
     parser.add_argument("--point", default="1", help="of a bundle with several; default: %(default)s")
     parser.add_argument("--measured-link", action="store_true", help="predict with the link as it is now")
     _add_access(parser)
@@ -98,8 +106,8 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="URL", help="http://HOST:PORT or https://HOST:PORT")
     parser.add_argument("--token-file", type=Path, help="holds the bearer token; else SPLITSEARCH_TOKEN")
     parser.add_argument("--ca", type=Path, metavar="FILE", help="PEM of whom to trust; the system's unless given")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--retries", type=int, default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--timeout", type=_SECONDS, default=10.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--retries", type=number_from(0), default=4, metavar="N", help="default: %(default)s")
 
 
 def _add_serve(commands: argparse._SubParsersAction) -> None:
@@ -110,8 +118,8 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--cert", type=Path, metavar="FILE", help="PEM certificate for TLS")
     parser.add_argument("--key", type=Path, metavar="FILE", help="its key")
     parser.add_argument("--insecure", action="store_true", help="beyond loopback even without token or TLS")
-    parser.add_argument("--deadline", type=float, default=10.0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--batch", type=int, metavar="N", help="pictures at once; measured unless given")
+    parser.add_argument("--deadline", type=_SECONDS, default=10.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--batch", type=number_from(1), metavar="N", help="pictures at once; measured unless given")
 
 
 def _infer(folder: Path, options: argparse.Namespace) -> int:

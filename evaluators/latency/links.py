@@ -125,7 +125,7 @@ def load_link(value: Any) -> LinkProfile:
         return _from_file(value)
     if isinstance(value, dict):
         section = Section("link", value)
-        return _built(section, name=section.take("name", ""))
+        return _built(section, name=section.text("name", ""))
     raise SpecError("link", value, "the name of a profile or {rate_mb_per_s: ..., rtt_ms: ...} is needed")
 
 
@@ -151,7 +151,7 @@ def _from_file(name: str) -> LinkProfile:
     if not (isinstance(source, str) and source.strip()):
         raise SpecError(section.path("source"), source, "words are needed: where do the numbers come from?")
     origin = Source(section.choice("kind", None, _KINDS))
-    return _built(section, name=section.take("name", Path(name).stem), source=source.strip(), origin=origin)
+    return _built(section, name=section.text("name", Path(name).stem), source=source.strip(), origin=origin)
 
 
 def _built(section: Section, **words: Any) -> LinkProfile:

@@ -6,6 +6,7 @@ one that is shipped.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -37,10 +38,10 @@ def read_profile(name: str, folder: Kind, key: str) -> Section:
         SpecError: no such profile, or one of another format.
     """
     own = OWN_FOLDER / folder / f"{name}.yaml"
-    path = own if own.is_file() else SHIPPED / folder / own.name
+    path = own if os.path.isfile(own) else SHIPPED / folder / own.name  # not Path's, which raises for long names
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-    if not path.exists():
+    if not os.path.isfile(path):
         known = [*profile_names(folder), *(["local"] if folder == "devices" else [])]
         raise SpecError(key, name, f"no such profile; {nearest(name, known)}. A path to a .yaml file works too")
     data = read_yaml(path)

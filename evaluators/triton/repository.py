@@ -39,8 +39,8 @@ models behind a Python step that decodes the payload with this bundle's own code
 
     tritonserver --model-repository triton
 
-The model is called `{name}`. Its input `payload` is one UINT8 tensor of any length, a payload's bytes; its output
-`answer` is what the server half makes of them.
+The model is called `{name}`; it is the bundle's first point, and further ones are not in it. Its input `payload` is one
+UINT8 tensor of any length, a payload's bytes; its output `answer` is what the server half makes of them.
 
 Tried by splitsearch's own tests: every `config.pbtxt` against Triton's schema and the ONNX files, and the server half's
 answers from `model.py` and the ONNX files. Tried once with a real Triton (2.51.0, CPU, `benchmarks/triton_check.py` in

@@ -1,6 +1,6 @@
 """Searched live, with real trainings: splitsearch's searches and the script that a competent user writes, equally long.
 
-    python benchmarks/live.py quickstart --seconds 150
+    python benchmarks/live.py quickstart --seconds 120
     python benchmarks/live.py resnet50_tinyimagenet50 --seconds 1800
 
 Each search is a process of its own, one after the other on the quiet machine, over the study's whole space. What all of
@@ -12,6 +12,7 @@ it allows, and its slowest baseline. Rows are appended to benchmarks/results/liv
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -36,6 +37,7 @@ from search.points import baseline_points, trial_points
 from search.spec import StudySpec, load_spec
 from search.storage import start_or_resume
 from search.wiring import build_evaluator
+from spaces.space import SearchSpace
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs") / "benchmarks" / "live"
@@ -62,10 +64,11 @@ Result = tuple[float, float, float, bool]  # seconds, accuracy, latency in ms, w
 def spec_of(study: str, way: str, seed: int) -> StudySpec:
     """The study with its whole space, for one of the searches."""
     spec = load_spec(study)
-    once = OURS.get(way, False)
+    space = SearchSpace.from_dict(spec.raw["space"], ["any"])
+    shared = itertools.product(sorted(space.ae_ratios), sorted(space.bits)) if OURS.get(way, False) else ()
     return replace(
         spec,
-        finetune=replace(spec.finetune, shared=once),
+        finetune=replace(spec.finetune, shared=tuple(shared)),
         search=replace(spec.search, sampler="front", pruning="none", patience=None, trials=10_000, seed=seed),
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from evaluators.edge import infer as inferring
 from evaluators.edge import verify as verifying
-from evaluators.edge.camera import Camera
+from evaluators.edge.camera import Camera, camera_of
 from evaluators.edge.client import URL_FORMS, Access, ServerClient, read_token, read_url
 from evaluators.edge.halves import DeviceHalf
 from search.export import FORMAT
@@ -63,8 +63,9 @@ def infer(
 
 
 def camera(command: str | None, frames: int | None) -> Camera | None:
-    """The camera behind a command, if there is one."""
-    return None if command is None else Camera(command, frames)
+    """The camera behind a command, if there is one. Raises SplitsearchError for frames of none."""
+    with _as_ours():
+        return camera_of(command, frames)
 
 
 def verify(bundle: Path, access: Access | None, measured_link: bool, repeats: int, point: str = "1") -> dict[str, Any]:

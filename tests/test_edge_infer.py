@@ -14,6 +14,7 @@ from tiny_bundle import NOWHERE, run_device
 
 from evaluators.edge import client as clients
 from evaluators.edge import halves, infer, main
+from evaluators.edge.camera import Camera
 from evaluators.edge.client import ServerError
 from search.cli import run_command
 
@@ -201,7 +202,7 @@ def test_ctrl_c_ends_a_camera_without_frames(bundle, tmp_path, capsys, monkeypat
             raise KeyboardInterrupt
         return main.picture.open_upright(picture)
 
-    monkeypatch.setattr(main.Camera, "shot", shot)
+    monkeypatch.setattr(Camera, "shot", shot)
     said = run_device(bundle, capsys, "infer", "--camera", "true", "--json")
     assert len(json.loads(said.out)) == 2 and "2 pictures" in said.err
 
@@ -240,3 +241,11 @@ def test_numbers_that_cannot_be_are_wrong_usage(bundle, capsys, command, option,
 def test_ctrl_c_in_the_middle_is_no_traceback(bundle, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(main.infer, "infer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run_device(bundle, capsys, "infer", tmp_path, code=130).err == "error: interrupted\n"
+
+
+def test_frames_of_no_camera_are_refused(bundle, tmp_path, capsys):
+    picture = tiny_bundle.picture(tmp_path)
+    said = run_device(bundle, capsys, "infer", picture, "--frames", 3, code=1).err
+    assert "--frames 3 given, but nothing takes them; add --camera COMMAND" in said
+    assert run_command(["infer", str(bundle), str(picture), "--frames", "3"]) == 1
+    assert said in capsys.readouterr().err

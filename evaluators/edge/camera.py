@@ -51,3 +51,12 @@ class Camera:
             said = done.stderr.decode("utf-8", "replace").strip()[-300:] or "nothing on standard output"
             raise PictureError(f"--camera {self.command!r} ended with {done.returncode}: {said}")
         return open_upright(io.BytesIO(done.stdout))
+
+
+def camera_of(command: Optional[str], frames: Optional[int]) -> Optional[Camera]:
+    """The camera behind a command, if there is one. Raises ValueError for frames of none."""
+    if command is not None:
+        return Camera(command, frames)
+    if frames is not None:
+        raise ValueError(f"--frames {frames} given, but nothing takes them; add --camera COMMAND, or leave it out")
+    return None

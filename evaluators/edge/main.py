@@ -12,7 +12,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from . import boxes, console, halves, infer, measure, picture, probe, threads, verify
-from .camera import Camera
+from .camera import camera_of
 from .client import Access, ServerClient, read_token
 from .console import number_from
 from .errors import PayloadError
@@ -124,8 +124,8 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
 
 def _infer(folder: Path, options: argparse.Namespace) -> int:
     wishes = infer.Wishes(options.json, options.draw, options.least_score, options.max_drop_pp)
-    camera = Camera(options.camera, options.frames) if options.camera is not None else None
-    return infer.infer(folder, options.images, _access(options) if options.server else None, wishes, camera)
+    access = _access(options) if options.server else None
+    return infer.infer(folder, options.images, access, wishes, camera_of(options.camera, options.frames))
 
 
 def _verify(folder: Path, options: argparse.Namespace) -> int:

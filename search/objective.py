@@ -134,7 +134,7 @@ def run_trials(
     with Presence(folder) as presence, _noting_what_stopped(study, presence.owner):
         asking = Asking(space=space, owner=presence.owner, wanted=wanted, look=loop.look)
         while time.monotonic() < deadline:
-            if patient(lambda: loop.has_stopped_growing):
+            if patient(lambda: loop.has_stopped_growing and len(finished_trials(study)) < wanted):
                 _log.warning(
                     "over the last %d trials the front's hypervolume has grown by less than %g %%: the search ends; a "
                     "larger search.patience goes on",

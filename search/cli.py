@@ -297,7 +297,9 @@ def export(
         Path, typer.Option("-o", "--output", help="Folder of the bundle; must not exist yet.", metavar="DIR")
     ],
     trial: Annotated[Optional[int], typer.Option(help="Number of a trial, instead of --pick.")] = None,
-    pick: Annotated[str, typer.Option(help="knee, fastest or most-accurate.")] = "knee",
+    pick: Annotated[
+        Optional[str], typer.Option(help="knee, fastest or most-accurate; the knee unless given.", show_default=False)
+    ] = None,
     max_drop_pp: Annotated[Optional[float], typer.Option(help="Highest accuracy drop in percentage points.")] = None,
     max_latency_ms: Annotated[Optional[float], typer.Option(help="Highest latency.")] = None,
     with_whole: Annotated[
@@ -318,12 +320,18 @@ def export(
     from search import points as all_points
     from search import storage as storages
 
-    if pick not in fronts.PICKS:
+    if pick is not None and trial is not None:
+        raise typer.BadParameter(
+            f"'{pick}' given besides --trial {trial}, which is a point; leave one out", param_hint="--pick"
+        )
+    if pick not in (None, *fronts.PICKS):
         raise typer.BadParameter(f"'{pick}' given; {', '.join(fronts.PICKS)} are allowed", param_hint="--pick")
     if form not in exports.FORMS:
         raise typer.BadParameter(f"'{form}' given; {', '.join(exports.FORMS)} are allowed", param_hint="--as")
     loaded, opened = _open(study, storage, out)
-    wish = choosing.Wish(trial=trial, pick=pick, max_drop_pp=max_drop_pp, max_latency_ms=max_latency_ms, points=points)
+    wish = choosing.Wish(
+        trial=trial, pick=pick or "knee", max_drop_pp=max_drop_pp, max_latency_ms=max_latency_ms, points=points
+    )
     chosen = choosing.choose(opened, loaded, wish, _named(study, storage, out))
     for line in chosen.advice:
         _talk.print(line, highlight=False, soft_wrap=True)

@@ -68,6 +68,7 @@ def test_a_profile_is_read_by_its_path(tmp_path):
         ({"kind": "measured"}, "link.kind: 'measured' given"),
         ({"rate_mb_per_s": None}, "link.rate_mb_per_s: nothing given"),
         ({"rate_mb_per_s": 0}, "link.rate_mb_per_s: 0 given"),
+        ({"rate_mb_per_s": 1e-320}, "1e-320 given; a number of at least 1e-06 is needed"),
         ({"rtt_ms": "long"}, "link.rtt_ms: 'long' given"),
         ({"bandwidth": 3}, "link.bandwidth: 3 given; no such key"),
         ({"format": 2}, "format: 1 is needed"),

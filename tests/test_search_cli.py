@@ -283,6 +283,9 @@ def test_export_by_number_and_within_limits(done, capsys, tmp_path):
     told = out(capsys, "export", done, *limits, "-o", tmp_path / "x", code=1).err
     assert "keeps these limits (a drop of at most 5 pp and at most 0.1 ms); its smallest drop is" in told
     assert "'best' given" in out(capsys, "export", done, "--pick", "best", "-o", tmp_path / "x", code=2).err
+    both = "--trial", 0, "--pick", "knee"
+    told = out(capsys, "export", done, *both, "-o", tmp_path / "x", code=2).err
+    assert "besides --trial 0, which is a point" in " ".join(told.replace("│", " ").split())
     assert not (tmp_path / "x").exists()
 
 

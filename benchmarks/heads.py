@@ -5,7 +5,7 @@
     python benchmarks/heads.py yolov10n_bccd --weights FILE       # trained elsewhere, by the study's recipe
 
 Everything is the study's own (data, hardware, link, seed), but for the training of EfficientNetV2-S's candidates, which
-is that of the longer trainings in squeeze.py on half of its pictures. Baselines are fine-tuned as candidates are.
+is the full one of squeeze.py on half of its pictures. Baselines are fine-tuned as candidates are.
 
 Rows are appended to benchmarks/results/heads.jsonl as they come; the table goes to benchmarks/results/heads.md.
 """
@@ -13,6 +13,8 @@ Rows are appended to benchmarks/results/heads.jsonl as they come; the table goes
 import argparse
 import datetime
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -26,16 +28,16 @@ from spaces.config import SplitConfig
 
 RESULTS = Path(__file__).parent / "results" / "heads.jsonl"
 RUNS = Path("runs") / "benchmarks" / "heads"
-_LONGER = {
+_FULL = {
     "images": 12_000,
-    "epochs": 2,
+    "epochs": 1,
     "head_steps": 4000,
     "reconstruction_steps": 1500,
     "learning_rate": 5e-4,
     "tail_learning_rate": 1e-4,
     "quantization": "straight-through",
 }
-TRAINING: dict[str, dict[str, Any]] = {"yolov10n_bccd": {}, "efficientnet_v2_s_tinyimagenet50": _LONGER}
+TRAINING: dict[str, dict[str, Any]] = {"yolov10n_bccd": {}, "efficientnet_v2_s_tinyimagenet50": _FULL}
 HEADS = ("own", "distilled")
 PLANS = {
     "yolov10n_bccd": [
@@ -123,6 +125,8 @@ def main() -> None:
     parser.add_argument("study", choices=list(PLANS))
     parser.add_argument("--weights", type=Path, help="of the uncut network, which is then not trained")
     options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("splitsearch").setLevel(logging.INFO)  # what is trained, and for how long
     study = options.study
     there = {row["name"] for row in kept() if row["study"] == study}
     for found in evaluations(study, options.weights, there):

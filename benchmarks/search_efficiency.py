@@ -213,7 +213,7 @@ class _Reached(Exception):
 def ours(table: Table, spec: StudySpec, space: SearchSpace, watch: Watch, seed: int, **settings: Any) -> None:
     """splitsearch's own search."""
     spec = dataclasses.replace(
-        spec, search=dataclasses.replace(spec.search, seed=seed, trials=len(table.configs), **settings)
+        spec, search=dataclasses.replace(spec.search, seed=seed, trials=len(table.configs), patience=None, **settings)
     )
     with tempfile.TemporaryDirectory() as folder:
         study = start_or_resume(spec, space, Path(folder), contents=table.identity(), ask_price=table.price)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spaces.config import HEADS, SplitConfig
+from spaces.space import SearchSpace
 
 if TYPE_CHECKING:  # scikit-learn takes half a second to import, which only a search needs
     from sklearn.gaussian_process.kernels import Kernel
 
+_FITTED_FROM = 4  # rows; of fewer, a fit makes too much
+_TREND = 0.6  # of the way from floor to top lies between a space's strongest squeeze and its gentlest one
 _REFIT = 1.25  # the kernel is fitted anew when there is by so much more to fit it to
 _FITTED_ROWS = 150  # that it is fitted to; this takes longest
 _MOST_ROWS = 400  # of what was seen last; a model of more takes longer than it helps
@@ -34,52 +37,106 @@ class Seen:
     error: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """What is expected of accuracies before any was seen, linear in the features: -1 is the floor, 1 the top."""
+
+    slope: np.ndarray
+    offset: float
+
+    def of(self, features: np.ndarray) -> np.ndarray:
+        """Of configurations, features (N, F)."""
+        return features @ self.slope + self.offset
+
+
 class Features:
     """Numbers of a configuration that accuracies depend on smoothly.
 
     Args:
-        partitions: the space's points in order.
+        space: whose configurations they are of.
     """
 
-    def __init__(self, partitions: Sequence[str]) -> None:
-        self.partitions = tuple(partitions)
-        self._places = {name: number for number, name in enumerate(partitions)}
+    def __init__(self, space: SearchSpace) -> None:
+        self.partitions = tuple(space.partitions)
+        self._ratios, self._bits = space.ae_ratios, space.bits
+        self._places = {name: number for number, name in enumerate(self.partitions)}
 
     def of(self, config: SplitConfig, packed_bytes: float) -> np.ndarray:
-        """Place of the cut, and whether it is this one; squeeze; regularizers; head. A unit is a large step of each."""
+        """AE ratio and bit-width; other numbers of the squeeze; place of the cut; head; and last, for each cut, whether
+        it is this one. A unit is a large step of each.
+        """
         place = self._places[config.partition]
         one_hot = np.zeros(len(self._places))
         one_hot[place] = 1.0
         heads = [float(config.head == head) for head in HEADS[1:]]
         numbers = [
-            place / max(1, len(self._places) - 1),
+            _ratio_feature(config.ae_ratio),
+            _bits_feature(config.bits),
             np.log2(packed_bytes) / 4.0,
-            np.log2(config.bits) / 3.0,
-            np.log2(config.ae_ratio) / 4.0,
+            np.log2(config.stride),
             np.log1p(config.tcl) / np.log1p(_STRONG_TCL),
             np.log1p(config.rate) / np.log1p(_STRONG_RATE),
-            np.log2(config.stride),
+            place / max(1, len(self._places) - 1),
         ]
         return np.array([*numbers, *heads, *(0.5 * one_hot)])
+
+    @property
+    def trend(self) -> Trend:
+        """The gentler the squeeze, the better: half of it by AE ratio, half by bit-width, over what the space has."""
+        slope, offset = np.zeros(7 + len(HEADS[1:]) + len(self._places)), 0.0
+        ends = (
+            (_ratio_feature(min(self._ratios)), _ratio_feature(max(self._ratios))),
+            (_bits_feature(min(self._bits)), _bits_feature(max(self._bits))),
+        )
+        for column, (least, most) in enumerate(ends):
+            if most > least:
+                slope[column] = _TREND / (most - least)
+                offset -= slope[column] * (least + most) / 2
+        return Trend(slope=slope, offset=offset)
+
+
+def _ratio_feature(ae_ratio: float) -> float:
+    return float(np.log2(ae_ratio)) / 4.0
+
+
+def _bits_feature(bits: int) -> float:
+    return float(np.log2(bits)) / 3.0
 
 
 class AccuracyModel:
     """A Gaussian process over configurations. Hopeless accuracies count as no worse than ``floor``, so that
     the model spends itself on what matters.
+
+    Before there is much to fit it to, it expects a trend between the floor and the best that is known, and is as
+    unsure as that range is wide.
+
+    Args:
+        seed: of the fit.
+        trend: what is expected then.
+        cuts: how many of the features, the last ones, say which cut it is. They share a length scale: one for each
+            would be fitted to a trial or two.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, trend: Trend, cuts: int = 0) -> None:
+        self._seed, self._trend, self._cuts = seed, trend, cuts
         self._kernel: Kernel | None = None
         self._fitted_rows = 0
 
-    def predict(self, seen: Sequence[Seen], wanted: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def is_young(seen: Sequence[Seen]) -> bool:
+        """Whether there is too little to fit anything to."""
+        return len(seen) < _FITTED_FROM
+
+    def predict(
+        self, seen: Sequence[Seen], wanted: np.ndarray, floor: float, top: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the accuracy after all of the training.
 
         Args:
-            seen: at least two, in order.
+            seen: in order; none says nothing.
             wanted: (N, features) of configurations.
             floor: accuracies below it count as this.
+            top: the best accuracy that is known.
 
         Returns:
             Two arrays (N,).
@@ -87,18 +144,31 @@ class AccuracyModel:
         from sklearn.gaussian_process import GaussianProcessRegressor
 
         rows = list(seen)[-_MOST_ROWS:]
-        inputs = np.array([row.features for row in rows])
+        inputs = np.array([row.features for row in rows]).reshape(len(rows), wanted.shape[1])
         targets = np.array([max(row.accuracy, floor) for row in rows])
-        middle, scale = targets.mean(), max(targets.std(), 1e-3)
+        if self.is_young(seen):
+            scale = max((top - floor) / 2, 1e-3)
+            expected, expected_of_rows = ((floor + top) / 2 + scale * self._trend.of(each) for each in (wanted, inputs))
+        else:
+            scale = max(targets.std(), 1e-3)
+            expected = expected_of_rows = targets.mean()
         noise = np.array([max(row.error, 1e-3) / scale for row in rows]) ** 2
-        targets = (targets - middle) / scale
+        targets = (targets - expected_of_rows) / scale
+        kernel = self._kernel_for(seen, inputs, targets, noise)
+        process = GaussianProcessRegressor(kernel=kernel, alpha=noise if rows else 1e-10, optimizer=None)
+        if rows:
+            process.fit(inputs, targets)
+        mean, deviation = (np.atleast_1d(each) for each in process.predict(wanted, return_std=True))
+        # What a result would scatter by is no doubt about the accuracy.
+        deviation = np.sqrt(np.maximum(deviation**2 - kernel.k2.noise_level, 0.0))
+        return mean * scale + expected, deviation * scale
+
+    def _kernel_for(self, seen: Sequence[Seen], inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray) -> Kernel:
+        if self.is_young(seen):
+            return _new_kernel(inputs.shape[1], self._cuts)
         if self._kernel is None or len(seen) >= _REFIT * self._fitted_rows:
             self._kernel, self._fitted_rows = self._fitted(inputs, targets, noise), len(seen)
-        process = GaussianProcessRegressor(kernel=self._kernel, alpha=noise, optimizer=None).fit(inputs, targets)
-        mean, deviation = process.predict(wanted, return_std=True)
-        # What a result would scatter by is no doubt about the accuracy.
-        deviation = np.sqrt(np.maximum(deviation**2 - self._kernel.k2.noise_level, 0.0))
-        return mean * scale + middle, deviation * scale
+        return self._kernel
 
     def _fitted(self, inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray) -> Kernel:
         """The kernel that makes some of the rows most likely."""
@@ -106,15 +176,17 @@ class AccuracyModel:
         from sklearn.gaussian_process import GaussianProcessRegressor
 
         some = np.sort(np.random.default_rng(self._seed).permutation(len(inputs))[:_FITTED_ROWS])
-        kernel = _new_kernel(inputs.shape[1])
+        kernel = _new_kernel(inputs.shape[1], self._cuts)
         process = GaussianProcessRegressor(kernel=kernel, alpha=noise[some], random_state=self._seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a kernel at the edge of its bounds serves as well
             return process.fit(inputs[some], targets[some]).kernel_
 
 
-def _new_kernel(features: int) -> Kernel:
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+def _new_kernel(features: int, cuts: int) -> Kernel:
+    from sklearn.gaussian_process.kernels import ConstantKernel, WhiteKernel
 
-    smooth = Matern(length_scale=np.ones(features), length_scale_bounds=(0.1, 30.0), nu=2.5)
+    from search.tied_kernel import TiedMatern
+
+    smooth = TiedMatern(np.ones(features - cuts + min(cuts, 1)), tied=cuts)
     return ConstantKernel(1.0, (0.05, 20.0)) * smooth + WhiteKernel(0.01, (1e-5, 0.3))

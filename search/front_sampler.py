@@ -22,6 +22,7 @@ from spaces.config import SplitConfig
 from spaces.space import SearchSpace
 
 _STRENGTHS = 4  # of a continuous TCL, evenly on its scale
+_NEARLY = 0.9  # of the best promise, before there is a model
 _PLANNED = 50  # a plan is made for one trial in so many, at least one
 _TWIN_COST = 0.2  # of a training, for a configuration that differs from a trained one in its coder alone
 _BELIEVED_ERROR = 0.01  # in accuracy, of a running trial
@@ -37,40 +38,39 @@ class FrontSampler(SplitSampler):
     (:meth:`~search.hypervolume.Staircase.expected_growth`). Trials that are running count as if they had come out as
     expected, so that several workers do not all take the same.
 
-    The first trials go round the partition points as those of any sampler do.
+    The model is asked from the first trial on. Until there are trials enough to fit it to, only configurations without
+    a regularizer and a lossless coder are taken, and of those that promise nearly the same the seed takes one.
 
     Args:
         space: what is searched; a continuous TCL strength on a grid.
-        start: number of trials before the model is asked.
         seed, shift: see :func:`~search.samplers.make_sampler`.
         ask_price: what a configuration takes.
         limits: the study's constraints.
         once_per_cut: whether one training answers for all AE ratios and bit-widths of a cut, so that the next
-            configuration of a cut costs little. The first trials then take the fastest cuts.
+            configuration of a cut costs little.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        start: int,
         seed: int,
         shift: int,
         ask_price: AskPrice,
         limits: Constraints,
         once_per_cut: bool = False,
     ) -> None:
-        super().__init__(RandomSampler(seed=seed + shift), space, start, seed, shift)
+        super().__init__(RandomSampler(seed=seed + shift), space, 0, seed, shift)
         self.knowledge = Knowledge(space, ask_price, limits, self.of_trial)
-        self._model = AccuracyModel(seed)
+        self._model = AccuracyModel(seed, self.knowledge.features.trend, cuts=len(space.partitions))
+        self._seed = seed + shift
         self._candidates: _Candidates | None = None
         self._plan: list[int] = []
         self._planned_at = 0
-        self._is_warm, self._once_per_cut = False, once_per_cut
+        self._once_per_cut = once_per_cut
 
     def learn_from(self, points: Sequence[Point]) -> None:
-        """Begin with the accuracies of another study's points in place of a round of the partition points."""
+        """Begin with the accuracies of another study's points."""
         self.knowledge.learn_from(points)
-        self._is_warm = len(self.knowledge.seen) >= self._start
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -79,16 +79,9 @@ class FrontSampler(SplitSampler):
         knowledge = self.knowledge
         knowledge.update(study)
         taken = self.taken(study, trial)
-        begins = (len(taken) < self._start and not self._is_warm) or len(knowledge.seen) < 2
-        if begins and not self._once_per_cut:
-            return super().sample_relative(study, trial, search_space)
         if self._candidates is None:
             self._candidates = _Candidates(self._space, self.distributions, self.config_of, knowledge)
         candidates, known = self._candidates, set(taken)
-        if begins and (first := self._of_fastest_cut(taken)) is not None:
-            return candidates.params[first]
-        if len(knowledge.seen) < 2:
-            return super().sample_relative(study, trial, search_space)
         every = max(1, len(taken) // _PLANNED)
         fresh = [number for number in self._plan if candidates.configs[number] not in known]
         if not fresh or len(taken) >= self._planned_at + every:
@@ -99,24 +92,14 @@ class FrontSampler(SplitSampler):
         self._plan = fresh[1:]
         return candidates.params[fresh[0]]
 
-    def _of_fastest_cut(self, taken: Sequence[SplitConfig]) -> int | None:
-        """A configuration of middling latency, by number, of the fastest cut that no trial has had."""
-        candidates, had = self._candidates, {(config.partition, config.head) for config in taken}
-        assert candidates is not None
-        latency_ms = candidates.latencies_ms(np.arange(len(candidates.configs)), self.knowledge)
-        cuts: dict[object, list[int]] = {}
-        for number in np.argsort(latency_ms, kind="stable"):
-            config = candidates.configs[number]
-            if (config.partition, config.head) not in had:
-                cuts.setdefault(_cut_of(config), []).append(int(number))
-        middles = [numbers[len(numbers) // 2] for numbers in cuts.values()]
-        return min(middles, key=lambda number: float(latency_ms[number]), default=None)
-
     def _best(self, study: optuna.Study, known: set[SplitConfig], how_many: int) -> list[int]:
         """The next configurations, by number, as if each came out as expected before the next is chosen."""
         knowledge, candidates = self.knowledge, self._candidates
         assert candidates is not None
+        is_young = self._model.is_young(knowledge.seen)
         open_ones = np.array([n for n, config in enumerate(candidates.configs) if config not in known], int)
+        if is_young and candidates.plain[open_ones].any():
+            open_ones = open_ones[candidates.plain[open_ones]]
         if not len(open_ones):
             return []
         latency_ms = candidates.latencies_ms(open_ones, knowledge)
@@ -128,7 +111,7 @@ class FrontSampler(SplitSampler):
             for each, config in zip(believed, pending, strict=True)
         ]
         seen = [*knowledge.seen, *believed]
-        mean, deviation = self._model.predict(seen, candidates.features[open_ones], knowledge.floor)
+        mean, deviation = self._model.predict(seen, candidates.features[open_ones], knowledge.floor, knowledge.top)
         cost = np.ones(len(open_ones))
         trained = {result.config.training_key: result.accuracy for result in knowledge.results}
         cuts = {_cut_of(result.config) for result in knowledge.results} if self._once_per_cut else set()
@@ -141,18 +124,23 @@ class FrontSampler(SplitSampler):
         chosen: list[int] = []
         for _ in range(min(how_many, len(open_ones))):
             worth = knowledge.front(assumed).expected_growth(mean, deviation, latency_ms) / cost
-            best = int(np.argmax(worth))
+            best = self._one_of_the_best(worth, len(known)) if is_young else int(np.argmax(worth))
             chosen.append(int(open_ones[best]))
             assumed.append((float(mean[best]), float(latency_ms[best])))
             deviation[best], mean[best] = 0.0, -1.0  # not twice
         return chosen
+
+    def _one_of_the_best(self, worth: np.ndarray, trials: int) -> int:
+        """One of those that promise nearly as much as the best, by the seed."""
+        near = np.flatnonzero(worth >= _NEARLY * worth.max())
+        return int(np.random.default_rng([self._seed, trials]).choice(near))
 
     def _believed(self, pending: Sequence[SplitConfig]) -> list[Seen]:
         """Of running trials, as if they had come out as the model expects ("kriging believer")."""
         if not pending:
             return []
         features = np.array([self.knowledge.features_of(config) for config in pending])
-        mean, _ = self._model.predict(self.knowledge.seen, features, self.knowledge.floor)
+        mean, _ = self._model.predict(self.knowledge.seen, features, self.knowledge.floor, self.knowledge.top)
         return [
             Seen(features=each, accuracy=float(accuracy), error=_BELIEVED_ERROR)
             for each, accuracy in zip(features, mean, strict=True)
@@ -162,6 +150,10 @@ class FrontSampler(SplitSampler):
 def _cut_of(config: SplitConfig) -> tuple[object, ...]:
     """What the configurations share that one training answers for."""
     return (config.partition, config.head, config.stride, config.tcl, config.rate)
+
+
+def _is_plain(config: SplitConfig) -> bool:
+    return config.lossless == "packed" and not config.tcl and not config.rate
 
 
 class _Candidates:
@@ -188,6 +180,7 @@ class _Candidates:
             prices.append(price)
             features.append(knowledge.features.of(config, price.payload_bytes))
         self.features = np.array(features)
+        self.plain = np.array([_is_plain(config) for config in self.configs], bool)
         self._packed_ms = np.array([price.latency_ms() for price in prices])
         self._busy_ms = np.array([price.busy_ms for price in prices])
         self._packed_bytes = np.array([price.payload_bytes for price in prices])

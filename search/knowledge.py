@@ -63,11 +63,12 @@ class Knowledge:
         limits: Constraints,
         config_of: Callable[[FrozenTrial], SplitConfig | None],
     ) -> None:
-        self.features = Features(space.partitions)
+        self.features = Features(space)
         self.limits = limits
         self._ask_price, self._config_of = ask_price, config_of
         self._prices: dict[SplitConfig, Price | None] = {}
         self._front: GrowingFront | None = None
+        self._best_baseline = 1.0
         self._read: set[int] = set()
         self.seen: list[Seen] = []
         self.results: list[Result] = []
@@ -76,7 +77,9 @@ class Knowledge:
     def update(self, study: optuna.Study) -> None:
         """Read what ended since the last call."""
         if self._front is None:
-            self._front = GrowingFront(corner_of(baseline_points(study), self.limits))
+            baselines = baseline_points(study)
+            self._front = GrowingFront(corner_of(baselines, self.limits))
+            self._best_baseline = max((each.accuracy for each in baselines), default=1.0)
         for trial in finished_trials(study):
             if trial.number not in self._read:
                 self._read.add(trial.number)
@@ -144,6 +147,11 @@ class Knowledge:
     def floor(self) -> float:
         """Accuracies below this are all the same."""
         return self.corner.accuracy - _FLOOR_BELOW_CORNER
+
+    @property
+    def top(self) -> float:
+        """The best accuracy that is known, baselines' included."""
+        return max([self._best_baseline, *(each.accuracy for each in self.seen)])
 
     def front(self, more: Sequence[tuple[float, float]] = ()) -> Staircase:
         """Of the feasible results; ``more`` are added as if they had been found."""

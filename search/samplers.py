@@ -18,8 +18,6 @@ from search.split_sampler import SplitSampler
 from spaces.space import SearchSpace
 
 _LEAST_START = 10
-_START_OF_FRONT = 6
-_START_OF_CUTS = 2  # where each of them tells of many configurations
 
 # Multivariate: ratio, bit-width and partition act together, so TPE should look at them together.
 _INNER: dict[str, Callable[[int, int], BaseSampler]] = {
@@ -54,8 +52,7 @@ def make_sampler(
     """
     assert name in SAMPLERS, name
     if name == "front":
-        start = _START_OF_CUTS if once_per_cut else max(_START_OF_FRONT, len(space.partitions))
-        return FrontSampler(space, start, seed, shift, ask_price, limits, once_per_cut)
+        return FrontSampler(space, seed, shift, ask_price, limits, once_per_cut)
     if name == "grid":
         return GridSampler(space, seed)
     start = max(_LEAST_START, len(space.partitions))

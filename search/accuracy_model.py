@@ -15,6 +15,7 @@ from spaces.space import SearchSpace
 if TYPE_CHECKING:  # scikit-learn takes half a second to import, which only a search needs
     from sklearn.gaussian_process.kernels import Kernel
 
+_NUMBERS = 7  # among the features, AE ratio and bit-width first
 _FITTED_FROM = 4  # rows; of fewer, a fit makes too much
 _TREND = 0.6  # of the way from floor to top lies between a space's strongest squeeze and its gentlest one
 _REFIT = 1.25  # the kernel is fitted anew when there is by so much more to fit it to
@@ -83,7 +84,7 @@ class Features:
     @property
     def trend(self) -> Trend:
         """The gentler the squeeze, the better: half of it by AE ratio, half by bit-width, over what the space has."""
-        slope, offset = np.zeros(7 + len(HEADS[1:]) + len(self._places)), 0.0
+        slope, offset = np.zeros(_NUMBERS + len(HEADS[1:]) + len(self._places)), 0.0
         ends = (
             (_ratio_feature(min(self._ratios)), _ratio_feature(max(self._ratios))),
             (_bits_feature(min(self._bits)), _bits_feature(max(self._bits))),
@@ -128,7 +129,7 @@ class AccuracyModel:
         return len(seen) < _FITTED_FROM
 
     def predict(
-        self, seen: Sequence[Seen], wanted: np.ndarray, floor: float, top: float
+        self, seen: Sequence[Seen], wanted: np.ndarray, floor: float, top: float, believed: Sequence[Seen] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the accuracy after all of the training.
 
@@ -137,24 +138,26 @@ class AccuracyModel:
             wanted: (N, features) of configurations.
             floor: accuracies below it count as this.
             top: the best accuracy that is known.
+            believed: more that counts as seen, but that nothing is fitted to.
 
         Returns:
             Two arrays (N,).
         """
         from sklearn.gaussian_process import GaussianProcessRegressor
 
-        rows = list(seen)[-_MOST_ROWS:]
+        known = list(seen)[-_MOST_ROWS:]
+        rows = [*known, *believed]
         inputs = np.array([row.features for row in rows]).reshape(len(rows), wanted.shape[1])
         targets = np.array([max(row.accuracy, floor) for row in rows])
         if self.is_young(seen):
             scale = max((top - floor) / 2, 1e-3)
             expected, expected_of_rows = ((floor + top) / 2 + scale * self._trend.of(each) for each in (wanted, inputs))
         else:
-            scale = max(targets.std(), 1e-3)
-            expected = expected_of_rows = targets.mean()
+            scale = max(targets[: len(known)].std(), 1e-3)
+            expected = expected_of_rows = targets[: len(known)].mean()
         noise = np.array([max(row.error, 1e-3) / scale for row in rows]) ** 2
         targets = (targets - expected_of_rows) / scale
-        kernel = self._kernel_for(seen, inputs, targets, noise)
+        kernel = self._kernel_for(seen, *(each[: len(known)] for each in (inputs, targets, noise)))
         process = GaussianProcessRegressor(kernel=kernel, alpha=noise if rows else 1e-10, optimizer=None)
         if rows:
             process.fit(inputs, targets)

@@ -110,8 +110,9 @@ class FrontSampler(SplitSampler):
             (each.accuracy, knowledge.expected_ms(config) or 0.0)
             for each, config in zip(believed, pending, strict=True)
         ]
-        seen = [*knowledge.seen, *believed]
-        mean, deviation = self._model.predict(seen, candidates.features[open_ones], knowledge.floor, knowledge.top)
+        mean, deviation = self._model.predict(
+            knowledge.seen, candidates.features[open_ones], knowledge.floor, knowledge.top, believed
+        )
         cost = np.ones(len(open_ones))
         trained = {result.config.training_key: result.accuracy for result in knowledge.results}
         cuts = {_cut_of(result.config) for result in knowledge.results} if self._once_per_cut else set()

@@ -115,6 +115,21 @@ def test_before_anything_was_seen_gentle_squeezes_are_expected_to_be_better():
     assert mean[0] == pytest.approx(0.7, abs=0.01) and mean[1] > 0.65 and deviation[0] < 0.05 < deviation[1]
 
 
+def test_what_is_only_believed_fits_nothing():
+    rows = [seen(x, 0.5 + 0.2 * np.sin(3 * x)) for x in np.linspace(0, 2, 8)]
+    believed = [seen(x, 0.6) for x in np.linspace(3, 5, 20)]
+    wanted = np.array([[1.1], [4.0]])
+    model = AccuracyModel(0, NO_TREND)
+    mean, deviation = model.predict(rows, wanted, floor=0.0, top=1.0, believed=believed)
+    alone = AccuracyModel(0, NO_TREND)
+    mean_alone, deviation_alone = alone.predict(rows, wanted, floor=0.0, top=1.0)
+    assert model._kernel == alone._kernel and mean[0] == pytest.approx(mean_alone[0], abs=0.01)
+    assert mean[1] == pytest.approx(0.6, abs=0.01) and deviation[1] < deviation_alone[1] / 2
+    # Before there is anything to fit to, a running trial takes the doubt off its own place and no other.
+    young = AccuracyModel(0, NO_TREND).predict([], wanted, floor=0.4, top=0.8, believed=believed)[1]
+    assert young[1] < 0.05 < young[0]
+
+
 def test_features_that_are_tied_share_a_length_scale_and_its_gradient():
     inputs = np.random.default_rng(0).normal(size=(6, 5))
     kernel = TiedMatern(np.array([0.7, 1.3, 2.0]), tied=3)

@@ -3,6 +3,7 @@
     python benchmarks/heads.py yolov10n_bccd                      # trains the uncut network first: half an hour
     python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50   # that, too: a good hour
     python benchmarks/heads.py yolov10n_bccd --weights FILE       # trained elsewhere, by the study's recipe
+    python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50 --seed 1   # the distilled heads once more, after that
 
 Everything is the study's own (data, hardware, link, seed), but for the training of EfficientNetV2-S's candidates, which
 is the full one of squeeze.py on half of its pictures. Baselines are fine-tuned as candidates are.
@@ -50,25 +51,26 @@ PLANS = {
 }
 _PAGE = """# Own and distilled heads of EfficientNetV2-S and YOLOv10n
 
-`python benchmarks/heads.py STUDY`; its first lines say what is what. One seed, the study's own; accuracies are of the
-search-validation images (of YOLOv10n mAP50-95), drops against the uncut network after the same fine-tuning. Device
-and link are modelled, the server is this machine, measured. Of the baselines, those that no other one beats.
+`python benchmarks/heads.py STUDY`; its first lines say what is what. The study's own seed, or the one that is named.
+Accuracies are of the search-validation images (of YOLOv10n mAP50-95), drops against the uncut network after the same
+fine-tuning (the study's seed). Device and link are modelled, the server is this machine, measured. Of the baselines,
+those that no other one beats.
 """
 
 
-def evaluations(study: str, weights: Path | None, there: set[str]) -> Iterator[Evaluation]:
-    """The baselines, then the plan's candidates that are not there yet."""
+def evaluations(study: str, weights: Path | None, seed: int | None, there: set[str]) -> Iterator[Evaluation]:
+    """The baselines, then the plan's candidates that are not there yet; with a seed, its distilled ones alone."""
     spec = load_spec(study)
     if weights is not None:
         spec = replace(spec, model=replace(spec.model, weights=weights))
     spec = replace(spec, finetune=replace(spec.finetune, **TRAINING[study]))
     evaluator = build_evaluator(spec, RUNS / study)
     evaluator.prepare(None, print)
-    if "all-on-device" not in there:
+    if seed is None and "all-on-device" not in there:
         yield from evaluator.baselines(trained=True)
     for config in PLANS[study]:
-        if config.label not in there:
-            yield evaluator.evaluate(config)
+        if config.label not in there and (seed is None or config.head != "own"):
+            yield evaluator.evaluate(config, seed=seed)
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
@@ -99,9 +101,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         parts = row["latency"]
         device = sum(parts[name] for name in ("head_ms", "encode_ms", "pack_ms", "compress_ms"))
         server = row["latency_ms"] - device - parts["link_ms"]
+        name = row["name"] if row.get("seed") is None else f"{row['name']}, seed {row['seed']}"
         macs = f"{row['head_macs'] / 1e6:.1f}" if row["head_macs"] else ""
         lines.append(
-            f"| {row['name']} | {macs} | {row['accuracy']:.1%} | {100 * (uncut - row['accuracy']):.1f} "
+            f"| {name} | {macs} | {row['accuracy']:.1%} | {100 * (uncut - row['accuracy']):.1f} "
             f"| {row['payload_bytes']:,.0f} | {row['latency_ms']:.2f} | {device:.2f} | {parts['link_ms']:.2f} "
             f"| {server:.2f} |"
         )
@@ -124,13 +127,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=list(PLANS))
     parser.add_argument("--weights", type=Path, help="of the uncut network, which is then not trained")
+    parser.add_argument(
+        "--seed", type=int, help="of further trainings of the distilled heads; the study's unless given"
+    )
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("splitsearch").setLevel(logging.INFO)  # what is trained, and for how long
     study = options.study
-    there = {row["name"] for row in kept() if row["study"] == study}
-    for found in evaluations(study, options.weights, there):
-        row = {"study": study, "date": datetime.date.today().isoformat(), **figures(found)}
+    there = {row["name"] for row in kept() if row["study"] == study and row.get("seed") == options.seed}
+    for found in evaluations(study, options.weights, options.seed, there):
+        row = {"study": study, "date": datetime.date.today().isoformat(), "seed": options.seed, **figures(found)}
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{found.name}: {found.accuracy:.2%}, {found.payload_bytes:.0f} bytes", flush=True)

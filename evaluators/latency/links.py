@@ -14,7 +14,7 @@ from spaces.errors import MeasurementError, SpecError
 from spaces.section import Section
 
 PROBE_FORMAT = 1  # of what evaluators/edge/probe.py returns
-LEAST_MB_PER_S = 1e-6  # a byte a second; of much less, a latency would be no number any more
+_LEAST_MB_PER_S = 1e-6  # a byte a second; of much less, a latency would be no number any more
 _NUMBERS = ("rate_mb_per_s", "rtt_ms", "jitter_ms")
 _KINDS = (Source.MODELLED, Source.RECORDED)
 _P90_DEVIATIONS = 1.2816  # of a normal distribution lie below its 90th percentile
@@ -43,8 +43,10 @@ class LinkProfile:
     origin: Source = Source.MODELLED
 
     def __post_init__(self) -> None:
-        if not (is_number(self.rate_mb_per_s) and self.rate_mb_per_s >= LEAST_MB_PER_S):
-            needed = f"a number of at least {LEAST_MB_PER_S:g} is needed (10^6 bytes a second)"
+        if not (is_number(self.rate_mb_per_s) and self.rate_mb_per_s > 0):
+            raise SpecError("rate_mb_per_s", self.rate_mb_per_s, "a number above 0 is needed (10^6 bytes a second)")
+        if self.rate_mb_per_s < _LEAST_MB_PER_S:
+            needed = f"a number of at least {_LEAST_MB_PER_S:g} is needed (a byte a second)"
             raise SpecError("rate_mb_per_s", self.rate_mb_per_s, needed)
         for key in ("rtt_ms", "jitter_ms"):
             value = getattr(self, key)

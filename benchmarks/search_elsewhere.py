@@ -6,8 +6,8 @@ Problems are made from benchmarks/results/search_table_quickstart.jsonl, and fro
 same configurations: each with three to five of the partition points, the link up to 100 times as fast, the device up to
 316 times as slow, and accuracies shifted by 0.4 points (standard deviation), all of it drawn by seed. So some are a
 matter of bytes, some of the device's arithmetic. What a search makes of them does not depend on one table's luck. The
-share of the problem's hypervolume after so many trials goes to benchmarks/results/search_elsewhere.md; no seconds, as a
-training takes the same time on all of them.
+share of the problem's hypervolume after so many trials goes to benchmarks/results/search_elsewhere.md; seconds would be
+those of the table once more.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ class FrontSampler(SplitSampler):
         limits: Constraints,
         once_per_cut: bool = False,
     ) -> None:
-        super().__init__(RandomSampler(seed=seed + shift), space, 0, seed, shift)
+        super().__init__(RandomSampler(seed=seed + shift), space, seed + shift)
         self.knowledge = Knowledge(space, ask_price, limits, self.of_trial)
         self._model = AccuracyModel(seed, self.knowledge.features.trend, cuts=len(space.partitions))
         self._seed = seed + shift

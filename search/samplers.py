@@ -17,15 +17,13 @@ from search.spec import SAMPLERS, Constraints
 from search.split_sampler import SplitSampler
 from spaces.space import SearchSpace
 
-_LEAST_START = 10
-
 # Multivariate: ratio, bit-width and partition act together, so TPE should look at them together.
-_INNER: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": lambda seed, start: _tpe(seed, start),
-    "nsga2": lambda seed, start: optuna.samplers.NSGAIISampler(seed=seed),
-    "nsga3": lambda seed, start: _quietly(lambda: optuna.samplers.NSGAIIISampler(seed=seed)),
-    "gp": lambda seed, start: _quietly(lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=start)),
-    "random": lambda seed, start: optuna.samplers.RandomSampler(seed=seed),
+_INNER: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: _Tpe(seed=seed, multivariate=True),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 
 
@@ -39,13 +37,13 @@ def make_sampler(
     limits: Constraints,
     once_per_cut: bool = False,
 ) -> SplitSampler:
-    """The named sampler behind our start and without repeats. All of them take note of violated constraints.
+    """The named sampler, without repeats. All of them take note of violated constraints.
 
     Args:
         name: one of ``SAMPLERS``.
         seed: the study's.
         space: what is searched.
-        shift: where other random numbers are needed than a fresh study draws; the order of the first round stays.
+        shift: where other random numbers are needed than a fresh study draws.
         ask_price: what a configuration takes, for samplers that want to know.
         limits: the study's constraints.
         once_per_cut: whether one training answers for all AE ratios and bit-widths of a cut.
@@ -55,15 +53,17 @@ def make_sampler(
         return FrontSampler(space, seed, shift, ask_price, limits, once_per_cut)
     if name == "grid":
         return GridSampler(space, seed)
-    start = max(_LEAST_START, len(space.partitions))
-    return SplitSampler(_INNER[name](seed + shift, start), space, start, seed, shift)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        inner = _INNER[name](seed + shift)
+    return SplitSampler(inner, space, seed + shift)
 
 
 class GridSampler(SplitSampler):
     """One configuration after the other; a continuous TCL strength at a few values."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
-        super().__init__(optuna.samplers.RandomSampler(seed=seed), space, 0, seed)
+        super().__init__(optuna.samplers.RandomSampler(seed=seed), space, seed)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -83,13 +83,3 @@ class _Tpe(optuna.samplers.TPESampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         return self._sample_relative(study, trial, search_space)
-
-
-def _tpe(seed: int, start: int) -> BaseSampler:
-    return _quietly(lambda: _Tpe(seed=seed, multivariate=True, n_startup_trials=start))
-
-
-def _quietly(make: Callable[[], BaseSampler]) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return make()

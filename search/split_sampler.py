@@ -1,8 +1,7 @@
-"""``SplitSampler``: gives any sampler a good start, and keeps it from repeating itself."""
+"""``SplitSampler``: keeps any sampler from repeating itself."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,27 +18,17 @@ _RANDOM_TRIES = 200
 
 
 class SplitSampler(BaseSampler):
-    """Another sampler with two habits of ours.
+    """Another sampler that tries no configuration twice.
 
-    The first trials go round the partition points, each with a gentle squeeze (the upper half of ratios and
-    bit-widths). After a random start a good point may have had one hopeless configuration and is not looked at again:
-    on ResNet-50, 30 trials of TPE alone tried the stem once, at 1 bit, and never came back.
-
-    No configuration is tried twice. Scoring is deterministic, so a repeat teaches nothing; plain TPE spent six of
-    24 trials on repeats. The inner sampler is asked again, and after some tries a random configuration is taken. Two
-    sets of parameters are the same when they make the same :class:`SplitConfig`: the strength of a TCL that is off does
-    not count.
+    Scoring is deterministic, so a repeat teaches nothing; plain TPE spent six of 24 trials on repeats. The inner
+    sampler is asked again, and after some tries a random configuration is taken. Two sets of parameters are the same
+    when they make the same :class:`SplitConfig`: the strength of a TCL that is off does not count.
     """
 
-    def __init__(self, inner: BaseSampler, space: SearchSpace, start: int, seed: int, shift: int = 0) -> None:
-        self._inner, self._fallback, self._space = inner, optuna.samplers.RandomSampler(seed=seed + shift), space
+    def __init__(self, inner: BaseSampler, space: SearchSpace, seed: int) -> None:
+        self._inner, self._fallback, self._space = inner, optuna.samplers.RandomSampler(seed=seed), space
         self.distributions = _distributions(space)
-        self._start = start
-        self._rng = random.Random(seed)
         self._configs: dict[int, SplitConfig] = {}
-        self._round = self._rng.sample(space.partitions, len(space.partitions))
-        if shift:
-            self._rng.seed(seed + shift)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space, from the first trial on."""
@@ -49,13 +38,10 @@ class SplitSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of a configuration that no trial has had; if there is none left, of any."""
-        tried = self.taken(study, trial)
-        known, params = set(tried), dict[str, Any]()
+        known, params = set(self.taken(study, trial)), dict[str, Any]()
         for attempt in range(_TRIES + _RANDOM_TRIES):
             sampler = self._inner if attempt < _TRIES else self._fallback
             params = self._draw(sampler, study, trial, search_space)
-            if len(tried) < self._start and attempt < _TRIES:
-                params |= self._gentle(tried)
             if self.config_of(params) not in known:
                 break
         return params
@@ -101,17 +87,6 @@ class SplitSampler(BaseSampler):
     def config_of(self, params: dict[str, Any]) -> SplitConfig:
         """What parameters make."""
         return self._space.suggest(optuna.trial.FixedTrial(params))
-
-    def _gentle(self, tried: Sequence[SplitConfig]) -> dict[str, Any]:
-        """The next partition point of the round, with a gentle squeeze: one that no trial has had comes first."""
-        had = {config.partition for config in tried}
-        left = [partition for partition in self._round if partition not in had]
-        ratios, bits = sorted(self._space.ae_ratios), sorted(self._space.bits)
-        return {
-            "partition": left[0] if left else self._round[len(tried) % len(self._round)],
-            "ae_ratio": self._rng.choice(ratios[len(ratios) // 2 :]),
-            "bits": self._rng.choice(bits[len(bits) // 2 :]),
-        }
 
     @staticmethod
     def _draw(

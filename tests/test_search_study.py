@@ -81,17 +81,6 @@ def test_no_configuration_is_tried_twice(write_study, study_dict, tmp_path, samp
     assert len(set(configs)) == len(configs) == 30
 
 
-def test_the_start_looks_at_every_partition_point_gently(spec, tmp_path):
-    study = start(with_trials(spec, 10), tmp_path / "run")
-    params = [trial.params for trial in study.trials]
-    assert [sum(p["partition"] == name for p in params) for name in ("stem", "middle", "deep")] in (
-        [4, 3, 3],
-        [3, 4, 3],
-        [3, 3, 4],
-    )
-    assert {p["bits"] for p in params} <= {2, 4} and {p["ae_ratio"] for p in params} <= {0.25, 1.0}
-
-
 def test_same_seed_same_front_and_another_seed_another_order(spec, write_study, study_dict, tmp_path):
     one, two = start(spec, tmp_path / "one"), start(spec, tmp_path / "two")
     assert [t.params for t in one.trials] == [t.params for t in two.trials]
@@ -240,16 +229,6 @@ def test_a_device_that_stays_silent_ends_the_run_and_nothing_is_lost(spec, tmp_p
     study = start(spec, tmp_path / "run")
     assert len(finished_trials(study)) == 20
     assert [trial.params for trial in study.trials[5:8]] == lost
-
-
-@pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_a_stopped_start_goes_on_with_the_points_that_nobody_had(write_study, study_dict, tmp_path, stop, seed):
-    change(study_dict, "search.seed", seed)
-    spec = load_spec(write_study(study_dict))
-    for trials in range(stop, 4):
-        study = start(with_trials(spec, trials), tmp_path / "run")
-    assert {trial.params["partition"] for trial in study.trials} == {"stem", "middle", "deep"}
 
 
 class Broken(FakeEvaluator):

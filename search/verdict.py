@@ -189,6 +189,11 @@ def _beaten(front: Sequence[Point], baselines: Sequence[Point]) -> list[str]:
         return ["No baseline beats a point of the front."] if front and rivals else []
     if not left:
         return ["Every point of the front is beaten by a baseline."]
-    numbers = ", ".join(str(point.trial) for point in left)
     beaten = len(front) - len(left)
-    return [f"{beaten} of {len(front)} points of the front are beaten by a baseline; not so trial {numbers}."]
+    return [f"A baseline beats {beaten} of the {len(front)} points of the front, but not {_trials(left)}."]
+
+
+def _trials(points: Sequence[Point]) -> str:
+    """``trial 7``, ``trials 1 and 3``, ``trials 1, 3 and 8``."""
+    *others, last = (str(point.trial) for point in points)
+    return f"trials {', '.join(others)} and {last}" if others else f"trial {last}"

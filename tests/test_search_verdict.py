@@ -92,7 +92,7 @@ def test_the_verdict_names_what_to_deploy_and_where_that_changes():
         "At other rates than 1 MB/s others within that point are faster: below about 0.13 MB/s trial 7 (a split), "
         "90.0%; below about 3.3 kB/s all-on-device, 90.0%; above about 11 MB/s server-only, raw, 90.0%."
     )
-    assert last == "1 of 2 points of the front are beaten by a baseline; not so trial 7."
+    assert last == "A baseline beats 1 of the 2 points of the front, but not trial 7."
 
 
 def test_a_split_that_wins_at_any_rate_is_recommended_over_every_baseline():
@@ -140,7 +140,7 @@ def test_other_rates_leave_out_a_limit_on_latency_and_say_so():
 def test_some_points_are_beaten_and_the_others_are_numbered():
     trials = [way(1, 0.5, 1.0, 100), way(2, 0.7, 4.0, 100), way(3, 0.9, 9.0, 100)]
     found = verdicts(trials, [way("server-only, JPEG 50", 0.75, 3.0, 100)])
-    assert found[-1] == "1 of 3 points of the front are beaten by a baseline; not so trial 1, 3."
+    assert found[-1] == "A baseline beats 1 of the 3 points of the front, but not trials 1 and 3."
 
 
 def test_without_anything_to_recommend():

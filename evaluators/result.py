@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -253,6 +253,18 @@ class HeadCost:
     def to_dict(self) -> dict[str, Any]:
         """By attribute. JSON-ready."""
         return {**vars(self), "points": list(self.points)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What answers are worth: an :class:`Evaluation`'s fields that say nothing of latency, under the same names."""
+
+    accuracy: float
+    metrics: Mapping[str, float]
+    payload_bytes: float
+    accuracy_drop_pp: float
+    drop_interval_pp: Sequence[float]
+    details: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

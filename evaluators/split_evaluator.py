@@ -17,7 +17,7 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.base import Evaluator, Progress, Split
-from evaluators.baselines import baselines, codec_notes
+from evaluators.baselines import Rival, codec_notes, rivals
 from evaluators.bundle import Halves, write_whole
 from evaluators.compression.bottleneck import FORMAT as BOTTLENECKS
 from evaluators.compute import compute_device
@@ -37,7 +37,7 @@ from evaluators.models.detector import has_one_to_one_head
 from evaluators.models.distilled import DistilledHead
 from evaluators.models.load import build
 from evaluators.pricing import Pricing, device_model_mb
-from evaluators.result import RIGHT, Evaluation, HeadCost, Price, right_text
+from evaluators.result import RIGHT, Evaluation, Figures, HeadCost, Price, right_text
 from evaluators.settings import PRETRAINED, BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.store import Store, StoreKey, digest_of, shared_store
 from evaluators.tasks.classification import Classification
@@ -253,17 +253,29 @@ class SplitEvaluator(Evaluator):
             "bits_per_element": 8 * score.payload_bytes / point.elements,
             "training": candidate.history,
         }
-        return self._evaluation(config.label, score.answers, score.payload_bytes, stages, config, details, part)
+        figures = self._figures(score.answers, score.payload_bytes, part)
+        return self._evaluation(config.label, figures, stages, config, details)
 
     def baselines(self, *, trained: bool) -> list[Evaluation]:
         self._need_weights()
         settings, cache = self._settings, self._feature_cache
         references = StoredReferences(self._split, cache, settings.finetune, settings.seed, self._store, self._basis)
-        found = baselines(self._split, cache, self._stage_timer, references if trained else None)
-        return [
-            self._evaluation(each.name, each.answers, each.payload_bytes, each.stages, details=dict(each.details))
-            for each in found
-        ]
+        found = list[Evaluation]()
+        for rival in rivals(self._split, cache, self._stage_timer, references if trained else None):
+            for name, figures, way in rival.baselines(self._figures_of(rival)):
+                details = {"device_model_mb": way.device_model_mb}
+                found.append(self._evaluation(name, figures, way.stages, details=details))
+        return found
+
+    def _figures_of(self, rival: Rival) -> dict[str, Figures]:
+        """What its answers are worth, by pictures and network; judged once."""
+
+        def make() -> dict[str, Any]:
+            return {of: asdict(self._figures(said.answers, said.payload_bytes)) for of, said in rival.ask()}
+
+        key = StoreKey("rival", {**self._basis, **rival.made_from})
+        kept = self._store.value(key, make, f"scores of {rival.name} images")
+        return {of: Figures(**figures) for of, figures in kept.items()}
 
     def export(
         self, config: SplitConfig, directory: Path, *, budget: Budget | None = None, seed: int | None = None
@@ -473,33 +485,43 @@ class SplitEvaluator(Evaluator):
             return 0.0, (0.0, 0.0)
         return self._task.drop_pp(self._reference(part), metrics)
 
-    def _evaluation(
-        self,
-        name: str,
-        found: torch.Tensor,
-        payload_bytes: float,
-        stages: Stages,
-        config: SplitConfig | None = None,
-        details: dict[str, Any] | None = None,
-        part: Part = "validation",
-    ) -> Evaluation:
-        metrics = self._task.judge(found, self._feature_cache.images(part))
+    def _figures(self, found: torch.Tensor, payload_bytes: float, part: Part = "validation") -> Figures:
+        images = self._feature_cache.images(part)
+        metrics = self._task.judge(found, images)
         drop, interval = self._drop_pp(found, metrics, part)
-        watch = self._stage_timer
-        details = {**(details or {}), "scored_images": len(self._feature_cache.images(part))}
+        details: dict[str, Any] = {"scored_images": len(images)}
         if metrics.right is not None:
             details[RIGHT] = right_text(metrics.right)
         if (divergence := self._task.divergence(self._feature_cache.answers(part), found)) is not None:
             details["divergence"] = divergence
-        return Evaluation(
-            name=name,
-            config=config,
+        return Figures(
             accuracy=metrics.accuracy,
             metrics=metrics.metrics,
             payload_bytes=payload_bytes,
-            stage_keys=stages.stage_keys,
             accuracy_drop_pp=drop,
             drop_interval_pp=interval,
             details=details,
-            **latency_fields(stages.timings, payload_bytes, watch.device, watch.server, self._link),
+        )
+
+    def _evaluation(
+        self,
+        name: str,
+        figures: Figures,
+        stages: Stages,
+        config: SplitConfig | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> Evaluation:
+        watch = self._stage_timer
+        low, high = figures.drop_interval_pp
+        return Evaluation(
+            name=name,
+            config=config,
+            accuracy=figures.accuracy,
+            metrics=figures.metrics,
+            payload_bytes=figures.payload_bytes,
+            stage_keys=stages.stage_keys,
+            accuracy_drop_pp=figures.accuracy_drop_pp,
+            drop_interval_pp=(low, high),
+            details={**(details or {}), **figures.details},
+            **latency_fields(stages.timings, figures.payload_bytes, watch.device, watch.server, self._link),
         )

@@ -17,11 +17,13 @@ from triton_stand_in import Triton
 
 from evaluators import baselines
 from evaluators.edge import halves, seal
+from evaluators.edge.picture_codecs import CODECS, PictureCoding
 from evaluators.fake import FakeEvaluator
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.profiles import MachineProfile, load_machine
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
 from evaluators.split_evaluator import SplitEvaluator, SplitSettings
+from evaluators.training import references
 from evaluators.triton.repository import write_repository
 from spaces.budget import Budget
 from spaces.config import SplitConfig
@@ -182,6 +184,24 @@ class TestSplitEvaluator(EvaluatorContract):
         real.baselines(trained=True)
         assert torch.equal(real._network.fc.weight, before)
 
+    def test_a_second_study_of_the_same_network_has_its_baselines_judged_already(self, real, tmp_path, monkeypatch):
+        first, asked = real.baselines(trained=True), []
+        images, network = real._feature_cache.images("validation"), real._split.head("output")
+        coded, size = references.as_coded(images, PictureCoding(CODECS["jpeg"], 70))
+        said = references.answers(network, real._feature_cache, coded)
+        jpeg = next(each for each in first if each.name == "server-only, JPEG 70")
+        assert (jpeg.accuracy, jpeg.payload_bytes) == (real._task.judge(said, coded).accuracy, size)
+
+        answers = references.answers
+        monkeypatch.setattr(baselines, "answers", lambda *given: asked.append(given) or answers(*given))
+        other = SplitEvaluator(digits_settings(link=LinkProfile(rate_mb_per_s=0.1, rtt_ms=2.0)), tmp_path / "other")
+        found = other.baselines(trained=True)
+        assert not asked and [score(each) for each in found] == [score(each) for each in first]
+        assert found[-1].latency_ms > first[-1].latency_ms
+        longer = replace(real._settings, finetune=replace(real._settings.finetune, epochs=1))
+        SplitEvaluator(longer, tmp_path / "longer").baselines(trained=True)
+        assert asked
+
     def test_halves_that_answer_otherwise_are_no_bundle(self, real, config, tmp_path, monkeypatch):
         def wrong(self, payload):
             return -decode(self, payload)
@@ -225,6 +245,11 @@ class TestSplitEvaluator(EvaluatorContract):
                 found.append(client.infer("digits", [sent]).as_numpy("answer"))
             client.close()
         assert np.allclose(found, trial, atol=1e-2) and (np.argmax(found, 1) == np.argmax(trial, 1)).all()
+
+
+def score(found):
+    """What an evaluation says besides latency."""
+    return found.name, found.accuracy, found.payload_bytes, found.drop_interval_pp, found.details
 
 
 def whole_accuracy(evaluator):

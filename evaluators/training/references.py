@@ -59,6 +59,10 @@ class References(Protocol):
         """Fine-tuned on images of a codec, with the BatchNorm statistics of one quality."""
         ...
 
+    def made_from(self, images: str) -> str:
+        """A digest of what they depend on: ``clean``, or a codec's label."""
+        ...
+
 
 class StoredReferences:
     """Trains each reference once, from the earliest partition point, where fine-tuning changes the most; with mirror
@@ -100,17 +104,21 @@ class StoredReferences:
         sample = TrainSample(self._settings.images, self._seed, self._mirrored)
         return at_quality(self._last[1], coding, self._feature_cache, sample)
 
-    def _kept(self, images: str, train: Callable[[], Whole]) -> Whole:
+    def made_from(self, images: str) -> str:
+        return self._key(images).digest
+
+    def _key(self, images: str) -> StoreKey:
         recipe = {"version": RECIPE, "pillow": PIL.__version__, **asdict(self._settings)}
         del recipe["shared"]
         own = {"fine-tuned on": images, "from": self._point, "recipe": recipe, "seed": self._seed}
+        return StoreKey("reference", {**self._depends_on, **own})
 
+    def _kept(self, images: str, train: Callable[[], Whole]) -> Whole:
         def make(place: Path) -> None:
             _log.info("baseline: fine-tuning the uncut network on %s images, as candidates are", images)
             save_state(train(), place / _WEIGHTS)
 
-        key = StoreKey("reference", {**self._depends_on, **own})
-        folder = self._store.get(key, make, f"fine-tuned on {images} images")
+        folder = self._store.get(self._key(images), make, f"fine-tuned on {images} images")
         found = Whole(*(copy.deepcopy(half) for half in (self._split.head(self._point), self._split.tail(self._point))))
         found.load_state_dict(load_file(folder / _WEIGHTS))
         return found.eval()

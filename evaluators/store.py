@@ -10,7 +10,7 @@ its own away, so an entry is whole or absent there too.
 
     <root>/<kind>/<key>/        an entry; ``entry.json`` in it lists its files with sizes and checksums
     <root>/.making/             entries that are being made; what a killed process left there goes with the next one
-    <root>/.unfinished/         checkpoints of long makings, by kind and key
+    <root>/.unfinished/         checkpoints of long makings, by kind and key; those of a month ago go
     <root>/.locks/              one lock file for each key; a lock ends with the process that holds it
 """
 
@@ -42,6 +42,7 @@ DEFAULT_LIMIT_BYTES = 20_000_000_000
 _CHECKSUMMED_FILES = 64  # entries of more files, unpacked archives, are checked by size alone
 _SAY_AFTER_S = 2.0
 _LEFT_OVER_S = 24 * 3600.0
+_GIVEN_UP_S = 30 * 24 * 3600.0  # a long making that nobody has gone on with
 
 _log = logging.getLogger("splitsearch")
 
@@ -229,15 +230,23 @@ class Store:
             return False
 
     def _remove_left_overs(self) -> None:
-        """Folders that killed processes were filling; only old ones, since others may be at work."""
+        """Folders that killed processes were filling, and checkpoints that nobody goes on with; only old ones, since
+        others may be at work.
+        """
         for path in (self.root / ".making").glob("*"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _LEFT_OVER_S and not self._is_being_made(path):
+                name = path.name[1:].partition("-")[0]
+                if time.time() - path.stat().st_mtime > _LEFT_OVER_S and not self._is_being_made(name):
                     shutil.rmtree(path, ignore_errors=True)
+        for path in (self.root / ".unfinished").glob("*"):
+            with contextlib.suppress(OSError):
+                newest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+                name = path.name.rpartition("-")[2]
+                if time.time() - newest > _GIVEN_UP_S and not self._is_being_made(name):
+                    discard(path)
 
-    def _is_being_made(self, path: Path) -> bool:
-        """Whether somebody holds the lock of what is made in a folder ``.<name of the entry>-...``: days, maybe."""
-        name = path.name[1:].partition("-")[0]
+    def _is_being_made(self, name: str) -> bool:
+        """Whether somebody holds the lock of an entry, for days maybe."""
         for file in (self.root / ".locks").glob(f"*-{name}.lock"):
             try:
                 with FileLock(file).acquire(timeout=0):
@@ -306,6 +315,11 @@ def whole_folder(target: Path, scratch: Path | None = None) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_whole(target: Path, content: str | bytes) -> None:

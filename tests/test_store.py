@@ -155,6 +155,21 @@ Store(Path(sys.argv[1]), limit_bytes=10_000).get(StoreKey("things", {"of": ["wha
 """
 
 
+def test_a_checkpoint_goes_when_nobody_has_gone_on_for_a_month(tmp_path):
+    store, day = Store(tmp_path), 24 * 3600.0
+    for kind, days in (("file", 31), ("file", 29), ("folder", 31), ("folder", 29)):
+        place = store.unfinished(StoreKey(kind, {"days": days}))
+        file = place / "epoch" / "weights" if kind == "folder" else place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("weights")
+        for each in (file, file.parent, place):
+            if each != store.root / ".unfinished":
+                os.utime(each, (time.time() - days * day,) * 2)
+    store.prune(10**9)
+    left = {key.name for key in (tmp_path / ".unfinished").iterdir()}
+    assert left == {store.unfinished(StoreKey(kind, {"days": 29})).name for kind in ("file", "folder")}
+
+
 def test_killed_at_every_step_an_entry_is_whole_or_absent(tmp_path):
     """The writer is killed before each of its file operations in turn; the next one never waits, and finds or makes."""
     absent = 0

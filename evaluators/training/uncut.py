@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from evaluators.models.answer import first_tensor, without_auxiliary_heads
 from evaluators.models.residual import zero_init_residual
 from evaluators.models.weights import save_state
 from evaluators.settings import BaselineSettings
-from evaluators.store import Store, StoreKey, write_whole
+from evaluators.store import Store, StoreKey, discard, write_whole
 from evaluators.tasks.data import Dataset, LabelledImages
 from spaces.errors import SplitsearchError
 
@@ -119,8 +118,7 @@ def train_or_load(
     folder = store.get(key, make, f"uncut {key.depends_on['network']['name']}")
     network.load_state_dict(load_file(folder / _WEIGHTS))
     network.eval()
-    checkpoint = store.unfinished(key)
-    shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink(missing_ok=True)
+    discard(store.unfinished(key))
 
 
 def uncut_record(store: Store, key: StoreKey) -> dict[str, Any] | None:

@@ -219,18 +219,27 @@ def replay(
 def confirm(
     study: StudyArgument,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each point.")] = 3,
+    trial: Annotated[
+        Optional[list[int]],
+        typer.Option(help="Number of a trial, instead of the front and its near misses; may be given several times."),
+    ] = None,
     as_json: JsonOption = False,
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
     """Train the front and its near misses anew, with more budget and several seeds, and test them."""
     from search import confirm as confirms
+    from search import front as fronts
     from search import points as all_points
     from search import report as reports
     from search import storage as storages
 
     loaded, opened = _open(study, storage, out)
-    points = confirms.to_confirm(all_points.trial_points(opened))
+    scored = all_points.trial_points(opened)
+    if trial:
+        points = [fronts.find_trial(scored, number) for number in dict.fromkeys(trial)]
+    else:
+        points = confirms.to_confirm(scored)
     if not points:
         raise SplitsearchError(all_points.why_no_front(opened))
     folder = storages.run_folder(loaded, out)

@@ -92,6 +92,14 @@ def test_what_was_confirmed_is_not_trained_again_and_more_seeds_are_added(study,
     assert "searched" in shown and "test (95 %)" in shown and "above those on test images" in shown
 
 
+def test_named_trials_alone_are_confirmed(study, trained, capsys):
+    assert run_command(["confirm", study, "--trial", "3", "--trial", "1", "--trial", "3", "--json"], debug=False) == 0
+    found = json.loads(capsys.readouterr().out)["confirmed"]
+    assert [each["trial"] for each in found] == [3, 1] and len(trained.asked) == 2 * 3 * 2
+    assert run_command(["confirm", study, "--trial", "99"], debug=False) == 1
+    assert "trial 99 has no result; the last trials with one:" in capsys.readouterr().err
+
+
 def test_a_study_that_can_only_be_read_is_refused_before_anything_is_trained(study, trained, capsys):
     read_only = ["--storage", "sqlite:///file:runs/demo/study.db?mode=ro&uri=true"]
     assert run_command(["confirm", study, *read_only], debug=False) == 1

@@ -199,7 +199,7 @@ def _with_payload(found: Evaluation, payload_bytes: float) -> Evaluation:
 
 
 def confirmed_table(confirmed: Sequence[Confirmed]) -> FittingTable:
-    """One line a point, fastest first, and what the search promised too much."""
+    """One line a point, in their order, and what the search promised too much."""
     table = FittingTable("confirmed", ("seeds", "searched", "bytes", "drop pp"))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold", min_width=LEAST_WORDS)

@@ -89,8 +89,10 @@ def hover(point: Point) -> str:
 
 
 def pareto_figure(data: ParetoData) -> go.Figure:
-    """Accuracy against latency: every trial, the front, the baselines."""
-    figure = go.Figure()
+    """Accuracy against latency: every trial, the front, the baselines. It opens where the last two are: a trial far
+    below them would press them flat.
+    """
+    figure, window = go.Figure(), _window(data)
     _scatter(figure, "trial over a limit", data.infeasible, {"color": _INFEASIBLE, "symbol": "x-thin-open", "size": 8})
     _scatter(figure, "trial", data.dominated, {"color": _TRIAL, "size": 8})
     _scatter(
@@ -114,9 +116,9 @@ def pareto_figure(data: ParetoData) -> go.Figure:
         yaxis={"title": "accuracy, more is better", "gridcolor": _GRID, "zeroline": False, "tickformat": ".2~%"},
         height=600,
         hovermode="closest",
-        updatemenus=[_zoom(data)],
+        updatemenus=[_zoom(window)],
     )
-    figure.update_layout(margin={"b": 110})
+    figure.update_layout(xaxis_range=window["xaxis.range"], yaxis_range=window["yaxis.range"], margin={"b": 110})
     return figure
 
 
@@ -129,20 +131,22 @@ def _qualities(baselines: Sequence[Point]) -> list[str]:
     return [point.name.removesuffix(FINE_TUNED).removeprefix(_kind(point)).strip() for point in baselines]
 
 
-def _zoom(data: ParetoData) -> dict[str, Any]:
-    """Two buttons: every trial, and the corner where the front is."""
+def _window(data: ParetoData) -> dict[str, list[float]]:
+    """Ranges of the axes with the front and the baselines in them; of all trials where there is neither."""
     near = [*data.front, *data.baselines] or [*data.dominated, *data.infeasible]
     latest = max((point.latency_ms for point in near), default=1.0)
-    low, high = (
-        min((point.accuracy for point in near), default=0.0),
-        max((point.accuracy for point in near), default=1.0),
-    )
+    accuracies = [point.accuracy for point in near] or [0.0, 1.0]
+    low, high = min(accuracies), max(accuracies)
     pad = 0.05 * (high - low) + 0.005
-    window = {"xaxis.range": [0, 1.05 * latest], "yaxis.range": [low - 2 * pad, high + pad]}
+    return {"xaxis.range": [0, 1.05 * latest], "yaxis.range": [low - 2 * pad, high + pad]}
+
+
+def _zoom(window: dict[str, list[float]]) -> dict[str, Any]:
+    """Two buttons: the corner where the front is, and every trial."""
     everything = {"xaxis.autorange": True, "yaxis.autorange": True}
     buttons = [
-        {"label": "every trial", "method": "relayout", "args": [everything]},
         {"label": "front and baselines", "method": "relayout", "args": [window]},
+        {"label": "every trial", "method": "relayout", "args": [everything]},
     ]
     return {
         "type": "buttons",

@@ -197,6 +197,21 @@ def test_plot_holds_every_trial_once_and_the_hover_everything():
     assert {bar.name for bar in bars} >= {"head", "link", "tail"}
 
 
+def test_the_plot_opens_where_the_front_and_the_baselines_are():
+    far = [point(0, 0.02, 3, feasible=False), point(1, 0.1, 40)]
+    near = [point(2, 0.9, 8), point(3, 0.95, 12)]
+    data = pareto_data([*far, *near], [rival("server-only, raw", 0.93, 20)])
+    axes = pareto_figure(data).layout
+    seen = [p.trial for p in [*far, *near] if _within(p.latency_ms, axes.xaxis) and _within(p.accuracy, axes.yaxis)]
+    assert seen == [2, 3] and _within(20, axes.xaxis) and _within(0.93, axes.yaxis)
+    axes = pareto_figure(pareto_data(far[:1], [])).layout  # nothing keeps the limits
+    assert _within(3, axes.xaxis) and _within(0.02, axes.yaxis)
+
+
+def _within(value, axis):
+    return axis.range[0] <= value <= axis.range[1]
+
+
 def test_plots_show_the_baselines_that_matter_and_hold_the_rest():
     given = [rival("server-only, WebP 50", 0.8, 3), rival("server-only, WebP 60", 0.7, 4), rival("own rival", 0.9, 9)]
     given += [rival("server-only, WebP 50, fine-tuned", 0.85, 3), rival("all-on-device", 0.5, 9)]

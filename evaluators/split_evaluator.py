@@ -336,8 +336,11 @@ class SplitEvaluator(Evaluator):
             said.append(f"{dropped} annotated {'box has' if dropped == 1 else 'boxes have'} no area and were left out.")
         if not self._loaded_trained and (record := uncut_record(self._store, self._uncut_key)):
             said.insert(0, _made(record))
-        if self._settings.model.weights == PRETRAINED and self._dataset.name == "tinyimagenet":
+        weights = self._settings.model.weights
+        if weights == PRETRAINED and self._dataset.name == "tinyimagenet":
             said.insert(0, _SEEN)
+        if weights not in (None, PRETRAINED) and self._fresh:
+            said.insert(0, f"{weights} is of other classes: {', '.join(sorted(self._fresh))} started anew.")
         return said
 
     def _classes(self) -> str:

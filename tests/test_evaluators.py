@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import data_folders
 import numpy as np
 import pytest
 import tiny_bundle
@@ -21,9 +22,11 @@ from evaluators.edge.picture_codecs import CODECS, PictureCoding
 from evaluators.fake import FakeEvaluator
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.profiles import MachineProfile, load_machine
+from evaluators.models.weights import save_state
 from evaluators.settings import BaselineSettings, DataSettings, FinetuneSettings, ModelSettings
-from evaluators.split_evaluator import SplitEvaluator, SplitSettings
+from evaluators.split_evaluator import SplitEvaluator, SplitSettings, _made
 from evaluators.training import references
+from evaluators.training.uncut import uncut_record
 from evaluators.triton.repository import write_repository
 from spaces.budget import Budget
 from spaces.config import SplitConfig
@@ -168,6 +171,23 @@ class TestSplitEvaluator(EvaluatorContract):
 
     def test_the_notes_say_what_the_data_are(self, real):
         assert "The data: 10 classes (0, 1, 2, 3, 4, ...), 360 search-validation images." in real.notes()
+
+    def test_weights_of_other_classes_start_a_training(self, real, tmp_path):
+        weights = tmp_path / "ten.safetensors"
+        save_state(real._network, weights)
+        data_folders.tiny_imagenet(tmp_path / "two")
+        data = DataSettings(name="tinyimagenet", image_size=64, root=tmp_path / "two")
+        model = ModelSettings(name="torchvision/resnet18", num_classes=2, weights=weights)
+        settings = digits_settings(model=model, data=data, baseline=BaselineSettings(epochs=1))
+        evaluator = SplitEvaluator(settings, tmp_path / "run")
+        assert not evaluator.is_trained
+        evaluator.prepare(None, lambda _: None)
+        assert evaluator.notes()[:2] == [
+            f"{weights} is of other classes: fc.bias, fc.weight started anew.",
+            _made(uncut_record(evaluator._store, evaluator._uncut_key)),
+        ]
+        given, trained = (each._network.layer1[0].conv1.weight for each in (real, evaluator))
+        assert 0 < (given - trained).abs().max() < 0.1 * given.abs().max()  # it went on from them
 
     def test_identity_follows_content(self, real):
         one = real.identity()

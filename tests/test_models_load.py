@@ -49,6 +49,26 @@ def test_weights_that_do_not_fit_are_listed(resnet18, tmp_path):
         assert part in str(caught.value)
 
 
+def test_weights_for_other_classes_leave_the_last_layer_fresh(resnet18, tmp_path):
+    save_file(resnet18.state_dict(), tmp_path / "w.safetensors")
+    named = ModelSettings(name="torchvision/resnet18", num_classes=9, weights=tmp_path / "w.safetensors")
+    found = build(named)
+    assert found.fresh == {"fc.weight", "fc.bias"}
+    assert not found.trained
+    before = build(ModelSettings(name="torchvision/resnet18", num_classes=9)).network  # fresh ones come from a seed
+    assert torch.equal(found.network.fc.weight, before.fc.weight)
+    assert torch.equal(found.network.layer4[1].conv2.weight, resnet18.layer4[1].conv2.weight)
+
+
+def test_a_layer_too_narrow_is_not_taken_for_other_classes(resnet18, tmp_path):
+    state = dict(resnet18.state_dict())
+    state["conv1.weight"] = state["conv1.weight"][:32].clone()
+    save_file(state, tmp_path / "w.safetensors")
+    for classes in (7, 9):  # alone, and beside a last layer of other classes
+        with pytest.raises(SpecError, match=r"conv1\.weight \(32, 3, 7, 7\) for \(64, 3, 7, 7\)"):
+            build(ModelSettings(name="torchvision/resnet18", num_classes=classes, weights=tmp_path / "w.safetensors"))
+
+
 def test_unreadable_weights(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
     (tmp_path / "w.pt").write_bytes(b"nothing of the kind")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,8 +369,8 @@ def test_trained_by_ultralytics_and_scored_as_ultralytics_scores(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("weights", "classes"), [(None, 2), ("pretrained", 1)])
-def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, monkeypatch, weights, classes):
+@pytest.mark.parametrize(("weights", "classes"), [(None, 2), ("pretrained", 1), (Path("of-other-classes.pt"), 1)])
+def test_training_begins_with_given_weights_where_there_are_some(tmp_path, monkeypatch, weights, classes):
     monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
     file = squares.write(tmp_path / "squares", train=4, classes=classes)
     data = open_dataset(DataSettings(name="yolo", root=file, image_size=SIZE))
@@ -381,7 +382,7 @@ def test_training_begins_with_pretrained_weights_where_there_are_some(tmp_path, 
     model = ModelSettings(name="ultralytics/yolov10n", num_classes=classes, weights=weights)
     hardly = BaselineSettings(epochs=1, batch_size=4, learning_rate=1e-9)
     train_detector(net, model, data, hardly, 0, tmp_path / "check", lambda _: None)
-    assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights == "pretrained")
+    assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights is not None)
 
 
 def by_ultralytics(net, images, classes, folder):

@@ -31,7 +31,7 @@ class Loaded:
     """A network on the CPU in eval mode, float32.
 
     ``fresh`` are the names in its state dict whose values were not given: without weights all of them, from seed 0;
-    with ``pretrained`` and other classes than the library's, those of the last layer.
+    with weights that were made for another number of classes, those of the last layer.
     """
 
     network: nn.Module
@@ -61,8 +61,7 @@ def build(settings: ModelSettings, image_size: int | None = None) -> Loaded:
     if settings.weights == PRETRAINED:
         return Loaded(network, load_what_fits(network, _fetch(settings, pretrained)))
     if settings.weights is not None:
-        load_weights(network, Path(settings.weights))
-        return Loaded(network, frozenset())
+        return Loaded(network, load_weights(network, Path(settings.weights), settings.num_classes))
     return Loaded(network, frozenset(network.state_dict()))
 
 

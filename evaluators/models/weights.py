@@ -23,11 +23,20 @@ _NESTED = ("state_dict", "model_state_dict", "model", "network", "net", "module"
 _SAVE_STATE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, num_classes: int | None = None) -> frozenset[str]:
     """Load a safetensors or state-dict file in place, converting to the model's own types.
 
     Names may carry what DataParallel, torch.compile or a trainer put before them, and of tensors that the model shares
     between several names one is enough.
+
+    Args:
+        model: what they are for.
+        path: the file.
+        num_classes: of the model, where a file that was made for another number of them may be given: what has one row
+            for each class then stays as it is in the model.
+
+    Returns:
+        The names of what stayed so; none where the file fits.
 
     Raises:
         SpecError: the file is missing, broken, does not fit, or holds values that are no numbers; says which keys.
@@ -38,6 +47,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     # Old files lack BatchNorm's batch counter, which nothing in eval mode reads.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     shared = sorted(set(own) & set(state))
+    fresh = _of_other_classes(state, own, num_classes)
+    shared = [key for key in shared if key not in fresh]
     wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shared if state[k].shape != own[k].shape]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
     if not any(keys for _, keys in problems):
@@ -45,10 +56,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
     found = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys)
     if found:
         raise SpecError("model.weights", str(path), f"these weights do not fit the model, {found}")
-    loaded = {key: state.get(key, value).to(value.dtype) for key, value in own.items()}
+    kept = {key: value for key, value in state.items() if key not in fresh}
+    loaded = {key: kept.get(key, value).to(value.dtype) for key, value in own.items()}
     if broken := [key for key in shared if _broken(loaded[key], own[key])]:
         raise SpecError("model.weights", str(path), f"nan or infinite values in {_listed(broken)}; give other weights")
     model.load_state_dict(loaded)
+    return fresh
+
+
+def _of_other_classes(state: State, own: State, num_classes: int | None) -> frozenset[str]:
+    """Names of tensors that have a row for each of the model's classes, and in the file for each of other classes."""
+    pairs = {key: (state[key].shape, own[key].shape) for key in set(own) & set(state)}
+    wrong = {key: (theirs, ours) for key, (theirs, ours) in pairs.items() if theirs != ours}
+    rows = {(theirs[:1], ours[:1]) for theirs, ours in wrong.values()}
+    by_class = len(rows) == 1 and all(
+        ours[:1] == (num_classes,) and len(theirs) == len(ours) and theirs[1:] == ours[1:]
+        for theirs, ours in wrong.values()
+    )
+    return frozenset(wrong) if by_class else frozenset()
 
 
 def load_what_fits(model: nn.Module, state: Mapping[str, torch.Tensor]) -> frozenset[str]:

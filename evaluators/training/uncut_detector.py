@@ -22,7 +22,7 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.compute import autocast, compute_device
-from evaluators.settings import PRETRAINED, BaselineSettings, ModelSettings
+from evaluators.settings import BaselineSettings, ModelSettings
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.detection import in_float
 from evaluators.tasks.detection_data import EDGE_TOLERANCE, DetectionFiles, ImageFiles, inside
@@ -115,7 +115,7 @@ def train_detector(
         "cache": "ram" if len(images) <= _KEPT_IN_MEMORY else False,
         "verbose": False,
     }
-    start = network.state_dict() if model.weights == PRETRAINED else None
+    start = network.state_dict() if model.weights is not None else None
     if last.exists():
         settings |= {"model": str(last), "resume": str(last)}
         start = None

@@ -8,14 +8,16 @@
 #
 #     pip download --only-binary=:all: -c constraints.txt -d WHEELS optuna typer rich filelock safetensors ...
 #
-# (pyproject.toml lists what is needed; leave out what python3 there has). Results: $OUT/gpu.md, and $OUT/gpu.log with
-# all that was said; OUT is benchmarks/results unless given. Each step has its own limit, and one that fails says so in
+# (pyproject.toml lists what is needed, and ultralytics needs polars; leave out what python3 there has). Results:
+# $OUT/gpu-run.md, and $OUT/gpu-run.log with all that was said; OUT is the folder runs/ unless given. What is worth
+# keeping of it goes to benchmarks/results/gpu.md by hand. Each step has its own limit, and one that fails says so in
 # the table and does not stop the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD wheels=${1:-} provider=${PROVIDER:-cuda} out=$(realpath "${OUT:-benchmarks/results}")
+root=$PWD wheels=${1:-} provider=${PROVIDER:-cuda} out=${OUT:-runs}
+mkdir -p "$out" && out=$(realpath "$out")
 place=$(mktemp -d) && trap 'rm -rf "$place"' EXIT
-log=$out/gpu.log table=$out/gpu.md
+log=$out/gpu-run.log table=$out/gpu-run.md
 : >"$log"
 
 python=$(command -v python3) # as it is: a new environment would not see the packages of one that python3 lies in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,12 +107,16 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def baselines(self, *, trained: bool) -> list[Evaluation]:
+    def baselines(
+        self, *, trained: bool, split: Split = "validation", only: Collection[str] | None = None
+    ) -> list[Evaluation]:
         """The honest alternatives, measured the same way: all on the device, server only (raw and picture codecs).
 
         Args:
             trained: also the uncut model after the same fine-tuning, and behind each codec after fine-tuning on images
                 coded by it, which takes trainings.
+            split: the images they are scored on.
+            only: names of those that are wanted; all unless given.
 
         Raises:
             NotFinished: the uncut model is not trained yet.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,17 +20,43 @@ import PIL
 import torch
 from torch import nn
 
-from evaluators.edge.picture_codecs import CODECS, QUALITIES, PictureCodec, PictureCoding
+from evaluators.base import Split
+from evaluators.edge.picture_codecs import CODECS, QUALITIES, PictureCoding
 from evaluators.latency.stage_timer import Stages, StageTimer
 from evaluators.models.cut import SplitModel
 from evaluators.result import FINE_TUNED, Figures
+from evaluators.tasks.data import LabelledImages
 from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import References, answers, as_coded
 from spaces.partition import OUTPUT, model_mb
 
 RECIPE = 1  # raise when what a rival's networks are asked changes
-_CLEAN = "clean"
+_CLEAN, _ENDS = "clean", ("", FINE_TUNED)
 _log = logging.getLogger("splitsearch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which baselines, on which images.
+
+    Attributes:
+        split: the images.
+        only: names of the baselines; None for all.
+    """
+
+    split: Split = "validation"
+    only: Collection[str] | None = None
+
+    def ends(self, *ways: Way) -> list[str]:
+        """What the names of the wanted ones among the ways' baselines end with."""
+        return [end for end in _ENDS if any(self.wants(way.name + end) for way in ways)]
+
+    def wants(self, name: str) -> bool:
+        """Whether the baseline is wanted."""
+        return self.only is None or name in self.only
+
+
+_ALL = Asked()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +97,7 @@ class Rival:
     Attributes:
         name: of the codec.
         ways: in order.
+        asked: which of their baselines.
         made_from: what the answers depend on besides the uncut network and the images, JSON-ready.
         ask: what is said, by pictures and the end of a baseline's name that says which network it is. Takes minutes.
             One after the other: decoded, the images of a single quality may fill the memory.
@@ -78,6 +105,7 @@ class Rival:
 
     name: str
     ways: Sequence[Way]
+    asked: Asked
     made_from: Mapping[str, Any]
     ask: Callable[[], Iterator[tuple[str, Said]]]
 
@@ -87,13 +115,18 @@ class Rival:
         Args:
             figures: of what was said, by the same words.
         """
-        for way, end in itertools.product(self.ways, ("", FINE_TUNED)):
-            if (found := figures.get(way.pictures + end)) is not None:
+        for way, end in itertools.product(self.ways, _ENDS):
+            found = figures.get(way.pictures + end)
+            if found is not None and self.asked.wants(way.name + end):
                 yield way.name + end, found if way.sends else replace(found, payload_bytes=0.0), way
 
 
 def rivals(
-    split: SplitModel, feature_cache: FeatureCache, stage_timer: StageTimer, references: References | None
+    split: SplitModel,
+    feature_cache: FeatureCache,
+    stage_timer: StageTimer,
+    references: References | None,
+    asked: Asked = _ALL,
 ) -> Iterator[Rival]:
     """The clean images, then every codec that there is.
 
@@ -102,24 +135,27 @@ def rivals(
         feature_cache: the images, and features of the uncut model's heads.
         stage_timer: times each way.
         references: the fine-tuned networks, one for clean images and one for each codec; None leaves them out.
+        asked: which baselines; a rival of which none is wanted is left out.
     """
     whole = next(point for point in split.points if point.name == OUTPUT)
-    all_on_device, raw = stage_timer.all_on_device(), stage_timer.server_only()
-    yield Rival(
-        name=_CLEAN,
-        ways=[
-            Way(
-                name="all-on-device",
-                pictures=_CLEAN,
-                stages=all_on_device,
-                sends=False,
-                device_model_mb=model_mb(whole.head_params),
-            ),
-            Way(name="server-only, raw", pictures=_CLEAN, stages=raw),
-        ],
-        made_from=_made_from(_CLEAN, references),
-        ask=lambda: _on_clean(split.head(OUTPUT), references, feature_cache),
-    )
+    clean = [
+        Way(
+            name="all-on-device",
+            pictures=_CLEAN,
+            stages=stage_timer.all_on_device(),
+            sends=False,
+            device_model_mb=model_mb(whole.head_params),
+        ),
+        Way(name="server-only, raw", pictures=_CLEAN, stages=stage_timer.server_only()),
+    ]
+    if ends := asked.ends(*clean):
+        yield Rival(
+            name=_CLEAN,
+            ways=clean,
+            asked=asked,
+            made_from=_made_from(_CLEAN, references, asked, ends),
+            ask=lambda: _on_clean(split.head(OUTPUT), references, feature_cache, asked.split, ends),
+        )
     for codec in CODECS.values():
         if not codec.available:
             continue
@@ -131,49 +167,69 @@ def rivals(
         if lacking := next((way for way in ways if _untimed(way)), None):
             _log.warning("%s is left out: a machine did not time its %s", lacking.pictures, _untimed(lacking))
             continue
-        yield Rival(
-            name=codec.label,
-            ways=ways,
-            made_from={**_made_from(codec.label, references), "qualities": QUALITIES, "pillow": PIL.__version__},
-            ask=functools.partial(_behind, codec, split.head(OUTPUT), references, feature_cache),
-        )
+        plan = [(coding, ends) for coding, way in zip(codings, ways, strict=True) if (ends := asked.ends(way))]
+        if plan:
+            what = [coding.label + end for coding, ends in plan for end in ends]
+            made_from = _made_from(codec.label, references, asked, what)
+            yield Rival(
+                name=codec.label,
+                ways=ways,
+                asked=asked,
+                made_from={**made_from, "qualities": QUALITIES, "pillow": PIL.__version__},
+                ask=functools.partial(_behind, plan, split.head(OUTPUT), references, feature_cache, asked.split),
+            )
 
 
 def _untimed(way: Way) -> str:
     return " and ".join(sorted(set(way.stages.stage_keys) - set(way.stages.timings)))
 
 
-def _made_from(images: str, references: References | None) -> dict[str, Any]:
+def _made_from(images: str, references: References | None, asked: Asked, what: Sequence[str]) -> dict[str, Any]:
     reference = None if references is None else references.made_from(images)
-    return {"images": images, "version": RECIPE, "fine-tuned": reference}
+    part = {} if asked == _ALL else {"split": asked.split, "asked": list(what)}
+    return {"images": images, "version": RECIPE, "fine-tuned": reference, **part}
 
 
 def _on_clean(
-    given: nn.Module, references: References | None, feature_cache: FeatureCache
+    given: nn.Module, references: References | None, feature_cache: FeatureCache, split: Split, ends: Sequence[str]
 ) -> Iterator[tuple[str, Said]]:
-    images, size = feature_cache.images("validation"), _raw_bytes(feature_cache)
-    networks = {"": given} if references is None else {"": given, FINE_TUNED: references.clean()}
-    for end, network in networks.items():
+    images = feature_cache.images(split)
+    size = _raw_bytes(images)
+    for end, network in _networks(ends, given, references.clean if references is not None else None):
         yield _CLEAN + end, Said(answers=answers(network, feature_cache, images), payload_bytes=size)
 
 
 def _behind(
-    codec: PictureCodec, given: nn.Module, references: References | None, feature_cache: FeatureCache
+    plan: Sequence[tuple[PictureCoding, Sequence[str]]],
+    given: nn.Module,
+    references: References | None,
+    feature_cache: FeatureCache,
+    split: Split,
 ) -> Iterator[tuple[str, Said]]:
-    """The network as given at each quality of a codec, and as fine-tuned behind it where its files are the smaller."""
-    _log.info("baseline: scoring the uncut network on %s images, %d qualities", codec.label, len(QUALITIES))
-    for quality in QUALITIES:
-        coding = PictureCoding(codec, quality)
-        images, size = as_coded(feature_cache.images("validation"), coding)
-        networks = {"": given}
-        if references is not None and size < _raw_bytes(feature_cache):
-            networks[FINE_TUNED] = references.behind(coding)
-        for end, network in networks.items():
-            yield coding.label + end, Said(answers=answers(network, feature_cache, images), payload_bytes=size)
+    """The network as given at qualities of a codec, and as fine-tuned behind it where its files are the smaller."""
+    codec, images = plan[0][0].codec, feature_cache.images(split)
+    qualities = f"{len(plan)} qualities" if len(plan) > 1 else f"quality {plan[0][0].quality}"
+    _log.info("baseline: scoring the uncut network on %s images, %s", codec.label, qualities)
+    for coding, ends in plan:
+        coded, size = as_coded(images, coding)
+        pays = size < _raw_bytes(images)
+        behind = functools.partial(references.behind, coding) if references is not None and pays else None
+        for end, network in _networks(ends, given, behind):
+            yield coding.label + end, Said(answers=answers(network, feature_cache, coded), payload_bytes=size)
 
 
-def _raw_bytes(feature_cache: FeatureCache) -> float:
-    return float(np.mean([pixels.nbytes for pixels in feature_cache.images("validation").pixels]))
+def _networks(
+    ends: Sequence[str], given: nn.Module, fine_tuned: Callable[[], nn.Module] | None
+) -> Iterator[tuple[str, nn.Module]]:
+    """Those that are asked, by the end of a baseline's name."""
+    if "" in ends:
+        yield "", given
+    if FINE_TUNED in ends and fine_tuned is not None:
+        yield FINE_TUNED, fine_tuned()
+
+
+def _raw_bytes(images: LabelledImages) -> float:
+    return float(np.mean([pixels.nbytes for pixels in images.pixels]))
 
 
 def codec_notes() -> list[str]:

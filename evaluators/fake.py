@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,9 @@ class FakeEvaluator(Evaluator):
         mb = model_mb(_PARAMETERS * on_device + shape[0] * channels)
         return Price(latency=parts, payload_bytes=payload, busy_ms=payload / 1000, device_model_mb=mb)
 
-    def baselines(self, *, trained: bool) -> list[Evaluation]:
+    def baselines(
+        self, *, trained: bool, split: Split = "validation", only: Collection[str] | None = None
+    ) -> list[Evaluation]:
         raw, alone = 3 * 64 * 64, LatencyParts(head_ms=_TOTAL / 10)
         rows = [
             ("all-on-device", UNCUT_ACCURACY, 0.0, alone, model_mb(_PARAMETERS * _TOTAL)),
@@ -116,7 +118,7 @@ class FakeEvaluator(Evaluator):
             found.append(_evaluation(name, accuracy, payload, parts, None, mb))
             if trained:
                 found.append(_evaluation(name + FINE_TUNED, accuracy + 0.01, payload, parts, None, mb))
-        return found
+        return [each for each in found if only is None or each.name in only]
 
     def export(
         self, config: SplitConfig, directory: Path, *, budget: Budget | None = None, seed: int | None = None

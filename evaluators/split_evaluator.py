@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from evaluators import machine_lock
 from evaluators.base import Evaluator, Progress, Split
-from evaluators.baselines import Rival, codec_notes, rivals
+from evaluators.baselines import Asked, Rival, codec_notes, rivals
 from evaluators.bundle import Halves, write_whole
 from evaluators.compression.bottleneck import FORMAT as BOTTLENECKS
 from evaluators.compute import compute_device
@@ -256,22 +256,24 @@ class SplitEvaluator(Evaluator):
         figures = self._figures(score.answers, score.payload_bytes, part)
         return self._evaluation(config.label, figures, stages, config, details)
 
-    def baselines(self, *, trained: bool) -> list[Evaluation]:
+    def baselines(
+        self, *, trained: bool, split: Split = "validation", only: Collection[str] | None = None
+    ) -> list[Evaluation]:
         self._need_weights()
-        settings, cache = self._settings, self._feature_cache
+        settings, cache, asked = self._settings, self._feature_cache, Asked(split=split, only=only)
         references = StoredReferences(self._split, cache, settings.finetune, settings.seed, self._store, self._basis)
         found = list[Evaluation]()
-        for rival in rivals(self._split, cache, self._stage_timer, references if trained else None):
-            for name, figures, way in rival.baselines(self._figures_of(rival)):
+        for rival in rivals(self._split, cache, self._stage_timer, references if trained else None, asked):
+            for name, figures, way in rival.baselines(self._figures_of(rival, split)):
                 details = {"device_model_mb": way.device_model_mb}
                 found.append(self._evaluation(name, figures, way.stages, details=details))
         return found
 
-    def _figures_of(self, rival: Rival) -> dict[str, Figures]:
+    def _figures_of(self, rival: Rival, split: Split) -> dict[str, Figures]:
         """What its answers are worth, by pictures and network; judged once."""
 
         def make() -> dict[str, Any]:
-            return {of: asdict(self._figures(said.answers, said.payload_bytes)) for of, said in rival.ask()}
+            return {of: asdict(self._figures(said.answers, said.payload_bytes, split)) for of, said in rival.ask()}
 
         key = StoreKey("rival", {**self._basis, **rival.made_from})
         kept = self._store.value(key, make, f"scores of {rival.name} images")

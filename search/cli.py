@@ -252,11 +252,14 @@ def confirm(
         storages.check_writable(opened, folder, storage)
 
     found = confirms.confirm_points(opened, points, evaluator, loaded.confirm, wanted, _talk.print, begin)
+    rivals = fronts.baseline_front(fronts.judged(all_points.baseline_points(opened), loaded.constraints))
+    beside = confirms.confirm_baselines(opened, rivals, evaluator, _talk.print, begin)
     reports.write_report(opened, loaded, folder / "report.html")
     if as_json:
-        _print_json({"format": 1, "study": loaded.name, "confirmed": [each.to_dict() for each in found]})
+        confirmed, baselines = ([each.to_dict() for each in some] for some in (found, beside))
+        _print_json({"format": 1, "study": loaded.name, "confirmed": confirmed, "baselines": baselines})
         return
-    _show(confirms.confirmed_table(found))
+    _show(confirms.confirmed_table(found, beside))
 
 
 @app.command()

@@ -13,7 +13,7 @@ import optuna
 from scipy.special import stdtrit
 
 from evaluators.base import Evaluator
-from evaluators.result import Evaluation
+from evaluators.result import FINE_TUNED, Evaluation
 from evaluators.tasks.intervals import score_interval
 from search.fitting_table import FittingTable
 from search.front import Point, pareto_front
@@ -25,6 +25,7 @@ from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 CONFIRMED = "confirmed:"  # begins attributes of a study, one for each trial
+BASELINES_TESTED = "baselines-on-test"  # an attribute of a study
 _MOST_NEAR_MISSES = 3
 _SURE = 0.95
 _ENDLESS = 1e9  # degrees of freedom; with as many, Student's t is normal
@@ -81,6 +82,41 @@ class Confirmed:
         }
         own |= {"config": SplitConfig.from_dict(data["config"]), "budget": Budget(**data["budget"])}
         return cls(**own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmedBaseline:
+    """A baseline on test images, with the network that the search compared with. It was chosen among dozens of others
+    by its accuracy on search-validation images, as a point of the front is.
+
+    Attributes:
+        name: of the baseline.
+        searched: its accuracy on search-validation images.
+        test, test_drop_pp, test_images: on test images, and their number.
+        payload_bytes, latency_ms: on search-validation images.
+    """
+
+    name: str
+    searched: float
+    test: float
+    test_drop_pp: float
+    test_images: int
+    payload_bytes: float
+    latency_ms: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the test accuracy, 95 %: for other images of the same kind. The network is one training's."""
+        return mean_interval([self.test], self.test_images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``interval`` is given beside what it follows from."""
+        return asdict(self) | {"test_interval": list(self.interval)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ConfirmedBaseline:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{name: value for name, value in data.items() if name != "test_interval"})
 
 
 def mean_interval(shares: Sequence[float], images: int) -> tuple[float, float]:
@@ -162,6 +198,53 @@ def confirm_points(
     return found
 
 
+def confirm_baselines(
+    study: OwnStudy,
+    baselines: Sequence[Point],
+    evaluator: Evaluator,
+    say: Callable[[str], None],
+    begin: Callable[[], None] = lambda: None,
+) -> list[ConfirmedBaseline]:
+    """Score baselines on test images; nothing is trained that the study did not train. What was tested before is not
+    repeated.
+
+    Args:
+        study: keeps what is found.
+        baselines: of the study.
+        evaluator: prepared.
+        say: told what is going on.
+        begin: called before anything is scored, if there is anything to score.
+    """
+    known = {each.name: each for each in confirmed_baselines(study)}
+    if missing := [point for point in baselines if point.name not in known]:
+        begin()
+        say("the baselines on test images")
+        names = [point.name for point in missing]
+        found = {each.name: each for each in evaluator.baselines(trained=True, split="test", only=names)}
+        known |= {
+            point.name: ConfirmedBaseline(
+                name=point.name,
+                searched=point.accuracy,
+                test=found[point.name].accuracy,
+                test_drop_pp=found[point.name].accuracy_drop_pp,
+                test_images=_images(found[point.name]),
+                payload_bytes=point.evaluation.payload_bytes,
+                latency_ms=point.latency_ms,
+            )
+            for point in missing
+            if point.name in found
+        }
+        kept = [each.to_dict() for each in known.values()]
+        Patience(study.backend)(functools.partial(study.set_user_attr, BASELINES_TESTED, kept))
+    return [known[point.name] for point in baselines if point.name in known]
+
+
+def confirmed_baselines(study: optuna.Study) -> list[ConfirmedBaseline]:
+    """The baselines that were tested so far, fastest first."""
+    found = [ConfirmedBaseline.from_dict(each) for each in study.user_attrs.get(BASELINES_TESTED, ())]
+    return sorted(found, key=lambda each: each.latency_ms)
+
+
 def confirmed_points(study: optuna.Study) -> list[Confirmed]:
     """What was confirmed so far, by trial."""
     attributes = study.user_attrs.items()
@@ -198,8 +281,8 @@ def _with_payload(found: Evaluation, payload_bytes: float) -> Evaluation:
     )
 
 
-def confirmed_table(confirmed: Sequence[Confirmed]) -> FittingTable:
-    """One line a point, in their order, and what the search promised too much."""
+def confirmed_table(confirmed: Sequence[Confirmed], baselines: Sequence[ConfirmedBaseline] = ()) -> FittingTable:
+    """One line a point, fastest first, the baselines below, and what the search promised too much."""
     table = FittingTable("confirmed", ("seeds", "searched", "bytes", "drop pp"))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold", min_width=LEAST_WORDS)
@@ -210,6 +293,9 @@ def confirmed_table(confirmed: Sequence[Confirmed]) -> FittingTable:
         if each.reason:  # of any length, where there is room for words
             what, figures[1] = f"{what}  ({each.reason})", ""
         table.add_row(str(each.trial), what, *figures)
+    table.add_section()
+    for rival in baselines:
+        table.add_row("", rival.name, *baseline_cells(rival))
     table.caption = promised(confirmed) or None
     return table
 
@@ -228,6 +314,20 @@ def cells(each: Confirmed) -> list[str]:
         f"{statistics.fmean(each.test):.1%} ({low:.1%} to {high:.1%})",
         f"{statistics.fmean(each.test_drop_pp):+.1f}",
         str(len(each.seeds)),
+        f"{each.payload_bytes:,.0f}",
+        f"{each.latency_ms:.2f}",
+    ]
+
+
+def baseline_cells(each: ConfirmedBaseline) -> list[str]:
+    """What stands below ``HEADINGS`` of a baseline, whose network has one seed."""
+    low, high = each.interval
+    return [
+        f"{each.searched:.1%}",
+        "",
+        f"{each.test:.1%} ({low:.1%} to {high:.1%})",
+        f"{each.test_drop_pp:+.1f}",
+        "1" if each.name.endswith(FINE_TUNED) else "",
         f"{each.payload_bytes:,.0f}",
         f"{each.latency_ms:.2f}",
     ]

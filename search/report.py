@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from evaluators.store import write_whole
-from search.confirm import HEADINGS, cells, confirmed_points, promised
+from search.confirm import HEADINGS, baseline_cells, cells, confirmed_baselines, confirmed_points, promised
 from search.front import Point, baseline_front, judged, not_told_apart, pareto_front, warnings_for
 from search.other_links import rate_table
 from search.plots import growth_figure, pareto_data, pareto_figure, parts_figure
@@ -137,15 +137,16 @@ def _confirmed(study: optuna.Study) -> list[str]:
     if not found:
         return []
     rows = [["trial", "what", *HEADINGS]]
-    rows += [[str(each.trial), html.escape(each.config.label), *map(html.escape, cells(each))] for each in found]
+    rows += [[str(each.trial), each.config.label, *cells(each)] for each in found]
+    rows += [["", each.name, *baseline_cells(each)] for each in confirmed_baselines(study)]
     lines = [
-        f"<tr>{''.join(f'<{kind}>{cell}</{kind}>' for cell in row)}</tr>"
-        for row, kind in zip(rows, ["th", *["td"] * len(found)], strict=True)
+        f"<tr>{''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in row)}</tr>"
+        for row, kind in zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)
     ]
     return [
         "<h2>Confirmed</h2>",
         "<p class='note'>Trained anew with more budget and several seeds. Test images chose nothing; the interval is "
-        f"for other seeds and other images. {promised(found)}</p>",
+        f"for other seeds and other images. Baselines have the search's own networks. {promised(found)}</p>",
         f"<table>{''.join(lines)}</table>",
     ]
 

@@ -98,6 +98,12 @@ class EvaluatorContract:
         assert set(found) < tuned and "all-on-device, fine-tuned" in tuned
         assert {name.removesuffix(", fine-tuned") for name in tuned} == set(found)
 
+    def test_baselines_can_be_asked_for_by_name_and_on_test_images(self, evaluator):
+        jpeg = next(each.name for each in evaluator.baselines(trained=False) if "JPEG" in each.name)
+        names = {"all-on-device, fine-tuned", jpeg}
+        found = evaluator.baselines(trained=True, split="test", only=names)
+        assert {each.name for each in found} == names and evaluator.baselines(trained=True, only=()) == []
+
     def test_what_trains_nothing_may_be_asked_at_any_time(self, evaluator):
         for _ in range(2):
             identity = evaluator.identity()

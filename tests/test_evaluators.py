@@ -204,6 +204,17 @@ class TestSplitEvaluator(EvaluatorContract):
         real.baselines(trained=True)
         assert torch.equal(real._network.fc.weight, before)
 
+    def test_baselines_on_test_images_are_judged_by_them(self, real):
+        coding = PictureCoding(CODECS["jpeg"], 70)
+        (found,) = real.baselines(trained=True, split="test", only=["server-only, JPEG 70"])
+        images = real._feature_cache.images("test")
+        coded, size = references.as_coded(images, coding)
+        said = references.answers(real._split.head("output"), real._feature_cache, coded)
+        assert (found.accuracy, found.payload_bytes) == (real._task.judge(said, coded).accuracy, size)
+        assert found.details["scored_images"] == len(images)
+        before = next(each for each in real.baselines(trained=True) if each.name == found.name)
+        assert before.details["scored_images"] == 360 and before.latency.tail_ms == found.latency.tail_ms
+
     def test_a_second_study_of_the_same_network_has_its_baselines_judged_already(self, real, tmp_path, monkeypatch):
         first, asked = real.baselines(trained=True), []
         images, network = real._feature_cache.images("validation"), real._split.head("output")

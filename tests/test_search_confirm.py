@@ -25,7 +25,7 @@ class Trained(FakeEvaluator):
     """More budget helps by 2 points, test images cost 3, a seed adds as many tenths; remembers what was asked."""
 
     def __init__(self):
-        self.asked, self.exported = [], []
+        self.asked, self.exported, self.tested = [], [], []
         self.fails = self.falls = False
         self.worst_seed = None
 
@@ -41,6 +41,14 @@ class Trained(FakeEvaluator):
         drop = 50.0 if self.falls else found.accuracy_drop_pp - 100 * gained
         drop += 20.0 if seed == self.worst_seed else 0.0
         return dataclasses.replace(found, accuracy=found.accuracy + gained, accuracy_drop_pp=drop, details=details)
+
+    def baselines(self, *, trained, split="validation", only=None):
+        found = super().baselines(trained=trained, split=split, only=only)
+        if split == "validation":
+            return found
+        self.tested.append(set(only))
+        details = {"scored_images": 400}
+        return [dataclasses.replace(each, accuracy=each.accuracy - 0.04, details=details) for each in found]
 
     def export(self, config, directory, *, budget=None, seed=None):
         self.exported.append((config, budget, seed))
@@ -90,6 +98,24 @@ def test_what_was_confirmed_is_not_trained_again_and_more_seeds_are_added(study,
     assert len(trained.asked) == asked * 3 // 2 and {seed for _, _, seed, _ in trained.asked[asked:]} == {2}
     shown = capsys.readouterr().out
     assert "searched" in shown and "test (95 %)" in shown and "above those on test images" in shown
+
+
+def test_the_baselines_that_matter_are_tested_beside_them_once(study, trained, capsys):
+    assert run_command(["confirm", study, "--seeds", "1", "--json"], debug=False) == 0
+    found = json.loads(capsys.readouterr().out)["baselines"]
+    names = [each["name"] for each in found]
+    assert "server-only, JPEG 50, fine-tuned" in names and "all-on-device" in names
+    assert not any("JPEG 90" in name for name in names)  # JPEG 50 beats it
+    assert [each["latency_ms"] for each in found] == sorted(each["latency_ms"] for each in found)
+    for each in found:
+        assert each["test"] == pytest.approx(each["searched"] - 0.04) and each["test_images"] == 400
+        assert each["test_interval"] == list(mean_interval([each["test"]], 400))
+    assert run_command(["confirm", study, "--seeds", "1"], debug=False) == 0
+    assert trained.tested == [set(names)]
+    shown = next(line for line in capsys.readouterr().out.splitlines() if "server-only, JPEG 50, fine-tuned" in line)
+    assert "86.0%" in shown and "82.0% (" in shown
+    report = (load_spec(study).file.parent / "runs" / "demo" / "report.html").read_text()
+    assert "<td>server-only, JPEG 50, fine-tuned</td><td>86.0%</td><td></td><td>82.0% (" in report
 
 
 def test_named_trials_alone_are_confirmed(study, trained, capsys):

@@ -32,6 +32,7 @@ from spaces.partition import OUTPUT, model_mb
 
 RECIPE = 1  # raise when what a rival's networks are asked changes
 _CLEAN, _ENDS = "clean", ("", FINE_TUNED)
+_ON_DEVICE, _RAW = "all-on-device", "server-only, raw"
 _log = logging.getLogger("splitsearch")
 
 
@@ -47,9 +48,9 @@ class Asked:
     split: Split = "validation"
     only: Collection[str] | None = None
 
-    def ends(self, *ways: Way) -> list[str]:
-        """What the names of the wanted ones among the ways' baselines end with."""
-        return [end for end in _ENDS if any(self.wants(way.name + end) for way in ways)]
+    def ends(self, *ways: str) -> list[str]:
+        """What the names of the wanted ones among the baselines of ways, by their names, end with."""
+        return [end for end in _ENDS if any(self.wants(way + end) for way in ways)]
 
     def wants(self, name: str) -> bool:
         """Whether the baseline is wanted."""
@@ -61,7 +62,7 @@ _ALL = Asked()
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What a network says of the search-validation images.
+    """What a network says of the images.
 
     Attributes:
         answers: (N, ...).
@@ -137,47 +138,50 @@ def rivals(
         references: the fine-tuned networks, one for clean images and one for each codec; None leaves them out.
         asked: which baselines; a rival of which none is wanted is left out.
     """
-    whole = next(point for point in split.points if point.name == OUTPUT)
-    clean = [
-        Way(
-            name="all-on-device",
-            pictures=_CLEAN,
-            stages=stage_timer.all_on_device(),
-            sends=False,
-            device_model_mb=model_mb(whole.head_params),
-        ),
-        Way(name="server-only, raw", pictures=_CLEAN, stages=stage_timer.server_only()),
-    ]
-    if ends := asked.ends(*clean):
+    whole, uncut = next(point for point in split.points if point.name == OUTPUT), split.head(OUTPUT)
+    if ends := asked.ends(_ON_DEVICE, _RAW):
         yield Rival(
             name=_CLEAN,
-            ways=clean,
+            ways=[
+                Way(
+                    name=_ON_DEVICE,
+                    pictures=_CLEAN,
+                    stages=stage_timer.all_on_device(),
+                    sends=False,
+                    device_model_mb=model_mb(whole.head_params),
+                ),
+                Way(name=_RAW, pictures=_CLEAN, stages=stage_timer.server_only()),
+            ],
             asked=asked,
             made_from=_made_from(_CLEAN, references, asked, ends),
-            ask=lambda: _on_clean(split.head(OUTPUT), references, feature_cache, asked.split, ends),
+            ask=functools.partial(_on_clean, ends, uncut, references, feature_cache, asked.split),
         )
     for codec in CODECS.values():
-        if not codec.available:
-            continue
         codings = [PictureCoding(codec, quality) for quality in QUALITIES]
+        plan = [(coding, asked.ends(_coded(coding))) for coding in codings]
+        if not codec.available or not any(ends for _, ends in plan):
+            continue
         ways = [
-            Way(name=f"server-only, {coding.label}", pictures=coding.label, stages=stages)
+            Way(name=_coded(coding), pictures=coding.label, stages=stages)
             for coding, stages in zip(codings, stage_timer.server_only_coded(codings), strict=True)
         ]
         if lacking := next((way for way in ways if _untimed(way)), None):
             _log.warning("%s is left out: a machine did not time its %s", lacking.pictures, _untimed(lacking))
             continue
-        plan = [(coding, ends) for coding, way in zip(codings, ways, strict=True) if (ends := asked.ends(way))]
-        if plan:
-            what = [coding.label + end for coding, ends in plan for end in ends]
-            made_from = _made_from(codec.label, references, asked, what)
-            yield Rival(
-                name=codec.label,
-                ways=ways,
-                asked=asked,
-                made_from={**made_from, "qualities": QUALITIES, "pillow": PIL.__version__},
-                ask=functools.partial(_behind, plan, split.head(OUTPUT), references, feature_cache, asked.split),
-            )
+        made_from = _made_from(
+            codec.label, references, asked, [coding.label + end for coding, ends in plan for end in ends]
+        )
+        yield Rival(
+            name=codec.label,
+            ways=ways,
+            asked=asked,
+            made_from={**made_from, "qualities": QUALITIES, "pillow": PIL.__version__},
+            ask=functools.partial(_behind, plan, uncut, references, feature_cache, asked.split),
+        )
+
+
+def _coded(coding: PictureCoding) -> str:
+    return f"server-only, {coding.label}"
 
 
 def _untimed(way: Way) -> str:
@@ -191,7 +195,7 @@ def _made_from(images: str, references: References | None, asked: Asked, what: S
 
 
 def _on_clean(
-    given: nn.Module, references: References | None, feature_cache: FeatureCache, split: Split, ends: Sequence[str]
+    ends: Sequence[str], given: nn.Module, references: References | None, feature_cache: FeatureCache, split: Split
 ) -> Iterator[tuple[str, Said]]:
     images = feature_cache.images(split)
     size = _raw_bytes(images)
@@ -207,10 +211,10 @@ def _behind(
     split: Split,
 ) -> Iterator[tuple[str, Said]]:
     """The network as given at qualities of a codec, and as fine-tuned behind it where its files are the smaller."""
-    codec, images = plan[0][0].codec, feature_cache.images(split)
-    qualities = f"{len(plan)} qualities" if len(plan) > 1 else f"quality {plan[0][0].quality}"
-    _log.info("baseline: scoring the uncut network on %s images, %s", codec.label, qualities)
-    for coding, ends in plan:
+    wanted, images = [(coding, ends) for coding, ends in plan if ends], feature_cache.images(split)
+    qualities = f"{len(wanted)} qualities" if len(wanted) > 1 else f"quality {wanted[0][0].quality}"
+    _log.info("baseline: scoring the uncut network on %s images, %s", wanted[0][0].codec.label, qualities)
+    for coding, ends in wanted:
         coded, size = as_coded(images, coding)
         pays = size < _raw_bytes(images)
         behind = functools.partial(references.behind, coding) if references is not None and pays else None

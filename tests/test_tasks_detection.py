@@ -385,6 +385,27 @@ def test_training_begins_with_given_weights_where_there_are_some(tmp_path, monke
     assert torch.allclose(net.model[4].cv1.conv.weight, before, atol=1e-4) == (weights is not None)
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_training_leaves_torch_its_threads(tmp_path, monkeypatch, three_threads):
+    """ultralytics would take as many as the machine has cores, less one, for all that follows."""
+    monkeypatch.setenv("SPLITSEARCH_CACHE", str(tmp_path / "cache"))
+    data = open_dataset(DataSettings(name="yolo", root=squares.write(tmp_path / "squares", train=4), image_size=SIZE))
+    model, threads = ModelSettings(name="ultralytics/yolov10n", num_classes=2), []
+    recipe = BaselineSettings(epochs=1, batch_size=4)
+    train_detector(
+        network(2), model, data, recipe, 0, tmp_path / "c", lambda _: threads.append(torch.get_num_threads())
+    )
+    assert [*threads, torch.get_num_threads()] == [3, 3]
+
+
 def by_ultralytics(net, images, classes, folder):
     """Its validator on the same images, square as ours are, with the head that needs no suppression."""
     from ultralytics.models.yolo.detect import DetectionValidator

@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,28 @@ def train_detector(
     if last.exists():
         settings |= {"model": str(last), "resume": str(last)}
         start = None
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):  # it seeds everything, and draws bars
+    # It seeds everything, draws bars, and leaves torch all cores but one.
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()), _threads_kept() as keep_threads:
         trainer = _trainer(settings, start, progress)
+        trainer.add_callback("on_train_start", lambda _: keep_threads())
         with machine_lock.training():
             trainer.train()
     network.load_state_dict(trainer.ema.ema.float().cpu().state_dict())
     network.eval()
     return _history(checkpoint / "results.csv", data.picture.size)
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[Callable[[], None]]:
+    """Give torch its threads back at the end, and whenever what this yields is called.
+
+    On two cores ultralytics otherwise trains on one, and so does the process from then on.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _trainer(settings: dict[str, Any], start: dict[str, torch.Tensor] | None, progress: Callable[[str], None]) -> Any:

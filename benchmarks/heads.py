@@ -3,6 +3,7 @@
     python benchmarks/heads.py yolov10n_bccd                      # trains the uncut network first: half an hour
     python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50   # that, too: a good hour
     python benchmarks/heads.py yolov10n_bccd --weights FILE       # trained elsewhere, by the study's recipe
+    python benchmarks/heads.py yolov10n_voc2012_animals --baseline "server-only, JPEG 70, fine-tuned"   # and no more
     python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50 --seed 1   # the distilled heads once more, after that
 
 Everything is the study's own (data, hardware, link, seed), but for the training of EfficientNetV2-S's candidates, which
@@ -38,17 +39,20 @@ _FULL = {
     "tail_learning_rate": 1e-4,
     "quantization": "straight-through",
 }
-TRAINING: dict[str, dict[str, Any]] = {"yolov10n_bccd": {}, "efficientnet_v2_s_tinyimagenet50": _FULL}
+TRAINING: dict[str, dict[str, Any]] = {"efficientnet_v2_s_tinyimagenet50": _FULL}
 HEADS = ("own", "distilled")
+_DETECTOR = [
+    SplitConfig(partition="model.4", ae_ratio=0.25, bits=bits, head=head) for bits, head in product((2, 3), HEADS)
+]
 PLANS = {
-    "yolov10n_bccd": [
-        SplitConfig(partition="model.4", ae_ratio=0.25, bits=bits, head=head) for bits, head in product((2, 3), HEADS)
-    ],
+    "yolov10n_bccd": _DETECTOR,
+    "yolov10n_voc2012_animals": _DETECTOR,
     "efficientnet_v2_s_tinyimagenet50": [
         SplitConfig(partition="features.3.3", ae_ratio=ratio, bits=1, head=head)
         for ratio, head in product((1.0, 0.5), HEADS)
     ],
 }
+_ALWAYS = ("all-on-device", "all-on-device, fine-tuned", "server-only, raw", "server-only, raw, fine-tuned")
 _PAGE = """# Own and distilled heads of EfficientNetV2-S and YOLOv10n
 
 `python benchmarks/heads.py STUDY`; its first lines say what is what. The study's own seed, or the one that is named.
@@ -58,16 +62,18 @@ those that no other one beats.
 """
 
 
-def evaluations(study: str, weights: Path | None, seed: int | None, there: set[str]) -> Iterator[Evaluation]:
+def evaluations(
+    study: str, weights: Path | None, seed: int | None, there: set[str], only: list[str] | None
+) -> Iterator[Evaluation]:
     """The baselines, then the plan's candidates that are not there yet; with a seed, its distilled ones alone."""
     spec = load_spec(study)
     if weights is not None:
         spec = replace(spec, model=replace(spec.model, weights=weights))
-    spec = replace(spec, finetune=replace(spec.finetune, **TRAINING[study]))
+    spec = replace(spec, finetune=replace(spec.finetune, **TRAINING.get(study, {})))
     evaluator = build_evaluator(spec, RUNS / study)
     evaluator.prepare(None, print)
     if seed is None and "all-on-device" not in there:
-        yield from evaluator.baselines(trained=True)
+        yield from evaluator.baselines(trained=True, only=None if only is None else [*_ALWAYS, *only])
     for config in PLANS[study]:
         if config.label not in there and (seed is None or config.head != "own"):
             yield evaluator.evaluate(config, seed=seed)
@@ -130,12 +136,13 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, help="of further trainings of the distilled heads; the study's unless given"
     )
+    parser.add_argument("--baseline", action="append", help="of those that send a codec's file, only such")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("splitsearch").setLevel(logging.INFO)  # what is trained, and for how long
     study = options.study
     there = {row["name"] for row in kept() if row["study"] == study and row.get("seed") == options.seed}
-    for found in evaluations(study, options.weights, options.seed, there):
+    for found in evaluations(study, options.weights, options.seed, there, options.baseline):
         row = {"study": study, "date": datetime.date.today().isoformat(), "seed": options.seed, **figures(found)}
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -134,7 +134,8 @@ def train_detector(
 def _threads_kept() -> Iterator[Callable[[], None]]:
     """Give torch its threads back at the end, and whenever what this yields is called.
 
-    On two cores ultralytics otherwise trains on one, and so does the process from then on.
+    On two cores ultralytics otherwise trains on one, and so does the process from then on: an epoch of 205 images at
+    320 px took 7.5 to 8.7 s instead of 4.5 to 5.1 (two EPYC cores, eight epochs each).
     """
     threads = torch.get_num_threads()
     try:

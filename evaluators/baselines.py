@@ -30,7 +30,7 @@ from evaluators.training.feature_cache import FeatureCache
 from evaluators.training.references import References, answers, as_coded
 from spaces.partition import OUTPUT, model_mb
 
-RECIPE = 1  # raise when what a rival's networks are asked changes
+RECIPE = 2  # raise when what a rival's networks are asked changes
 _CLEAN, _ENDS = "clean", ("", FINE_TUNED)
 _ON_DEVICE, _RAW = "all-on-device", "server-only, raw"
 _log = logging.getLogger("splitsearch")

@@ -26,9 +26,9 @@ def state(net):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def renew(net, inputs, labels):
+def renew(net, inputs, labels, **settings):
     return recalibrate_batchnorm(
-        net, lambda index: functional.cross_entropy(net(inputs[index]), labels[index]), len(labels)
+        net, lambda index: functional.cross_entropy(net(inputs[index]), labels[index]), len(labels), **settings
     )
 
 
@@ -52,6 +52,18 @@ def test_what_does_not_help_is_undone():
     assert not renew(net, inputs, 1 - labels)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert not net.training and net[0].momentum == 0.1
+
+
+def test_the_first_images_alone_may_judge():
+    inputs, labels = images()
+    asked, all_judge, few_judge, wrong = [], network(), network(), labels.clone()
+    few_judge.register_forward_hook(lambda net, given, _: asked.append((len(given[0]), net[0].training)))
+    wrong[125:] = 1 - labels[125:]  # more than half of them: all together they would not have the statistics renewed
+    for net in (all_judge, few_judge):
+        with torch.no_grad():
+            net[0].running_var *= 1e6
+    assert not renew(all_judge, inputs, wrong) and renew(few_judge, inputs, wrong, judging=100)
+    assert asked == [(125, False), (125, True), (125, True), (50, True), (125, False)]
 
 
 def test_networks_without_such_layers_are_left_alone():

@@ -7,6 +7,7 @@ ResNet-50 was trained at 32, 48 and 64 pixels, so that its statistics fit none o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,9 @@ def set_statistics(network: nn.Module, statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def recalibrate_batchnorm(network: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], images: int) -> bool:
+def recalibrate_batchnorm(
+    network: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], images: int, *, judging: int = PICTURES
+) -> bool:
     """Replace the statistics of all BatchNorm layers by means over training images, in place, if that helps.
 
     It helps where the loss on these images falls; otherwise everything stays as it was.
@@ -40,6 +43,7 @@ def recalibrate_batchnorm(network: nn.Module, loss: Callable[[torch.Tensor], tor
         network: in eval mode, before and afterwards.
         loss: runs the network on the images of an index (B,) and returns its mean loss on them.
         images: how many there are; the first 1,000 are used.
+        judging: of how many of these the loss is looked at, before and after, up to a whole batch of 125.
 
     Returns:
         Whether the statistics were replaced.
@@ -47,11 +51,12 @@ def recalibrate_batchnorm(network: nn.Module, loss: Callable[[torch.Tensor], tor
     layers = _layers(network)
     parts = torch.arange(min(PICTURES, images)).split(_BATCH)
     parts = [part for part in parts if len(part) > 1]  # a variance needs two
+    judged = parts[: math.ceil(judging / _BATCH)]
     if not layers or not parts:
         return False
 
     def total() -> float:
-        return sum(loss(part).item() * len(part) for part in parts)
+        return sum(loss(part).item() * len(part) for part in judged)
 
     kept, momenta, before = statistics_of(network), [layer.momentum for layer in layers], total()
     for layer in layers:

@@ -27,7 +27,7 @@ from evaluators.settings import FinetuneSettings
 from evaluators.store import Store, StoreKey
 from evaluators.tasks.data import LabelledImages
 from evaluators.tasks.task import Criterion
-from evaluators.training.batchnorm import recalibrate_batchnorm
+from evaluators.training.batchnorm import PICTURES, recalibrate_batchnorm
 from evaluators.training.feature_cache import FeatureCache, TrainSample
 from evaluators.training.finetune import finetune
 from evaluators.training.finetune_data import FinetuneData, KeptInputs
@@ -35,6 +35,7 @@ from evaluators.training.finetune_data import FinetuneData, KeptInputs
 RECIPE = 4  # raise when the fine-tuning of references changes
 _WEIGHTS = "weights.safetensors"
 _STATISTICS_IMAGES = 500  # for each quality of each codec: fewer cost accuracy, more cost minutes
+_JUDGING_IMAGES = 125  # of these, whether it helps: a loss on the same images twice needs few
 _log = logging.getLogger("splitsearch")
 
 
@@ -207,7 +208,7 @@ def at_quality(network: Whole, coding: PictureCoding, feature_cache: FeatureCach
     train = feature_cache.images(sample)
     first = replace(train, pixels=train.pixels[:_STATISTICS_IMAGES])
     found, criterion = copy.deepcopy(network), feature_cache.task.criterion(train)
-    _recalibrate(found.head, found.tail, as_coded(first, coding)[0], feature_cache, criterion)
+    _recalibrate(found.head, found.tail, as_coded(first, coding)[0], feature_cache, criterion, judging=_JUDGING_IMAGES)
     return found
 
 
@@ -244,7 +245,13 @@ def _finetuned(head: nn.Module, tail: nn.Module, data: FinetuneData, settings: F
 
 
 def _recalibrate(
-    head: nn.Module, tail: nn.Module, images: LabelledImages, feature_cache: FeatureCache, criterion: Criterion
+    head: nn.Module,
+    tail: nn.Module,
+    images: LabelledImages,
+    feature_cache: FeatureCache,
+    criterion: Criterion,
+    *,
+    judging: int = PICTURES,
 ) -> None:
     """Give head and tail the BatchNorm statistics of images, in place, if that helps; the criterion may know more."""
     device, picture = compute_device(), feature_cache.dataset.picture
@@ -255,5 +262,5 @@ def _recalibrate(
         return criterion(tail(*head(part.to(memory_format=torch.channels_last))), index, 0.0)
 
     with machine_lock.training(), criterion.learning(tail, 0.0):
-        recalibrate_batchnorm(both, loss, len(images))
+        recalibrate_batchnorm(both, loss, len(images), judging=judging)
     both.cpu()

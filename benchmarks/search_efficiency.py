@@ -3,6 +3,7 @@
     python benchmarks/search_table.py quickstart
     python benchmarks/search_table.py quickstart-once
     python benchmarks/search_efficiency.py quickstart   # 20 seeds of each search; minutes
+    python benchmarks/search_efficiency.py resnet50
 
 A search asks for configurations, the table answers, and the clock adds the seconds that the answer took when the table
 was made. What is shared by all configurations of a cut and head is added once. Searches of plain Optuna
@@ -94,6 +95,11 @@ class Table(FakeEvaluator):
     def configs(self) -> list[SplitConfig]:
         """All that are in the table."""
         return [config for config, rung in self._rows if rung == "full"]
+
+    @property
+    def has_rungs(self) -> bool:
+        """Whether trainings that are stopped early are in it."""
+        return any(rung == "reconstruction" for _, rung in self._rows)
 
     @property
     def exhaustive_seconds(self) -> float:
@@ -306,14 +312,19 @@ def main() -> None:
     for name in options.name:
         spec = study_of(name)
         table = Table(RESULTS / f"search_table_{name}.jsonl", spec)
-        once = Table(RESULTS / f"search_table_{name}-once.jsonl", study_of(f"{name}-once"), table)
+        shared = RESULTS / f"search_table_{name}-once.jsonl"
+        once = Table(shared, study_of(f"{name}-once"), table) if shared.exists() else None
         partitions = list(dict.fromkeys(config.partition for config in table.configs))
         space = SearchSpace.from_dict(spec.raw["space"], partitions)
         assert space.size == len(table.configs), (space.size, len(table.configs))
         feasible, corner = every_result(table, spec)
         whole = Staircase(feasible, corner).hypervolume
         searches: dict[str, tuple[Ideas, Callable[..., None]]] = {
-            **{each.name: (each, lambda *a, s=each.settings: ours(*a, **s)) for each in OURS},
+            **{
+                each.name: (each, lambda *a, s=each.settings: ours(*a, **s))
+                for each in OURS
+                if (table.has_rungs or not each.rungs) and (once is not None or not each.once)
+            },
             **{f"plain Optuna: {each}": (Ideas(), lambda *a, m=make: plain(*a, m)) for each, make in SAMPLERS.items()},
         }
         exhaustive = table.exhaustive_seconds
@@ -321,13 +332,15 @@ def main() -> None:
         found["about"] = (
             f"{len(table.configs)} configurations, {len(feasible)} within the study's limits, a front of hypervolume "
             f"{whole:.3g}; training and scoring all of them in full took {exhaustive:,.0f} s. Medians over seeds; rows "
-            f"of {table.described['date']}, torch {table.described['versions']['torch']}.\n\n{agreement(table, once)}"
+            f"of {table.described['date']}, torch {table.described['versions']['torch']}."
         )
+        if once is not None:
+            found["about"] += f"\n\n{agreement(table, once)}"
         for title, (ideas, search) in searches.items():
             if options.only and options.only not in title:
                 continue
             runs, start = [], time.process_time()
-            asked, study = (once, study_of(f"{name}-once")) if ideas.once else (table, spec)
+            asked, study = (once, study_of(f"{name}-once")) if ideas.once and once is not None else (table, spec)
             for seed in range(options.seeds):
                 asked.restart()
                 watch = Watch(asked, corner, whole)

@@ -1,6 +1,6 @@
 """Own and distilled heads of the two other networks, beside the pictures' codecs: accuracy, bytes and latency.
 
-    python benchmarks/heads.py yolov10n_bccd                      # trains the uncut network first: half an hour
+    python benchmarks/heads.py yolov10n_bccd                      # trains the uncut network first: ten minutes
     python benchmarks/heads.py efficientnet_v2_s_tinyimagenet50   # that, too: a good hour
     python benchmarks/heads.py yolov10n_bccd --weights FILE       # trained elsewhere, by the study's recipe
     python benchmarks/heads.py yolov10n_voc2012_animals --baseline "server-only, JPEG 70, fine-tuned"   # and no more

@@ -12,7 +12,7 @@ from spaces.errors import SpecError, nearest
 OTHER_CODERS = ("zstd", "brotli", "context")
 """Lossless coders besides LZMA; ``zstd`` and ``brotli`` need a package each, on both ends."""
 CODERS = ("packed", "lzma", *OTHER_CODERS)
-HEADS = ("own", "distilled", "distilled-wide")
+HEADS = ("own", "distilled", "distilled-wide", "distilled-narrow")
 """What runs on the device before the encoder: the network's own layers, or a small network that learned to stand in."""
 
 

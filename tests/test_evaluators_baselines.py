@@ -131,6 +131,19 @@ def every_baseline(tmp_path, split, data, runner, trained=False):
     return [each for rival in baselines.rivals(split, cache, watch, kept) for each in found_of(rival)]
 
 
+def test_fine_tuned_networks_do_not_depend_on_how_bottlenecks_and_heads_are_trained(tmp_path, learned, little):
+    def made_from(**changes):
+        settings = replace(FinetuneSettings(), **changes)
+        cache = FeatureCache(learned, little, Classification())
+        kept = references.StoredReferences(learned, cache, settings, 0, Store(tmp_path / "store"), {})
+        return kept.made_from("clean")
+
+    same = {"head_steps": 1, "reconstruction_steps": 1, "quantization": "straight-through", "ramp": "linear"}
+    assert all(made_from(**{name: value}) == made_from() for name, value in same.items())
+    other = {"images": 7, "epochs": 2, "distillation": 0.5, "scope": "all", "batch_size": 2, "tail_learning_rate": 1.0}
+    assert len({made_from(**{name: value}) for name, value in other.items()} | {made_from()}) == 1 + len(other)
+
+
 def found_of(rival):
     """Its baselines, not judged."""
     none = {"accuracy": 0.0, "metrics": {}, "accuracy_drop_pp": 0.0, "drop_interval_pp": (0.0, 0.0), "details": {}}

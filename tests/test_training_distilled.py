@@ -57,7 +57,7 @@ def config_at(partition, **more):
     return SplitConfig(**{"partition": partition, "ae_ratio": 0.5, "bits": 1, "head": "distilled", **more})
 
 
-@pytest.mark.parametrize("size", ["distilled", "distilled-wide"])
+@pytest.mark.parametrize("size", ["distilled", "distilled-wide", "distilled-narrow"])
 def test_it_returns_a_map_as_large_as_each_tensor_at_the_point(size):
     head = distilled_head(size, point_of((7, 16, 16), (5, 4, 4), (300, 16, 16)), 64).eval()
     maps = head(torch.randn(2, 3, 64, 64))

@@ -22,7 +22,7 @@ from spaces.errors import InfeasibleSplit
 from spaces.partition import PartitionPoint
 
 # Channels of the first convolution; each further one has twice as many, up to the limit.
-_WIDTHS = {"distilled": 24, "distilled-wide": 48}
+_WIDTHS = {"distilled-narrow": 8, "distilled": 24, "distilled-wide": 48}
 _MOST_CHANNELS = 192
 
 
@@ -30,7 +30,7 @@ class DistilledHead(nn.Module):
     """Convolutions of stride 2, each with BatchNorm and ReLU; a map is taken wherever the point has one of its size.
 
     Args:
-        size: ``distilled`` or ``distilled-wide``.
+        size: ``distilled``, ``distilled-wide`` or ``distilled-narrow``.
         halvings: for each tensor at the point how often the picture's side is halved, 1 or more.
     """
 
@@ -54,7 +54,7 @@ def distilled_head(size: str, point: PartitionPoint, image_size: int, seed: int 
     """An untrained distilled head for a partition point, in eval mode.
 
     Args:
-        size: ``distilled`` or ``distilled-wide``.
+        size: ``distilled``, ``distilled-wide`` or ``distilled-narrow``.
         point: its tensors say which maps the head has to return.
         image_size: side of the pictures in pixels.
         seed: of its weights.

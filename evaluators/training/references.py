@@ -36,6 +36,7 @@ RECIPE = 4  # raise when the fine-tuning of references changes
 _WEIGHTS = "weights.safetensors"
 _STATISTICS_IMAGES = 500  # for each quality of each codec: fewer cost accuracy, more cost minutes
 _JUDGING_IMAGES = 125  # of these, whether it helps: a loss on the same images twice needs few
+_OF_SPLITS = ("shared", "head_steps", "reconstruction_steps", "quantization", "ramp")  # settings of bottlenecks, heads
 _log = logging.getLogger("splitsearch")
 
 
@@ -111,8 +112,8 @@ class StoredReferences:
         return self._key(images).digest
 
     def _key(self, images: str) -> StoreKey:
-        recipe = {"version": RECIPE, "pillow": PIL.__version__, **asdict(self._settings)}
-        del recipe["shared"]
+        shaping = {name: value for name, value in asdict(self._settings).items() if name not in _OF_SPLITS}
+        recipe = {"version": RECIPE, "pillow": PIL.__version__, **shaping}
         own = {"fine-tuned on": images, "from": self._point, "recipe": recipe, "seed": self._seed}
         return StoreKey("reference", {**self._depends_on, **own})
 

@@ -146,6 +146,11 @@ PLANS: dict[str, list[Run]] = {
     "rate": [_distilled(0.125, 0, rate=rate) for rate in (0.1, 0.5)],
     "tcl": [_distilled(0.125, 0, tcl=tcl) for tcl in (10.0,)],
     "wide": [replace(_distilled(0.125, 0), head="distilled-wide")],
+    "narrow": [
+        replace(_distilled(0.125, seed, budget="quick"), head=head)
+        for seed in (0, 1)
+        for head in ("distilled-narrow", "distilled")
+    ],
 }
 
 

@@ -11,7 +11,7 @@ share (features, a distilled head) is ``shared_s``. With one thread (OMP_NUM_THR
 changes little.
 
 ResNet-50 has half of its study's training pictures and steps, no rung but the last, more room for accuracy to drop
-(less training loses more), and no picture codecs among its baselines: an hour and a half in place of half a day.
+(less training loses more), and no picture codecs among its baselines.
 
 Rows are appended to benchmarks/results/search_table_NAME.jsonl as they come; a run goes on where the last one stopped.
 Latencies are the study's own, at the study's own link, of this machine where they are measured.

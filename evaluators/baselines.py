@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ from evaluators.training.references import References, answers, as_coded
 from spaces.partition import OUTPUT, model_mb
 
 RECIPE = 2  # raise when what a rival's networks are asked changes
+_SAY_EVERY_S = 30.0
 _CLEAN, _ENDS = "clean", ("", FINE_TUNED)
 _ON_DEVICE, _RAW = "all-on-device", "server-only, raw"
 _log = logging.getLogger("splitsearch")
@@ -214,7 +216,11 @@ def _behind(
     wanted, images = [(coding, ends) for coding, ends in plan if ends], feature_cache.images(split)
     qualities = f"{len(wanted)} qualities" if len(wanted) > 1 else f"quality {wanted[0][0].quality}"
     _log.info("baseline: scoring the uncut network on %s images, %s", wanted[0][0].codec.label, qualities)
-    for coding, ends in wanted:
+    said = time.monotonic()
+    for done, (coding, ends) in enumerate(wanted):
+        if done and time.monotonic() - said > _SAY_EVERY_S:
+            _log.info("baseline: %d of %s on %s images done", done, qualities, wanted[0][0].codec.label)
+            said = time.monotonic()
         coded, size = as_coded(images, coding)
         pays = size < _raw_bytes(images)
         behind = functools.partial(references.behind, coding) if references is not None and pays else None

@@ -1,6 +1,7 @@
 """Rivals: every codec at every quality, timed in one go, and a network that has learned from coded images."""
 
 import copy
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -171,6 +172,16 @@ def test_every_codec_at_every_quality_is_a_baseline(few, tmp_path, learned, larg
     assert jpeg.details["device_model_mb"] == 0
     said = [message for message in caplog.messages if "fine-tuning the uncut network" in message]
     assert len(said) == 1 + sum(codec.available for codec in CODECS.values())  # each once, when it begins
+
+
+def test_a_codec_that_takes_minutes_says_how_far_it_is(tmp_path, learned, little, caplog, monkeypatch):
+    monkeypatch.setattr(baselines, "QUALITIES", QUALITIES[:4])
+    seconds = itertools.cycle([0.0, 20.0, 40.0, 40.0, 60.0])  # at the first, and before every later one
+    monkeypatch.setattr(baselines, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    caplog.set_level("INFO", "splitsearch")
+    every_baseline(tmp_path, learned, little, CountingRunner())
+    said = [message for message in caplog.messages if message.endswith("on JPEG images done")]
+    assert said == ["baseline: 2 of 4 qualities on JPEG images done"]
 
 
 def test_nothing_is_trained_behind_a_codec_whose_files_are_no_smaller_than_the_picture(

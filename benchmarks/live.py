@@ -1,12 +1,15 @@
 """Searched live, with real trainings: splitsearch's searches and the script that a competent user writes, equally long.
 
     python benchmarks/live.py quickstart --seconds 120
-    python benchmarks/live.py resnet50_tinyimagenet50 --seconds 1800
+    OMP_NUM_THREADS=1 python benchmarks/live.py resnet50_tinyimagenet50 --search "front (the default)" \
+        --search "plain TPE" --beside
 
-Each search is a process of its own, one after the other on the quiet machine, over the study's whole space. What all of
-them need before they begin (the uncut network, baselines, timings) is made once and shared; what a search trains is its
-own. A trial counts if it has ended within the seconds. The hypervolume is the study's: between the front, the drop that
-it allows, and its slowest baseline. Rows are appended to benchmarks/results/live.jsonl, the table goes to live.md.
+Each search is a process of its own over the study's whole space, one after the other on the quiet machine or, with
+``--beside``, all at once, a core for each. What all of them need before they begin (the uncut network, its baselines,
+timings) is made once and shared; what a search trains is its own. A trial counts if it has ended within the seconds.
+The hypervolume is the study's: between the front, the drop that it allows, and its slowest baseline, which is none
+behind a picture codec, so these are left out. Rows are appended to benchmarks/results/live.jsonl, the table goes to
+live.md.
 """
 
 import argparse
@@ -22,7 +25,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ import optuna
 import plain_optuna
 
 from evaluators.base import Evaluator
+from evaluators.result import FINE_TUNED
 from search.front import corner_of
 from search.hypervolume import Corner, Staircase
 from search.objective import prepare, run_trials
@@ -47,6 +53,7 @@ TRAINED = (
     "cut-training",
     "context-tables",
 )  # kinds of the store that are a search's own
+UNCODED = [way + end for way in ("all-on-device", "server-only, raw") for end in ("", FINE_TUNED)]
 MOMENTS = (0.25, 0.5, 1.0)  # of the time
 SAMPLERS: dict[str, Callable[[int], Any]] = {
     "plain TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
@@ -81,6 +88,7 @@ def searched(study: str, way: str, seed: int, seconds: float, folder: Path) -> d
     """
     spec = spec_of(study, way, seed)
     evaluator = build_evaluator(spec, folder)
+    evaluator.baselines = partial(evaluator.baselines, only=UNCODED)  # type: ignore[method-assign]
     space = spec.space(list(evaluator.partition_points()))
     opened = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
     prepare(opened, space, evaluator, lambda said: print(said, file=sys.stderr, flush=True))
@@ -118,18 +126,19 @@ def hypervolume(row: dict[str, Any], until_s: float) -> float:
 @contextlib.contextmanager
 def cache_of(way: str, study: str) -> Iterator[dict[str, str]]:
     """The environment of one search: a store with all that is shared, and nothing that any search trained."""
-    shared, own = CACHE / study / "shared", CACHE / study / "own"
+    shared, own = CACHE / study / "shared", CACHE / study / "own" / way
     if way:
         shutil.rmtree(own, ignore_errors=True)
-        shutil.copytree(shared, own, ignore=shutil.ignore_patterns(*TRAINED, ".locks"))
+        shutil.copytree(shared, own, ignore=shutil.ignore_patterns(*TRAINED, ".locks"), copy_function=os.link)
     place = own if way else shared
     yield {**os.environ, "SPLITSEARCH_CACHE": str(place.resolve())}
-    shutil.rmtree(own, ignore_errors=True)
+    if way:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def run(study: str, way: str, seed: int, seconds: float) -> dict[str, Any]:
     """One search in a process of its own."""
-    place = CACHE / study / "runs"
+    place = CACHE / study / "runs" / (way or "shared")
     shutil.rmtree(place, ignore_errors=True)
     arguments = [study, "--one", way, "--seed", str(seed), "--seconds", str(seconds), "--folder", str(place)]
     with cache_of(way, study) as environment:
@@ -141,10 +150,10 @@ def run(study: str, way: str, seed: int, seconds: float) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of hypervolumes, as parts of the largest that any search of that study and seed came to."""
     lines = [
-        "| study | seconds | seed | search | trials | "
+        "| study | seconds | seed | at once | search | trials | "
         + " | ".join(f"after {moment:.0%} of the time" for moment in MOMENTS)
         + " |",
-        "| --- | ---: | ---: | --- | ---: |" + " ---: |" * len(MOMENTS),
+        "| --- | ---: | ---: | ---: | --- | ---: |" + " ---: |" * len(MOMENTS),
     ]
     for row in rows:
         peers = [each for each in rows if (each["study"], each["seed"]) == (row["study"], row["seed"])]
@@ -155,6 +164,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["study"],
             f"{row['seconds']:g}",
             row["seed"],
+            row.get("at_once", 1),
             row["search"],
             ended,
             *(f"{part:.1%}" for part in parts),
@@ -169,6 +179,8 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--search", action="append", choices=[*OURS, *SAMPLERS], help="one of them; all unless given")
+    parser.add_argument("--beside", action="store_true", help="all at once")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -177,16 +189,19 @@ def main() -> None:
         return
     kept = RESULTS / "live.jsonl"
     run(options.study, "", options.seed, 0.0)
-    for way in (*OURS, *SAMPLERS):
-        rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-        asked = {"study": options.study, "seed": options.seed, "search": way, "seconds": options.seconds}
-        if any(asked.items() <= row.items() for row in rows):
-            continue
-        found = run(options.study, way, options.seed, options.seconds)
-        row = {**asked, "date": datetime.date.today().isoformat(), **found}
-        with kept.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(way, len(found["results"]), "trials", flush=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    asked = {"study": options.study, "seed": options.seed, "seconds": options.seconds}
+    there = {row["search"] for row in rows if asked.items() <= row.items()}
+    missing = [way for way in options.search or (*OURS, *SAMPLERS) if way not in there]
+    at_once = len(missing) if options.beside else 1
+    with ThreadPoolExecutor(max(1, at_once)) as pool:
+        started = {pool.submit(run, options.study, way, options.seed, options.seconds): way for way in missing}
+        for ended in as_completed(started):
+            way, found = started[ended], ended.result()
+            row = {**asked, "search": way, "at_once": at_once, "date": datetime.date.today().isoformat(), **found}
+            with kept.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(way, len(found["results"]), "trials", flush=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     (RESULTS / "live.md").write_text(f"{_PAGE}\n{table(rows)}\n")
 

@@ -289,13 +289,10 @@ def confirmed_table(confirmed: Sequence[Confirmed], baselines: Sequence[Confirme
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for each in sorted(confirmed, key=lambda each: each.latency_ms):
-        what, figures = each.config.label, cells(each)
-        if each.reason:  # of any length, where there is room for words
-            what, figures[1] = f"{what}  ({each.reason})", ""
-        table.add_row(str(each.trial), what, *figures)
+        table.add_row(*cells(each))
     table.add_section()
     for rival in baselines:
-        table.add_row("", rival.name, *baseline_cells(rival))
+        table.add_row(*baseline_cells(rival))
     table.caption = promised(confirmed) or None
     return table
 
@@ -304,11 +301,13 @@ HEADINGS = ("searched", "confirmed", "test (95 %)", "drop pp", "seeds", "bytes",
 
 
 def cells(each: Confirmed) -> list[str]:
-    """What stands below ``HEADINGS``."""
-    if each.reason:
-        return [f"{each.searched:.1%}", each.reason, "", "", "", "", ""]
+    """Its trial, what it is, and what stands below ``HEADINGS``."""
+    if each.reason:  # of any length, so where there is room for words
+        return [str(each.trial), f"{each.config.label}  ({each.reason})", f"{each.searched:.1%}", *[""] * 6]
     low, high = each.interval
     return [
+        str(each.trial),
+        each.config.label,
         f"{each.searched:.1%}",
         f"{statistics.fmean(each.validation):.1%}",
         f"{statistics.fmean(each.test):.1%} ({low:.1%} to {high:.1%})",
@@ -320,9 +319,11 @@ def cells(each: Confirmed) -> list[str]:
 
 
 def baseline_cells(each: ConfirmedBaseline) -> list[str]:
-    """What stands below ``HEADINGS`` of a baseline, whose network has one seed."""
+    """The same of a baseline, whose network has one seed."""
     low, high = each.interval
     return [
+        "",
+        each.name,
         f"{each.searched:.1%}",
         "",
         f"{each.test:.1%} ({low:.1%} to {high:.1%})",

@@ -65,7 +65,7 @@ def _figures(point: Point) -> list[str]:
 def _confirmed(confirmed: Sequence[Confirmed]) -> list[str]:
     if not confirmed:
         return []
-    rows = [[str(each.trial), each.config.label, *cells(each)] for each in confirmed]
+    rows = [cells(each) for each in confirmed]
     said = "Trained anew with more budget and several seeds, and tested on images that chose nothing."
     return [f"{said} {promised(confirmed)}", _table(["trial", "what", *HEADINGS], rows)]
 

@@ -28,7 +28,7 @@ from search.verdict import verdicts
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; }
-body { max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem; }
+body { max-width: 1160px; margin: 2.5rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 .lead { color: #4b5563; margin: 0 0 1.2rem; }
 .verdict { border-left: 4px solid #2563eb; background: #f3f6fd; padding: .7rem 1.1rem; margin: 1rem 0; }
@@ -44,6 +44,7 @@ details summary { cursor: pointer; color: #4b5563; } .note { color: #6b7280; fon
 .sliders input[type=range] { min-width: 0; }
 @media (max-width: 640px) { .sliders { grid-template-columns: 1fr max-content; } }
 @media (max-width: 640px) { .sliders label { grid-column: 1 / -1; } }
+@media (min-width: 900px) { td:nth-child(n + 3) { white-space: nowrap; } }
 #winner { min-height: 8.5rem; } #winner p { margin: .3rem 0; } #spans td { text-align: left; }
 #spans tr.now td { font-weight: 600; background: #f3f6fd; }
 .bar { display: flex; height: 1.4rem; margin: .5rem 0; } .bar span { min-width: 1px; }
@@ -137,8 +138,8 @@ def _confirmed(study: optuna.Study) -> list[str]:
     if not found:
         return []
     rows = [["trial", "what", *HEADINGS]]
-    rows += [[str(each.trial), each.config.label, *cells(each)] for each in found]
-    rows += [["", each.name, *baseline_cells(each)] for each in confirmed_baselines(study)]
+    rows += map(cells, found)
+    rows += map(baseline_cells, confirmed_baselines(study))
     lines = [
         f"<tr>{''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in row)}</tr>"
         for row, kind in zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)
@@ -205,14 +206,19 @@ def _table(front: Sequence[Point], shown: Sequence[Point], baselines: Sequence[P
             f"{found.frames_per_s:.1f}",
         )
         rows.append(f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    warnings = [
-        f"<li>{html.escape(point.name)}: {html.escape(', '.join(point.evaluation.warnings))}</li>"
-        for point in [*front, *shown]
-        if point.evaluation.warnings
-    ]
-    said = f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(warnings)}</ul>" if warnings else ""
+    said = doubts([*front, *shown])
     said += f"<p class='note'>{html.escape(NOT_TOLD_APART)}</p>" if close else ""
     return f"<table>{''.join(rows)}</table>{said}"
+
+
+def doubts(points: Sequence[Point]) -> str:
+    """Each doubt about a timing once, with whatever it is about."""
+    about: dict[str, list[str]] = {}
+    for point in points:
+        for warning in point.evaluation.warnings:
+            about.setdefault(warning, []).append(point.name if point.trial is None else f"trial {point.trial}")
+    lines = (f"<li>{html.escape(warning)} ({html.escape('; '.join(names))})</li>" for warning, names in about.items())
+    return f"<p class='note'>{html.escape(DOUBTFUL)}:</p><ul class='note'>{''.join(lines)}</ul>" if about else ""
 
 
 def _json(value: Any) -> str:

@@ -13,12 +13,12 @@ from browser import page as browser_page
 from conftest import STUDY, finish
 
 from evaluators.latency.links import LinkProfile
-from evaluators.result import Evaluation, LatencyParts, Source, Sources
+from evaluators.result import Evaluation, LatencyParts, Source, Sources, Timing
 from search.front import Point, judged
 from search.other_links import rate_table
 from search.points import baseline_points, trial_points
 from search.replay import replay
-from search.report import report_html
+from search.report import doubts, report_html
 from search.spec import Constraints, load_spec
 from search.storage import open_study
 from search.verdict import recommended
@@ -123,6 +123,17 @@ def test_the_page_finds_the_rates_at_which_the_winner_changes(page):
     for title, low, high in spans:
         for rate in (low * 1.0001 or 1.01e-3, high * 0.9999 or 999.0):
             assert by_python(trials, baselines, limits, LINK.at_rate(rate), 10.0).title == title
+
+
+def test_a_doubt_is_told_once_with_all_that_it_is_about():
+    slowed = replace(Timing.single(1.0, Source.MEASURED), throttling=("<hot>",))
+    front, baselines, _ = random_study(0)
+    points = [*front[:3], baselines[0]]
+    points = [replace(each, evaluation=replace(each.evaluation, timings={"pack": slowed})) for each in points]
+    said = doubts([*points, front[4]])
+    assert said.count("<li>") == 1
+    assert "pack: timed while slowed down (&lt;hot&gt;) (trial 0; trial 1; trial 2; way 20)</li>" in said
+    assert doubts([front[4]]) == ""
 
 
 @needs_chromium

@@ -47,6 +47,7 @@ class _Turn:
 
 
 _turn: ContextVar[_Turn | None] = ContextVar("turn", default=None)
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @contextmanager
@@ -79,14 +80,21 @@ def make_way() -> None:
 def measuring(wait_s: float = WAIT_S) -> Iterator[None]:
     """Have the machine alone: no other measurement and no step of training runs meanwhile.
 
-    Inside :func:`training` that share is given back for as long.
+    Inside :func:`training` that share is given back for as long. Inside another ``measuring`` it does nothing.
 
     Raises:
         MeasurementError: others kept the machine busy for ``wait_s`` seconds.
     """
+    if _alone.get():
+        yield
+        return
     with standing_back(), _opened("gate") as gate, _opened("work") as work:
         _take_alone((gate, work), wait_s)
-        yield
+        token = _alone.set(True)
+        try:
+            yield
+        finally:
+            _alone.reset(token)
 
 
 @contextmanager

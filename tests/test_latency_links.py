@@ -1,10 +1,12 @@
 """Links: jitter, profiles as files, and the probe over a real socket."""
 
 import contextlib
+import functools
 import json
 import socket
 import struct
 import threading
+import time
 
 import pytest
 import yaml
@@ -147,7 +149,8 @@ def test_a_camera_sends_to_the_server_and_not_to_here(asked):
 @pytest.mark.parametrize("server", [None, HERE])
 def test_a_camera_sends_to_here_where_the_server_is(asked, server):
     assert measure_link(CAMERA, server).name.startswith("ssh://pi@camera to ")
-    ((host, command, address),) = asked
+    made, (host, command, address) = asked
+    assert made == ("camera", "--help")  # with all that it lacks, before somebody waits for it
     assert (host, command) == ("camera", "probe") and address.startswith(":")
 
 
@@ -174,7 +177,23 @@ def test_nobody_else_measures_or_trains_here_while_a_camera_sends(asked, monkeyp
 
     monkeypatch.setattr(machine_lock, "measuring", measuring)
     measure_link(CAMERA)
-    assert (asked[0], asked[1][:2], asked[2]) == ("alone", ("camera", "probe"), "over")
+    assert (asked[1], asked[2][:2], asked[3]) == ("alone", ("camera", "probe"), "over")
+
+
+def test_a_link_waits_for_a_training_longer_than_the_far_side_waits_for_a_link(short, monkeypatch):
+    begun, waited_s = threading.Event(), 1.0
+
+    def train():
+        with machine_lock.training():
+            begun.set()
+            time.sleep(3 * waited_s)
+
+    monkeypatch.setattr(link_probe.probe, "serve", functools.partial(serve, timeout_s=waited_s))
+    other = threading.Thread(target=train)
+    other.start()
+    begun.wait()
+    assert measure_link(HERE).rate_mb_per_s > 0
+    other.join()
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
@@ -182,6 +201,8 @@ def test_nobody_else_measures_or_trains_here_while_a_camera_sends(asked, monkeyp
 def test_a_camera_that_sees_this_machine_under_an_ipv6_address_reaches_it_too(short, monkeypatch, address):
     class Ssh(FakeSsh):
         def run(self, folder, arguments):
+            if arguments[0] == "--help":
+                return ""
             return json.dumps(probe(address, int(arguments[1].lstrip(":")), seconds=0.1))
 
     monkeypatch.setattr(link_probe, "SshRunner", lambda target: Ssh(target, []))

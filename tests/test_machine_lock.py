@@ -1,5 +1,6 @@
 """Measurements have the machine alone; training makes way, and nobody needs to own the lock files."""
 
+import contextvars
 import multiprocessing
 import os
 import stat
@@ -50,6 +51,16 @@ def test_training_stands_still_while_somebody_measures_and_goes_on_afterwards():
         worker.join()
 
 
+def somebody_else_measures(wait_s):
+    """In a context of its own, as another thread is: what this one holds is then no longer its own."""
+
+    def measure():
+        with machine_lock.measuring(wait_s):
+            pass
+
+    contextvars.Context().run(measure)
+
+
 def measure_forever(started):
     with machine_lock.measuring():
         started.set()
@@ -66,8 +77,8 @@ def test_one_measurement_at_a_time_and_a_killed_one_lets_go():
         pass
     worker.kill()
     worker.join()
-    with machine_lock.measuring(10.0), pytest.raises(MeasurementError), machine_lock.measuring(0.05):
-        pass
+    with machine_lock.measuring(10.0), pytest.raises(MeasurementError):
+        somebody_else_measures(0.05)
 
 
 def test_lock_files_of_another_user_can_be_locked(locks):
@@ -87,8 +98,8 @@ def test_lock_files_of_another_user_can_be_locked(locks):
     patch = pytest.MonkeyPatch()
     patch.setattr(os, "open", watched)
     try:
-        with machine_lock.measuring(5.0), pytest.raises(MeasurementError), machine_lock.measuring(0.01):
-            pass
+        with machine_lock.measuring(5.0), pytest.raises(MeasurementError):
+            somebody_else_measures(0.01)
     finally:
         patch.undo()
     assert asked and all(not flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR) for _, flags, there in asked if there)
@@ -108,3 +119,12 @@ def test_a_training_may_measure_in_between():
         with machine_lock.measuring(1.0):
             pass
     machine_lock.make_way()
+
+
+def test_a_measurement_may_be_part_of_another():
+    with machine_lock.measuring(1.0):
+        with machine_lock.measuring(1.0):
+            pass
+        with pytest.raises(MeasurementError):
+            somebody_else_measures(0.01)
+    somebody_else_measures(1.0)

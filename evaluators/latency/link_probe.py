@@ -66,12 +66,18 @@ def _runner(device: MachineProfile) -> Runner:
 
 def _send_here(sender: Runner, folder: Path) -> str:
     """What the sender says of a transfer to this machine."""
-    here = isinstance(sender, LocalRunner)
     # The far side knows under which address it sees this machine.
-    address = "127.0.0.1" if here else ""
-    with probe.listen(address) as listener, contextlib.nullcontext() if here else machine_lock.measuring():
+    address = "127.0.0.1" if isinstance(sender, LocalRunner) else ""
+    if not address:
+        sender.run(folder, ["--help"])  # sends what is missing and makes the environment, before somebody waits
+    with machine_lock.measuring(), probe.listen(address) as listener:  # in this order: who listens waits for seconds
         threading.Thread(target=_serve, args=(listener,), daemon=True).start()
         return sender.run(folder, ["probe", f"{address}:{listener.getsockname()[1]}"])
+
+
+def _machine_of(sender: Runner) -> contextlib.AbstractContextManager[None]:
+    """This machine alone, if it is what sends: it waits for trainings, which whoever listens does not."""
+    return machine_lock.measuring() if isinstance(sender, LocalRunner) else contextlib.nullcontext()
 
 
 def _serve(listener: socket.socket) -> None:
@@ -83,7 +89,7 @@ def _send_there(sender: Runner, folder: Path, server: Runner, address: str) -> s
     """What the sender says of a transfer to a server, which is asked to listen first."""
     port = random.randrange(*_PORTS)
     sender.run(folder, ["--help"])  # sends what is missing and makes the environment, before somebody waits
-    with _listening(server, port) as failures:
+    with _machine_of(sender), _listening(server, port) as failures:
         end = time.monotonic() + _LISTEN_S
         while True:
             try:

@@ -1,7 +1,8 @@
 """One worker: ``python -m search.worker``, told on its standard input what to do.
 
 The first line is a :class:`~search.running.Job` as JSON. The input then stays open for as long as whoever started the
-worker lives; when it closes, the worker stops as if interrupted. So no worker outlives its run, however that ends.
+worker lives; when it closes, the worker stops as if interrupted, again and again until it does: an interrupt that
+arrives in a destructor is lost. So no worker outlives its run, however that ends.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from spaces.errors import SplitsearchError
 
 INTERRUPTED = 130
+AGAIN_S = 10.0  # enough to note that a trial was stopped
 _log = logging.getLogger("splitsearch")
 
 
@@ -60,7 +63,9 @@ def _first_line() -> bytes:
 def _stop_with_parent() -> None:
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":

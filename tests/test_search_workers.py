@@ -207,6 +207,31 @@ def test_no_worker_outlives_its_run(file, paced):
     assert TrialState.RUNNING not in {trial.state for trial in study.trials}
 
 
+def test_a_worker_that_lost_an_interrupt_gets_another_one():
+    deaf = """if True:
+        import sys, time
+        from search import worker
+
+        def work(told):
+            try:
+                print("begun", flush=True)
+                time.sleep(60)
+            except KeyboardInterrupt:  # as Python itself does in a destructor
+                pass
+            time.sleep(60)
+
+        worker.AGAIN_S, worker._work = 0.2, work
+        sys.exit(worker.main())
+    """
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"{}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"begun\n"
+    process.stdin.close()
+    assert process.wait(30) == 130
+    process.stdout.close()
+
+
 @pytest.mark.architectures
 def test_all_killed_in_mid_write_of_the_store_nothing_is_lost(file, paced, capsys):
     paced(seconds=0.3, stored=True)

@@ -1,7 +1,7 @@
 """Bytes and microseconds of every lossless coder on real payloads, against the entropy of their symbols.
 
-    python benchmarks/compression.py    # trains the candidates that this reads
-    python benchmarks/coders.py         # then this, on a quiet machine
+    python benchmarks/squeeze.py --plan few-bits    # trains the candidates that this reads
+    python benchmarks/coders.py                     # then this, on a quiet machine
     python benchmarks/coders.py --coder context    # one coder anew; the others' rows and the last table stay
 
 ResNet-50 on 50 classes of TinyImageNet, candidates trained with TCL and straight-through, search-validation images
@@ -23,18 +23,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from compression import KEPT, STRENGTHS, Bench, Run
+from squeeze import PLANS, STORE, Bench, Run
 
 from evaluators.edge import wire
 from evaluators.edge.circumstances import machine
 from evaluators.models.onnx_export import OnnxNetwork
 from evaluators.store import Store
-from spaces.config import CODERS, SplitConfig
+from spaces.config import CODERS
 
 RESULTS = Path(__file__).parent / "results" / "coders.json"
 PICTURES = 300
 REPEATS = 200
-CUTS = (("stem", 0.25), ("layer2.3", 0.125), ("layer3.5", 0.0625))
+RUNS = [run for run in PLANS["few-bits"] if run.tcl and run.quantization == "straight-through"]
 LAYOUTS = ("bit planes", "planes, channels last", "whole symbols", "whole, channels last")
 
 
@@ -43,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--coder", choices=CODERS, action="append", help="measure this one anew; all by default")
     coders = parser.parse_args().coder or CODERS
-    bench = Bench()
-    rows = [row for cut, ratio in CUTS for bits in (1, 2, 3) for row in rows_of(bench, cut, ratio, bits, coders)]
+    bench = Bench(Run().model)
+    rows = [row for run in RUNS for row in rows_of(bench, run, coders)]
     result = {"machine": machine(), "images": PICTURES, "rows": rows}
     if coders is CODERS:
         result["beside_the_head"] = beside_the_head(bench)
@@ -56,34 +56,31 @@ def main() -> None:
     print(tables(result))
 
 
-def rows_of(bench: Bench, cut: str, ratio: float, bits: int, coders: Sequence[str]) -> list[dict]:
+def rows_of(bench: Bench, run: Run, coders: Sequence[str]) -> list[dict]:
     """One row for each of the coders."""
-    run = Run(partition=cut, ae_ratio=ratio, bits=bits, method="tcl+qat", tcl=STRENGTHS["tcl+qat"])
-    settings = run.settings()
-    config = SplitConfig(partition=cut, ae_ratio=ratio, bits=bits, tcl=run.tcl)
-    trainer, feature_cache = bench.trainer(settings), bench.feature_cache
-    if Store(KEPT).find(trainer.key(config, settings.budget, run.seed)) is None:
-        print(f"left out, since benchmarks/compression.py has not trained it: {config.label}")
+    budget, trainer = run.settings.budget, bench.trainer(run)
+    if Store(STORE).find(trainer.key(run.config, budget, run.seed)) is None:
+        print(f"left out, since benchmarks/squeeze.py has not trained it: {run.config.label}")
         return []
-    features = [tensor[:PICTURES] for tensor in feature_cache.features(cut, "validation")]
+    features = [tensor[:PICTURES] for tensor in bench.cache.features(run.partition, "validation")]
     rows = []
     for coder in coders:
-        with_coder = replace(config, lossless=coder)
-        candidate = trainer.train(with_coder, settings.budget, run.seed)
+        with_coder = replace(run.config, lossless=coder)
+        candidate = trainer.train(with_coder, budget, run.seed)
         form = candidate.wire_format(with_coder)
         with torch.no_grad():
             activations = candidate.bottleneck.encoder(*features)[0].numpy()
         packed = [wire.pack_tensors([picture], form) for picture in activations]
         bodies = [wire.compress(each, form) for each in packed]
         assert all(wire.decompress(body, form) == each for body, each in zip(bodies, packed, strict=True))
-        row = {"cut": cut, "ae_ratio": ratio, "bits": bits, "coder": coder, "date": f"{date.today()}"}
-        row |= {"bytes": float(np.mean([len(body) for body in bodies]))}
+        row = {"cut": run.partition, "ae_ratio": run.ae_ratio, "bits": run.bits, "coder": coder}
+        row |= {"date": f"{date.today()}", "bytes": float(np.mean([len(body) for body in bodies]))}
         if coder != "packed":
             row |= {"compress_us": median_us(wire.compress, packed[0], form)}
             row |= {"decompress_us": median_us(wire.decompress, bodies[0], form)}
         else:
-            row |= {"order_0_bytes": order_0_bytes(wire.quantize(activations, form.tensors[0], bits), bits)}
-            row |= {"lzma_bytes_by_layout": layouts(wire.quantize(activations, form.tensors[0], bits), bits)}
+            row |= {"order_0_bytes": order_0_bytes(wire.quantize(activations, form.tensors[0], run.bits), run.bits)}
+            row |= {"lzma_bytes_by_layout": layouts(wire.quantize(activations, form.tensors[0], run.bits), run.bits)}
         rows.append(row)
     return rows
 
@@ -120,7 +117,7 @@ def side_by_side(symbols: np.ndarray, bits: int) -> bytes:
 
 def beside_the_head(bench: Bench) -> list[dict]:
     """Median time of quantizing, packing, unpacking and dequantizing a batch of stem maps, over that of their heads."""
-    path = KEPT / "stem.onnx"
+    path = STORE / "stem.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     OnnxNetwork(bench.split).save_part("input", "stem", path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -165,21 +162,15 @@ def tables(result: dict) -> str:
     ]
     times = ["| cut | AE | bits | " + " | ".join(CODERS[1:]) + " |", "| --- | ---: | ---: |" + " ---: |" * 4]
     orders = ["| cut | AE | bits | " + " | ".join(LAYOUTS) + " |", "| --- | ---: | ---: |" + " ---: |" * len(LAYOUTS)]
-    for cut, ratio in CUTS:
-        for bits in (1, 2, 3):
-            found = {row["coder"]: row for row in rows if (row["cut"], row["bits"]) == (cut, bits)}
-            if not found:
-                continue
-            start = f"| {cut} | {ratio:g} | {bits} | "
-            sizes = " | ".join(f"{found[coder]['bytes']:,.0f}" if coder in found else "" for coder in CODERS)
-            lines.append(start + f"{found['packed']['order_0_bytes']:,.0f} | {sizes} |")
-            both = (
-                f"{found[coder]['compress_us']:,.0f} / {found[coder]['decompress_us']:,.0f}" if coder in found else ""
-                for coder in CODERS[1:]
-            )
-            times.append(start + " | ".join(both) + " |")
-            layout = found["packed"]["lzma_bytes_by_layout"]
-            orders.append(start + " | ".join(f"{layout[name]:,.0f}" for name in LAYOUTS) + " |")
+    for cut, ratio, bits in dict.fromkeys((row["cut"], row["ae_ratio"], row["bits"]) for row in rows):
+        found = {row["coder"]: row for row in rows if (row["cut"], row["bits"]) == (cut, bits)}
+        start = f"| {cut} | {ratio:g} | {bits} | "
+        sizes = " | ".join(f"{found[coder]['bytes']:,.0f}" for coder in CODERS)
+        lines.append(start + f"{found['packed']['order_0_bytes']:,.0f} | {sizes} |")
+        both = (f"{found[coder]['compress_us']:,.0f} / {found[coder]['decompress_us']:,.0f}" for coder in CODERS[1:])
+        times.append(start + " | ".join(both) + " |")
+        layout = found["packed"]["lzma_bytes_by_layout"]
+        orders.append(start + " | ".join(f"{layout[name]:,.0f}" for name in LAYOUTS) + " |")
     head = ["| channels | bits | head us | pack | unpack | quantize | dequantize | pack + unpack over head |"]
     head.append("| ---: |" + " ---: |" * 7)
     for row in result["beside_the_head"]:

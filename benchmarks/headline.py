@@ -1,24 +1,16 @@
-"""The paper's headline on recorded hardware, and the link rate below which a cut beats JPEG.
+"""The paper's headline on recorded hardware.
 
     python benchmarks/headline.py          # about two minutes; writes benchmarks/results/headline.md
 
-First table: ResNet-50 at 224 pixels, cut after the stem, between the recorded Raspberry Pi 4 and the recorded server
+The tables: ResNet-50 at 224 pixels, cut after the stem, between the recorded Raspberry Pi 4 and the recorded server
 with a GPU (TensorFlow, block by block), at 1 to 10 MB/s with a round trip of 2 ms; once more with the Raspberry Pi as
-it is modelled for ncnn. Payloads are packed values, no
-lossless coder, so their size is known exactly; encoder, packing and JPEG are timed here and scaled. The JPEG is the one
-of about 11.5 kB that the field reports to keep 74 % of ImageNet (sc2bench, read off a figure).
-
-Last table: the same network at 64 pixels on TinyImageNet-50, where accuracies were measured
-(benchmarks/results/compression.jsonl). For each runtime of the modelled Raspberry Pi 4 B the highest link rate at which
-some cut answers as soon as a JPEG, and is as accurate, less one percentage point at most: once against the most
-accurate JPEG, once against the smallest JPEG within a point of it. The uncut network behind the JPEG got the same
-fine-tuning as the cuts. Payloads are packed; the server is this machine, measured.
+it is modelled for ncnn. Payloads are packed values, no lossless coder, so their size is known exactly; encoder, packing
+and JPEG are timed here and scaled. The JPEG is the one of about 11.5 kB that the field reports to keep 74 % of ImageNet
+(sc2bench, read off a figure). Where accuracies were measured, the rate below which a cut beats a codec is in
+squeeze.md.
 """
 
 import datetime
-import json
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +39,6 @@ RATES = (1.0, 2.0, 5.0, 10.0)
 RTT_MS = 2.0
 MODEL, CLASSES = "torchvision/resnet50", 50
 JPEG_BYTES = 11_500  # keeps some 74 % of ImageNet
-RUNTIMES = ("ncnn", "ncnn-1-thread", "tensorflow", "pytorch-int8")
-MOST_LOSS = 0.01  # in accuracy, of a cut against the JPEG that it is held against
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,68 +137,20 @@ def headline(table: StageTable, board: str) -> str:
     return "\n".join([*lines, "", f"Parts of the first row in ms, without the link: {said}."])
 
 
-def crossovers(table: StageTable) -> str:
-    """The last table."""
-    rows = [json.loads(line) for line in (RESULTS / "compression.jsonl").read_text().splitlines()]
-    split = SplitModel(build(ModelSettings(name=MODEL, num_classes=CLASSES)).network, 64)
-    server = machine_for(load_machine("local", "server"), table)
-    way = ("accuracy", "bytes", "ms without link")
-    lines = [_row(("runtime on the Pi", "cut", *way, "JPEG", *way, "cut is faster below"))]
-    lines.append("| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
-    for runtime in RUNTIMES:
-        device = machine_for(load_machine({"name": "raspberry_pi_4b", "runtime": runtime}, "device"), table)
-        result = ReplayResult(split, device, server)
-        cuts, jpegs = _cuts(result, rows), _jpegs(result, rows)
-        best = max(jpegs, key=lambda jpeg: jpeg.accuracy)
-        near = [jpeg for jpeg in jpegs if jpeg.accuracy >= best.accuracy - MOST_LOSS]
-        for jpeg in dict.fromkeys((best, min(near, key=lambda jpeg: jpeg.payload_bytes))):
-            pairs = [(rate, cut) for cut in cuts if (rate := crossover(cut, jpeg)) is not None]
-            rate, cut = max(pairs, key=lambda pair: pair[0], default=(0.0, None))
-            cells = [_cells(way) if way else "none | | | " for way in (cut, jpeg)]
-            below = "at any rate" if rate == float("inf") else f"{rate:.3g} MB/s" if cut else "never"
-            lines.append(f"| {runtime} | {' | '.join(cells)} | {below} |")
-    return "\n".join(lines)
-
-
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(way: Way) -> str:
-    return f"{way.name} | {way.accuracy:.1%} | {way.payload_bytes:,.0f} | {way.compute_ms:.2f}"
-
-
-def crossover(cut: Way, jpeg: Way, most_loss: float = MOST_LOSS) -> float | None:
-    """The link rate in MB/s below which the cut is faster.
-
-    Infinite where it always is, None where it sends no less or is less accurate.
-    """
+def crossover(cut: Way, jpeg: Way) -> float | None:
+    """The link rate in MB/s below which the cut is faster: infinite where it always is, None where it sends no less."""
     saved_bytes = jpeg.payload_bytes - cut.payload_bytes
-    if saved_bytes <= 0 or cut.accuracy < jpeg.accuracy - most_loss:
+    if saved_bytes <= 0:
         return None
     extra_ms = cut.compute_ms - jpeg.compute_ms
     return saved_bytes / (1000.0 * extra_ms) if extra_ms > 0 else float("inf")
 
 
-def _cuts(result: ReplayResult, rows: list[dict]) -> list[Way]:
-    """Every trained configuration of quick runs, with the mean accuracy of its seeds."""
-    found: dict[tuple, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["method"] not in ("jpeg", "none") and row["budget"] == "quick":
-            found[row["partition"], row["ae_ratio"], row["bits"], row["method"], row["tcl"]].append(row["accuracy"])
-    ways = []
-    for (partition, ratio, bits, _method, tcl), accuracies in found.items():
-        config = SplitConfig(partition=partition, ae_ratio=ratio, bits=bits, tcl=tcl)
-        ways.append(result.cut(config, statistics.fmean(accuracies)))
-    return ways
-
-
-def _jpegs(result: ReplayResult, rows: list[dict]) -> list[Way]:
-    found = [row for row in rows if row["method"] == "jpeg"]
-    return [result.picture(row["quality"], row["bytes"], row["accuracy_finetuned"]) for row in found]
-
-
-_HEAD = """# The headline, and where JPEG loses
+_HEAD = """# The headline
 
 `python benchmarks/headline.py` on {date}; its first lines say what is what. The paper (abstract): ResNet-50 cut after
 the convolutional stem is 2.33 times as fast as the server-only solution and 1.85 times as fast as all-on-node.
@@ -217,11 +159,10 @@ the convolutional stem is 2.33 times as fast as the server-only solution and 1.8
 
 def main() -> None:
     """Compute the tables and write them down."""
-    large, small = (StageTable(Store(TABLES / f"headline-{size}")) for size in (224, 64))
+    large = StageTable(Store(TABLES / "headline-224"))
     sections = {
         "Recorded: Raspberry Pi 4 with TensorFlow": headline(large, "raspberry_pi_4b_resnet50"),
         "Modelled: Raspberry Pi 4 with ncnn": headline(large, "raspberry_pi_4b"),
-        "The link rate below which a cut beats JPEG, 64 pixels": crossovers(small),
     }
     parts = [f"## {name}\n\n{text}\n" for name, text in sections.items()]
     parts.insert(0, _HEAD.format(date=datetime.date.today()))

@@ -2,7 +2,7 @@
 
     python benchmarks/squeeze.py                  # every run of the plan that is not there yet, then the tables
     python benchmarks/squeeze.py --plan decides   # one group of it; --list shows them all
-    python benchmarks/squeeze.py --plan longer --part 1/4   # every fourth of them and no tables, for several at once
+    python benchmarks/squeeze.py --plan longer --part 1/4   # every fourth of it and no tables, for several at once
     python benchmarks/squeeze.py --table          # tables alone, from what there is
 
 ResNet-50 on 50 classes of TinyImageNet, weights and images as in studies/resnet50_tinyimagenet50.yaml. Each run trains
@@ -11,15 +11,19 @@ against the uncut model with renewed BatchNorm statistics after the same fine-tu
 too where the candidate had them), same seed. Picture codecs stand before a network that was fine-tuned as long on
 images of that codec, with the BatchNorm statistics of each quality; on their mirror images too in the longer budget.
 
+What a few bits cost is a group by itself (``--plan few-bits``): quick trainings, and none at all (principal components
+and fitted levels).
+
 Results are appended to benchmarks/results/squeeze.jsonl as they come, tables go to benchmarks/results/squeeze.md.
 """
 
 import argparse
 import datetime
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,7 @@ from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.models.load import build
 from evaluators.models.work import module_work
-from evaluators.settings import FinetuneSettings
+from evaluators.settings import FinetuneSettings, Quantization
 from evaluators.store import Store, StoreKey
 from evaluators.tasks.classification import Classification
 from evaluators.tasks.datasets import open_dataset
@@ -63,7 +67,8 @@ FULL = FinetuneSettings(
     quantization="straight-through",
 )
 LONGER = replace(FULL, epochs=3)
-BUDGETS = {"quick": QUICK, "full": FULL, "longer": LONGER}
+UNTRAINED = replace(QUICK, epochs=0, reconstruction_steps=0)
+BUDGETS = {"untrained": UNTRAINED, "quick": QUICK, "full": FULL, "longer": LONGER}
 # Whose candidates are set against the codecs of a budget: those that had no more training.
 NO_MORE = {"quick": ("quick",), "full": ("full",), "longer": ("full", "longer")}
 _TIMED = ("stem", "layer1.2", "layer2.3", "layer3.5")
@@ -88,7 +93,18 @@ class Run:
     codec: str = ""
     seed: int = 0
     budget: str = "full"
+    quantization: Quantization = "straight-through"
     model: str = "resnet50"
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        """How a candidate, or the network behind a codec, is trained."""
+        return replace(BUDGETS[self.budget], quantization=self.quantization)
+
+    @property
+    def reference(self) -> str:
+        """The budget of the uncut model that a drop is against."""
+        return "quick" if self.budget == "untrained" else self.budget
 
     @property
     def config(self) -> SplitConfig:
@@ -106,6 +122,26 @@ def _distilled(ae_ratio: float, seed: int, **more: Any) -> Run:
     return Run(partition="layer2.3", head="distilled", ae_ratio=ae_ratio, seed=seed, **more)
 
 
+# Ways to few bits: what a run of each differs in.
+WAYS: dict[str, dict[str, Any]] = {
+    "principal components, no training": {"budget": "untrained", "quantization": "post-training"},
+    "fine-tuning, then quantization": {"budget": "quick", "quantization": "post-training"},
+    "the same with TCL 100": {"budget": "quick", "quantization": "post-training", "tcl": 100.0},
+    "straight-through": {"budget": "quick"},
+    "straight-through with TCL 30": {"budget": "quick", "tcl": 30.0},
+}
+ONE_BIT = (("stem", 0.25), ("layer1.2", 0.0625), ("layer2.3", 0.125), ("layer3.5", 0.25))  # 512 bytes packed each
+
+
+def _ways(partition: str, ae_ratio: float, bits: Sequence[int], among: Sequence[str], seed: int = 0) -> list[Run]:
+    return [
+        Run(partition=partition, ae_ratio=ae_ratio, bits=width, seed=seed, **WAYS[way])
+        for width in bits
+        for way in among
+    ]
+
+
+_TRAINED, _BOTH = list(WAYS)[1:], list(WAYS)[-1:]
 # In the order of what they decide, so that a stop costs the least.
 PLANS: dict[str, list[Run]] = {
     "quick": [
@@ -139,9 +175,20 @@ PLANS: dict[str, list[Run]] = {
     "codecs": [Run(codec=codec) for codec in ("webp", "jpeg")],
     "sizes": [_distilled(ratio, seed) for seed in (1, 0) for ratio in (0.25, 0.03125)],
     "cuts": [
-        Run(partition="layer3.5", head=head, ae_ratio=ratio, budget="quick")
-        for ratio in (0.0625, 0.25)
+        Run(partition=partition, head=head, ae_ratio=ratio, budget="quick")
+        for partition, ratio in ONE_BIT
         for head in ("own", "distilled")
+    ],
+    "few-bits": [
+        *_ways("stem", 0.25, (1, 2, 3), list(WAYS)),
+        *_ways("layer2.3", 0.125, (1,), list(WAYS)),
+        *_ways("layer2.3", 0.125, (2, 3), _BOTH),
+        *_ways("layer3.5", 0.0625, (1, 2, 3), _BOTH),
+    ],
+    "few-bits-seeds": [
+        run
+        for seed, (cut, ratio) in itertools.product((1, 2), (("stem", 0.25), ("layer2.3", 0.125)))
+        for run in _ways(cut, ratio, (1,), _TRAINED, seed)
     ],
     "rate": [_distilled(0.125, 0, rate=rate) for rate in (0.1, 0.5)],
     "tcl": [_distilled(0.125, 0, tcl=tcl) for tcl in (10.0,)],
@@ -185,12 +232,15 @@ class Bench:
             seconds = round(time.perf_counter() - start, 1)
             yield {**asdict(run), **row, **uncut, "seconds": seconds, "trained_on": trained_on()}
 
-    def _split(self, run: Run) -> dict[str, Any]:
-        settings, store = BUDGETS[run.budget], Store(STORE)
+    def trainer(self, run: Run) -> StoredTrainer:
+        """Trains the candidate of a run, or finds it again."""
+        store = Store(STORE)
         heads = DistilledHeads(self.split, self.cache, store, self.depends_on)
-        inner = FinetuneTrainer(self.split, self.cache, settings, heads)
-        trainer = StoredTrainer(inner, store, self.depends_on, self.split, settings, carries_image_size=False)
-        candidate = trainer.train(run.config, settings.budget, run.seed)
+        inner = FinetuneTrainer(self.split, self.cache, run.settings, heads)
+        return StoredTrainer(inner, store, self.depends_on, self.split, run.settings, carries_image_size=False)
+
+    def _split(self, run: Run) -> dict[str, Any]:
+        candidate = self.trainer(run).train(run.config, run.settings.budget, run.seed)
         scores = {
             coder: candidate.score(replace(run.config, lossless=coder), self.cache)
             for coder in ("packed", "lzma", "context")
@@ -217,16 +267,16 @@ class Bench:
     def _finetuned(self, run: Run) -> np.ndarray:
         """Whether the uncut model is right after the fine-tuning that such candidates get."""
         mirrored = run.head != "own"
-        path = STORE / f"finetuned-{run.model}-{run.partition}-{run.seed}-{run.budget}-{mirrored}.npy"
+        path = STORE / f"finetuned-{run.model}-{run.partition}-{run.seed}-{run.reference}-{mirrored}.npy"
         if not path.exists():
-            settings = BUDGETS[run.budget]
+            settings = BUDGETS[run.reference]
             network = finetuned_uncut(self.cache, run.partition, settings, run.seed, mirrored=mirrored)
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, self.right(answers(network, self.cache, self.cache.images("validation"))))
         return np.load(path)
 
     def _coded(self, run: Run) -> Iterator[dict[str, Any]]:
-        codec, settings = CODECS[run.codec], BUDGETS[run.budget]
+        codec, settings = CODECS[run.codec], run.settings
         mirrored = run.budget == "longer"
         network: Whole = finetuned_behind(codec, self.cache, "stem", settings, run.seed, mirrored=mirrored)
         for quality in QUALITIES:
@@ -250,12 +300,18 @@ def macs(head: nn.Module, size: int) -> int:
 
 def kept() -> list[dict[str, Any]]:
     """Rows that are there already."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return [{**asdict(Run()), **json.loads(line)} for line in lines]
 
 
 def is_there(run: Run, rows: list[dict[str, Any]]) -> bool:
     """Whether a run has its rows."""
-    return any(all(row[name] == value for name, value in asdict(run).items()) for row in rows)
+    return any(is_row_of(run, row) for row in rows)
+
+
+def is_row_of(run: Run, row: dict[str, Any]) -> bool:
+    """Whether it is of this very run."""
+    return all(row[name] == value for name, value in asdict(run).items())
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -281,7 +337,7 @@ def candidates_table(rows: list[dict[str, Any]]) -> str:
         " | packed | LZMA | context | seeds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in means(rows):
+    for row in means([row for row in rows if not is_way(row)]):
         config = Run(**{name: row[name] for name in asdict(Run()) if name != "seed"}).config
         low, high = row["intervals"][0]
         context = f"{row['context_bytes']:,.0f}" if "context_bytes" in row else ""
@@ -293,6 +349,59 @@ def candidates_table(rows: list[dict[str, Any]]) -> str:
             f"| {context} | {row['seeds']} |"
         )
     return "\n".join(lines)
+
+
+def is_way(row: dict[str, Any]) -> bool:
+    """Whether a candidate is one of those that the group ``few-bits`` compares."""
+    return any(is_row_of(run, row) for run in PLANS["few-bits"] + PLANS["few-bits-seeds"])
+
+
+def few_bits_table(rows: list[dict[str, Any]]) -> str:
+    """One line for each cut, bit-width and way to few bits."""
+    lines = [
+        "| cut | bits | way | top-1 | uncut, fine-tuned | drop (95 % interval) | packed | LZMA | context | seeds |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    found = means([row for row in rows if is_way(row)])
+    places = sorted({(row["partition"], row["ae_ratio"], row["bits"]) for row in found}, key=_in_order)
+    for place, (way, asks) in itertools.product(places, WAYS.items()):
+        for row in found:
+            asked = asdict(Run(**dict(zip(("partition", "ae_ratio", "bits"), place, strict=True)), **asks))
+            if any(row[name] != value for name, value in asked.items() if name != "seed"):
+                continue
+            low, high = row["intervals"][0]
+            interval = f" ({low:.1f} to {high:.1f})" if row["seeds"] == 1 else ""
+            sizes = " | ".join(f"{row[f'{coder}_bytes']:,.0f}" for coder in ("packed", "lzma", "context"))
+            lines.append(
+                f"| {place[0]}, AE {place[1]:g} | {place[2]} | {way} | {row['accuracy']:.1%} "
+                f"| {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{interval} | {sizes} | {row['seeds']} |"
+            )
+    return "\n".join(lines)
+
+
+def cuts_table(rows: list[dict[str, Any]]) -> str:
+    """One line for each cut of the group ``cuts``: its two heads, side by side."""
+    lines = [
+        "| cut | AE | packed | own head MMACs | drop (95 % interval) | context | distilled head MMACs "
+        "| drop (95 % interval) | context |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for own, distilled in zip(PLANS["cuts"][::2], PLANS["cuts"][1::2], strict=True):
+        found = [row for run in (own, distilled) for row in rows if is_row_of(run, row)]
+        if len(found) == 2:
+            heads = " | ".join(
+                f"{row['head_macs'] / 1e6:.1f} | {row['drop_pp']:.1f} pp ({low:.1f} to {high:.1f}) "
+                f"| {row['context_bytes']:,.0f}"
+                for row in found
+                for low, high in [row["drop_interval_pp"]]
+            )
+            packed = found[0]["packed_bytes"]
+            lines.append(f"| {own.partition} | {own.ae_ratio:g} | {packed:,.0f} | {heads} |")
+    return "\n".join(lines)
+
+
+def _in_order(place: tuple[str, float, int]) -> tuple[int, float, int]:
+    return _TIMED.index(place[0]), *place[1:]
 
 
 def codecs_table(rows: list[dict[str, Any]]) -> str:
@@ -349,7 +458,7 @@ def crossings_table(rows: list[dict[str, Any]], budget: str) -> str:
                     lines.append(f"| {name} | {most:g} pp | {'none' if not cuts else ''} | | | | {codec} | | | | |")
                     continue
                 rival = min(ways, key=lambda way: way.payload_bytes)
-                rates: list[tuple[float, Way]] = [(crossover(cut, rival, most_loss=1.0) or 0.0, cut) for cut in cuts]
+                rates: list[tuple[float, Way]] = [(crossover(cut, rival) or 0.0, cut) for cut in cuts]
                 rate, cut = max(rates, key=lambda pair: (pair[0], -pair[1].payload_bytes))
                 below = "any rate" if rate == float("inf") else f"{rate:.2g} MB/s" if rate else "never"
                 cells = (
@@ -360,13 +469,18 @@ def crossings_table(rows: list[dict[str, Any]], budget: str) -> str:
     return "\n".join(lines)
 
 
+TABLES = {
+    "Candidates": candidates_table,
+    "What a few bits cost, quick": few_bits_table,
+    "One bit at every cut, quick, one seed": cuts_table,
+    "Picture codecs": codecs_table,
+}
+
+
 def write_tables(rows: list[dict[str, Any]]) -> None:
     """Make the page of results anew."""
-    parts = {
-        "Candidates": candidates_table(rows),
-    }
+    parts = {name: table(rows) for name, table in TABLES.items()}
     if any(row["codec"] for row in rows):
-        parts["Picture codecs"] = codecs_table(rows)
         budget = max((row["budget"] for row in rows if row["codec"]), key=list(BUDGETS).index)
         parts[f"The link rate below which a candidate is faster than a codec, {budget}"] = crossings_table(rows, budget)
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in parts.items())
@@ -378,13 +492,13 @@ def main() -> None:
     """Run what is missing, then make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", choices=list(PLANS), action="append", help="a group of runs; all of them by default")
-    parser.add_argument("--part", default="", help="1/4: the first of every four runs of the plan, and no tables")
+    parser.add_argument("--part", default="", help="1/4: every fourth run of the plan from the first on, and no tables")
     parser.add_argument("--list", action="store_true", help="print the plan and stop")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     plan = [run for name in options.plan or PLANS for run in PLANS[name]]
     part, parts = map(int, (options.part or "1/1").split("/"))
-    missing = [run for run in plan if not is_there(run, kept())][part - 1 :: parts]
+    missing = [run for run in plan[part - 1 :: parts] if not is_there(run, kept())]
     if options.list:
         for run in plan:
             print("missing" if run in missing else "there  ", run)

@@ -13,11 +13,12 @@ from torch import nn
 from evaluators.latency.compose import compose
 from evaluators.latency.links import LinkProfile
 from evaluators.latency.machines import NotRecorded
-from evaluators.latency.stage_timer import StageTimer, untrained
+from evaluators.latency.stage_timer import Stages, StageTimer, untrained
 from evaluators.models.cut import SplitModel
 from evaluators.models.distilled import DistilledHead, distilled_head
 from evaluators.models.work import module_work
 from evaluators.result import HeadCost, Price, Timing
+from evaluators.settings import FinetuneSettings
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 from spaces.partition import PartitionPoint, model_mb
@@ -32,6 +33,7 @@ class _Untrained:
     values: int
     header_bytes: int
     device_model_mb: float
+    training_macs: float
 
 
 class Pricing:
@@ -42,6 +44,7 @@ class Pricing:
         stage_timer: knows, or measures, what stages take.
         link: gives the link; asked when a price is.
         carries_image_size: whether payloads say how large their images were.
+        finetune: how candidates are trained.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Pricing:
         link: Callable[[], LinkProfile],
         *,
         carries_image_size: bool,
+        finetune: FinetuneSettings,
     ) -> None:
-        self._split, self._stage_timer, self._link = split, stage_timer, link
+        self._split, self._stage_timer, self._link, self._finetune = split, stage_timer, link, finetune
         self._carries_image_size = carries_image_size
         self._known: dict[SplitConfig, _Untrained] = {}
         self._bits: set[int] = set()
@@ -73,6 +77,7 @@ class Pricing:
             payload_bytes=payload_bytes,
             busy_ms=link.busy_ms(payload_bytes),
             device_model_mb=bottleneck.device_model_mb,
+            training_macs=bottleneck.training_macs,
         )
 
     def distilled_heads(self, space: SearchSpace) -> list[HeadCost]:
@@ -121,13 +126,27 @@ class Pricing:
             made = untrained(self._split, squeezed)
             form = replace(made.form, carries_image_size=self._carries_image_size)
             point = self._split.tap(config.partition).point
+            stages = self._stage_timer().bottleneck(squeezed, sorted(self._bits))
             known = self._known[squeezed] = _Untrained(
-                timings=self._stage_timer().bottleneck(squeezed, sorted(self._bits)).timings,
+                timings=stages.timings,
                 values=form.elements,
                 header_bytes=form.header_bytes,
                 device_model_mb=device_model_mb(point, made.head, made.encoder),
+                training_macs=training_macs(self._finetune, config, stages),
             )
         return known
+
+
+def training_macs(finetune: FinetuneSettings, config: SplitConfig, stages: Stages) -> float:
+    """Multiply-accumulate operations of training a candidate, a step counted as three times its forward pass.
+
+    What all configurations of a cut share (features, a distilled head's own learning) is left out, and so is scoring.
+    """
+    bottleneck, network = stages.macs("encode") + stages.macs("decode"), stages.macs("tail")
+    if config.head != "own" or finetune.scope == "all":
+        network += stages.macs("head")
+    rebuilt, answered = finetune.reconstruction_steps * finetune.batch_size, finetune.images * finetune.epochs
+    return 3.0 * (rebuilt * bottleneck + answered * (bottleneck + network))
 
 
 def device_model_mb(point: PartitionPoint, head: nn.Module | None, encoder: nn.Module) -> float:

@@ -212,12 +212,15 @@ class Price:
         payload_bytes: of a packed payload, header included. A lossless coder's are smaller by what it can.
         busy_ms: how long a packed payload occupies the link; the part of ``latency`` that shrinks with it.
         device_model_mb: weights on the device.
+        training_macs: multiply-accumulate operations of training it, about; 0 where nobody knows. Numbers of one study
+            may be compared with each other.
     """
 
     latency: LatencyParts
     payload_bytes: float
     busy_ms: float
     device_model_mb: float
+    training_macs: float = 0.0
 
     def latency_ms(self, payload_bytes: float | None = None, coding_ms: float = 0.0) -> float:
         """For a payload of another size that took so long to code and decode."""

@@ -388,7 +388,13 @@ class SplitEvaluator(Evaluator):
     @functools.cached_property
     def _pricing(self) -> Pricing:
         boxes = self._dataset.picture.letterbox
-        return Pricing(self._split, lambda: self._stage_timer, lambda: self._link, carries_image_size=boxes)
+        return Pricing(
+            self._split,
+            lambda: self._stage_timer,
+            lambda: self._link,
+            carries_image_size=boxes,
+            finetune=self._settings.finetune,
+        )
 
     @functools.cached_property
     def _stage_timer(self) -> StageTimer:

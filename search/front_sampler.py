@@ -38,6 +38,9 @@ class FrontSampler(SplitSampler):
     (:meth:`~search.hypervolume.Staircase.expected_growth`). Trials that are running count as if they had come out as
     expected, so that several workers do not all take the same.
 
+    Growth is taken per operation of the training that it costs (expected improvement per second: Snoek, Larochelle and
+    Adams, 2012), which is counted and not timed, so that equal seeds search equally.
+
     The model is asked from the first trial on. Until there are trials enough to fit it to, only configurations without
     a regularizer and a lossless coder are taken, and of those that promise nearly the same the seed takes one.
 
@@ -113,15 +116,15 @@ class FrontSampler(SplitSampler):
         mean, deviation = self._model.predict(
             knowledge.seen, candidates.features[open_ones], knowledge.floor, knowledge.top, believed
         )
-        cost = np.ones(len(open_ones))
+        cost = candidates.training_macs[open_ones]
         trained = {result.config.training_key: result.accuracy for result in knowledge.results}
         cuts = {_cut_of(result.config) for result in knowledge.results} if self._once_per_cut else set()
         for place, number in enumerate(open_ones):
             accuracy = trained.get(candidates.configs[number].training_key)
-            if _cut_of(candidates.configs[number]) in cuts:
-                cost[place] = _MEMBER_COST
+            share = _MEMBER_COST if _cut_of(candidates.configs[number]) in cuts else 1.0
             if accuracy is not None:
-                mean[place], deviation[place], cost[place] = accuracy, 0.0, min(cost[place], _TWIN_COST)
+                mean[place], deviation[place], share = accuracy, 0.0, min(share, _TWIN_COST)
+            cost[place] *= share
         chosen: list[int] = []
         for _ in range(min(how_many, len(open_ones))):
             worth = knowledge.front(assumed).expected_growth(mean, deviation, latency_ms) / cost
@@ -185,6 +188,8 @@ class _Candidates:
         self._packed_ms = np.array([price.latency_ms() for price in prices])
         self._busy_ms = np.array([price.busy_ms for price in prices])
         self._packed_bytes = np.array([price.payload_bytes for price in prices])
+        macs = np.array([price.training_macs for price in prices])
+        self.training_macs = macs if (macs > 0).all() else np.ones(len(prices))
         # Of each kind of payloads that a lossless coder is known for, one configuration stands for all.
         kinds = {(config.lossless, config.bits): config for config in self.configs}
         self._kinds, place = list(kinds.values()), {kind: number for number, kind in enumerate(kinds)}

@@ -17,6 +17,7 @@ from evaluators.latency.table import StageTable
 from evaluators.models.cut import SplitModel
 from evaluators.pricing import Pricing
 from evaluators.result import HeadCost, Timing
+from evaluators.settings import FinetuneSettings
 from evaluators.store import Store
 from spaces.config import SplitConfig
 from spaces.space import SearchSpace
@@ -41,7 +42,7 @@ def runner():
 
 
 @pytest.fixture
-def pricing(tmp_path, runner, monkeypatch):
+def make_pricing(tmp_path, runner, monkeypatch):
     monkeypatch.setattr(stage_timer, "_save", lambda *_: None)  # nobody runs these networks
     monkeypatch.setattr(StageTimer, "_save_part", lambda *_: None)
     strides, layers = {3: 2, 8: 2, 4: 1}, list[nn.Module]()
@@ -51,7 +52,13 @@ def pricing(tmp_path, runner, monkeypatch):
     split = SplitModel(network, 32)
     machine = machine_for(MachineProfile(name="local", threads=1), StageTable(Store(tmp_path / "store")), runner)
     timer = StageTimer(machine, machine, split, PICTURE, np.zeros((32, 32, 3), np.uint8))
-    return Pricing(split, lambda: timer, lambda: LinkProfile(rate_mb_per_s=1.0), carries_image_size=False)
+    link = LinkProfile(rate_mb_per_s=1.0)
+    return lambda finetune: Pricing(split, lambda: timer, lambda: link, carries_image_size=False, finetune=finetune)
+
+
+@pytest.fixture
+def pricing(make_pricing):
+    return make_pricing(FinetuneSettings())
 
 
 def space_of(*partitions, heads=("own", "distilled", "distilled-wide")):
@@ -94,6 +101,26 @@ def test_a_device_that_does_not_know_a_head_leaves_its_latency_out(pricing, monk
     monkeypatch.setattr(StageTimer, "bottleneck", unknown)
     (found,) = pricing.distilled_heads(space_of("1", heads=("own", "distilled")))
     assert found.ms is None and found.macs and found.params and not found.why
+
+
+def test_training_costs_what_its_steps_compute(make_pricing):
+    def macs(config, **settings):
+        return make_pricing(FinetuneSettings(images=7, batch_size=10, **settings)).of(config).training_macs
+
+    own = SplitConfig(partition="3", ae_ratio=0.25, bits=1)
+    stood_in = replace(own, head="distilled")
+    convolution, linear = 4 * 4 * 9 * 8 * 8, 32 * 2
+    distilled = (3 * 24 * 9 * 16**2) + (24 * 48 * 9 * 8**2)
+    for config, network in ((own, convolution + linear), (stood_in, convolution + linear + distilled)):
+        bottleneck = macs(config, reconstruction_steps=2, epochs=0) / (3 * 2 * 10)
+        assert bottleneck > 2 * 4 * 8 * 8  # at least a channel of four and back, at each of 8x8 places
+        assert macs(config, reconstruction_steps=0, epochs=5) == 3 * 7 * 5 * (bottleneck + network)
+        assert macs(config, reconstruction_steps=2, epochs=5) == sum((
+            macs(config, reconstruction_steps=2, epochs=0), macs(config, reconstruction_steps=0, epochs=5)
+        ))  # fmt: skip
+    assert macs(own, reconstruction_steps=0, epochs=0) == 0
+    heads_too = macs(own, reconstruction_steps=0, epochs=1, scope="all")
+    assert heads_too - macs(own, reconstruction_steps=0, epochs=1) == 3 * 7 * (3 * 8 * 9 * 16**2 + 8 * 4 * 9 * 8**2)
 
 
 def test_the_latency_is_the_one_that_a_price_has(pricing):

@@ -232,6 +232,24 @@ def test_before_there_is_a_model_nothing_slow_is_tried(search):
     assert max(latency_or_never(fake, config) for config in taken) < whole < max(filter(np.isfinite, latencies))
 
 
+class Dear(FakeEvaluator):
+    """Wide bottlenecks take ten times as long to train."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def price(self, config):
+        return dataclasses.replace(super().price(config), training_macs=self.times if config.ae_ratio > 0.3 else 1.0)
+
+
+def test_what_takes_long_to_train_has_to_promise_more(search):
+    def wide(folder, times):
+        study = search(Dear(times), space=BOTH_HEADS, folder=folder, pruning="none", trials=12)
+        return sum(study.sampler.of_trial(trial).ae_ratio > 0.3 for trial in finished_trials(study))
+
+    assert wide("dear", 10.0) < wide("equal", 1.0) == wide("unknown", 0.0)
+
+
 def test_where_no_configuration_keeps_the_limits_the_trials_say_so(search):
     study = search(constraints={"max_latency_ms": 0.001}, pruning="none", trials=4, once_per_cut=True)
     ended = finished_trials(study)

@@ -7,9 +7,9 @@
 Each search is a process of its own over the study's whole space, one after the other on the quiet machine or, with
 ``--beside``, all at once, a core for each. What all of them need before they begin (the uncut network, its baselines,
 timings) is made once and shared; what a search trains is its own. A trial counts if it has ended within the seconds.
-The hypervolume is the study's: between the front, the drop that it allows, and its slowest baseline, which is none
-behind a picture codec, so these are left out. Rows are appended to benchmarks/results/live.jsonl, the table goes to
-live.md.
+The hypervolume is between the front, the drop that the study allows, and the slowest baseline without a picture codec:
+nobody has to wait for codecs, of which there are three times ten. Rows are appended to benchmarks/results/live.jsonl,
+the table goes to live.md.
 """
 
 import argparse
@@ -116,11 +116,10 @@ def _about(evaluator: Evaluator) -> dict[str, Any]:
     return {"machine": platform.processor() or platform.machine(), "compute": described.get("compute")}
 
 
-def hypervolume(row: dict[str, Any], until_s: float) -> float:
+def hypervolume(row: dict[str, Any], until_s: float, corner: Corner) -> float:
     """Of what a search had found after so many seconds."""
     kept = [(accuracy, ms) for at, accuracy, ms, feasible in row["results"] if feasible and at <= until_s]
-    accuracy, latency_ms = row["corner"]
-    return Staircase(kept, Corner(accuracy=accuracy, latency_ms=latency_ms)).hypervolume
+    return Staircase(kept, corner).hypervolume
 
 
 @contextlib.contextmanager
@@ -155,10 +154,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         + " |",
         "| --- | ---: | ---: | ---: | --- | ---: |" + " ---: |" * len(MOMENTS),
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["study"], row["seed"])):
         peers = [each for each in rows if (each["study"], each["seed"]) == (row["study"], row["seed"])]
-        most = max(hypervolume(each, each["seconds"]) for each in peers) or 1.0
-        parts = (hypervolume(row, moment * row["seconds"]) / most for moment in MOMENTS)
+        accuracies, latencies = zip(*(each["corner"] for each in peers), strict=True)
+        corner = Corner(accuracy=max(accuracies), latency_ms=min(latencies))  # rows of before had codecs among them
+        most = max(hypervolume(each, each["seconds"], corner) for each in peers) or 1.0
+        parts = (hypervolume(row, moment * row["seconds"], corner) / most for moment in MOMENTS)
         ended = sum(at <= row["seconds"] for at, *_ in row["results"])
         cells = [
             row["study"],

@@ -124,9 +124,11 @@ class AccuracyModel:
         self._fitted_rows = 0
 
     @staticmethod
-    def is_young(seen: Sequence[Seen]) -> bool:
-        """Whether there is too little to fit anything to."""
-        return len(seen) < _FITTED_FROM
+    def is_young(seen: Sequence[Seen], floor: float) -> bool:
+        """Whether there is too little to fit anything to: few results, or none that is better than hopeless, which are
+        all the same.
+        """
+        return len(seen) < _FITTED_FROM or all(row.accuracy <= floor for row in seen)
 
     def predict(
         self, seen: Sequence[Seen], wanted: np.ndarray, floor: float, top: float, believed: Sequence[Seen] = ()
@@ -149,7 +151,8 @@ class AccuracyModel:
         rows = [*known, *believed]
         inputs = np.array([row.features for row in rows]).reshape(len(rows), wanted.shape[1])
         targets = np.array([max(row.accuracy, floor) for row in rows])
-        if self.is_young(seen):
+        is_young = self.is_young(seen, floor)
+        if is_young:
             scale = max((top - floor) / 2, 1e-3)
             expected, expected_of_rows = ((floor + top) / 2 + scale * self._trend.of(each) for each in (wanted, inputs))
         else:
@@ -157,7 +160,8 @@ class AccuracyModel:
             expected = expected_of_rows = targets[: len(known)].mean()
         noise = np.array([max(row.error, 1e-3) / scale for row in rows]) ** 2
         targets = (targets - expected_of_rows) / scale
-        kernel = self._kernel_for(seen, *(each[: len(known)] for each in (inputs, targets, noise)))
+        known_rows = (each[: len(known)] for each in (inputs, targets, noise))
+        kernel = _new_kernel(wanted.shape[1], self._cuts) if is_young else self._kernel_for(seen, *known_rows)
         process = GaussianProcessRegressor(kernel=kernel, alpha=noise if rows else 1e-10, optimizer=None)
         if rows:
             process.fit(inputs, targets)
@@ -167,8 +171,6 @@ class AccuracyModel:
         return mean * scale + expected, deviation * scale
 
     def _kernel_for(self, seen: Sequence[Seen], inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray) -> Kernel:
-        if self.is_young(seen):
-            return _new_kernel(inputs.shape[1], self._cuts)
         if self._kernel is None or len(seen) >= _REFIT * self._fitted_rows:
             self._kernel, self._fitted_rows = self._fitted(inputs, targets, noise), len(seen)
         return self._kernel

@@ -41,8 +41,9 @@ class FrontSampler(SplitSampler):
     Growth is taken per operation of the training that it costs (expected improvement per second: Snoek, Larochelle and
     Adams, 2012), which is counted and not timed, so that equal seeds search equally.
 
-    The model is asked from the first trial on. Until there are trials enough to fit it to, only configurations without
-    a regularizer and a lossless coder are taken, and of those that promise nearly the same the seed takes one.
+    The model is asked from the first trial on. Until there are trials enough to fit it to, one of them not hopeless,
+    only configurations without a regularizer and a lossless coder are taken, and of those that promise nearly the same
+    the seed takes one.
 
     Args:
         space: what is searched; a continuous TCL strength on a grid.
@@ -99,7 +100,7 @@ class FrontSampler(SplitSampler):
         """The next configurations, by number, as if each came out as expected before the next is chosen."""
         knowledge, candidates = self.knowledge, self._candidates
         assert candidates is not None
-        is_young = self._model.is_young(knowledge.seen)
+        is_young = self._model.is_young(knowledge.seen, knowledge.floor)
         open_ones = np.array([n for n, config in enumerate(candidates.configs) if config not in known], int)
         if is_young and candidates.plain[open_ones].any():
             open_ones = open_ones[candidates.plain[open_ones]]
@@ -128,10 +129,12 @@ class FrontSampler(SplitSampler):
         chosen: list[int] = []
         for _ in range(min(how_many, len(open_ones))):
             worth = knowledge.front(assumed).expected_growth(mean, deviation, latency_ms) / cost
-            best = self._one_of_the_best(worth, len(known)) if is_young else int(np.argmax(worth))
+            worth[np.isin(open_ones, chosen)] = -1.0  # not twice
+            # Where nothing promises anything, the first would be a neighbour of the last, and as hopeless.
+            by_lot = is_young or worth.max() <= 0
+            best = self._one_of_the_best(worth, len(known)) if by_lot else int(np.argmax(worth))
             chosen.append(int(open_ones[best]))
             assumed.append((float(mean[best]), float(latency_ms[best])))
-            deviation[best], mean[best] = 0.0, -1.0  # not twice
         return chosen
 
     def _one_of_the_best(self, worth: np.ndarray, trials: int) -> int:

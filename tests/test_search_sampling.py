@@ -94,10 +94,17 @@ def test_the_model_is_right_between_what_it_saw_and_unsure_beyond():
     assert deviation[2] > 5 * deviation[:2].max()
 
 
-def test_equal_accuracies_and_hopeless_ones_break_no_model():
-    rows = [seen(x, accuracy) for x, accuracy in ((0.0, 0.0), (0.5, 0.1), (1.0, 0.0), (1.0, 0.0))]
+def test_equal_accuracies_break_no_model():
+    rows = [seen(x, 0.7) for x in (0.0, 0.5, 1.0, 1.0)]
     mean, deviation = AccuracyModel(0, NO_TREND).predict(rows, np.array([[0.2]]), floor=0.5, top=1.0)
-    assert mean == pytest.approx([0.5]) and np.isfinite(deviation).all()
+    assert mean == pytest.approx([0.7]) and np.isfinite(deviation).all()
+
+
+def test_what_was_only_hopeless_says_nothing_of_what_is_far_from_it():
+    rows = [seen(x, accuracy) for x, accuracy in ((0.0, 0.0), (0.5, 0.1), (1.0, 0.0), (1.0, 0.0))]
+    mean, deviation = AccuracyModel(0, NO_TREND).predict(rows, np.array([[0.2], [9.0]]), floor=0.5, top=1.0)
+    assert mean == pytest.approx([0.5, 0.75], abs=0.02)
+    assert deviation[0] < 0.05 and deviation[1] == pytest.approx(0.25, abs=0.01)
 
 
 def test_before_anything_was_seen_gentle_squeezes_are_expected_to_be_better():
@@ -248,6 +255,27 @@ def test_what_takes_long_to_train_has_to_promise_more(search):
         return sum(study.sampler.of_trial(trial).ae_ratio > 0.3 for trial in finished_trials(study))
 
     assert wide("dear", 10.0) < wide("equal", 1.0) == wide("unknown", 0.0)
+
+
+class CheapAndHopeless(FakeEvaluator):
+    """All but one cut are trained in a third of the time, to nothing."""
+
+    def price(self, config):
+        return dataclasses.replace(super().price(config), training_macs=1.0 if self.is_hopeless(config) else 3.0)
+
+    def evaluate(self, config, *, budget=None, seed=None, split="validation"):
+        found = super().evaluate(config, budget=budget)
+        return dataclasses.replace(found, accuracy=0.1) if self.is_hopeless(config) else found
+
+    @staticmethod
+    def is_hopeless(config):
+        return config.partition != "middle"
+
+
+def test_a_hopeless_beginning_does_not_go_on(search):
+    study = search(CheapAndHopeless(), space=BOTH_HEADS, pruning="none", trials=16)
+    hopeless = [CheapAndHopeless.is_hopeless(study.sampler.of_trial(trial)) for trial in finished_trials(study)]
+    assert all(hopeless[:4]) and hopeless.count(False) > 3
 
 
 def test_where_no_configuration_keeps_the_limits_the_trials_say_so(search):

@@ -208,6 +208,17 @@ def test_a_ratio_that_leaves_no_channel_is_left_out(split, timer, runner):
     assert sum("encode" in stages for stages in runner.asked) == 1
 
 
+def test_what_is_timed_is_the_same_each_time_and_neither_silent_nor_endless(split):
+    config, maps = SplitConfig(partition="3", ae_ratio=0.5, bits=2), [torch.randn(4, *split.tap("3").point.shapes[0])]
+
+    def activations():
+        with torch.no_grad():
+            (found,) = untrained(split, config).encoder(*maps)
+        return found
+
+    assert torch.equal(activations(), activations()) and 0.1 < activations().std() < 1.0
+
+
 def test_one_run_answers_for_all_stages_of_a_side(split, timer, runner):
     config = SplitConfig(partition="3", ae_ratio=0.5, bits=4)
     timer.split(config, *squeezed(split, config))

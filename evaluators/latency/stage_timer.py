@@ -400,16 +400,16 @@ def untrained(split: SplitModel, config: SplitConfig) -> Squeeze:
     point = split.tap(config.partition).point
     bottleneck = new_bottleneck(point, config, split.image_size)
     head, generator = stand_in(config, point, split.image_size), torch.Generator().manual_seed(0)
-    features = [torch.randn(8, *shape, generator=generator) for shape in point.shapes]
-    maps = features
-    if head is not None:
-        with torch.no_grad():
-            maps = list(head(torch.randn(8, 3, split.image_size, split.image_size, generator=generator)))
-    bottleneck.start_from(features, maps=maps if head is not None else None)
+    maps = [torch.randn(1, *shape, generator=generator) for shape in point.shapes]
     with torch.no_grad():
-        activations = bottleneck.encoder(*maps)
+        if head is not None:
+            maps = list(head(torch.randn(1, 3, split.image_size, split.image_size, generator=generator)))
+        for parameter in bottleneck.parameters():
+            # Not the closed form of a training, which takes seconds where there are thousands of channels.
+            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.0
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+        activations = bottleneck.eval().encoder(*maps)
     form = _form([tuple(tensor.shape[1:]) for tensor in activations], config.bits)
-    bottleneck.eval()
     return Squeeze(encoder=bottleneck.encoder, decoder=bottleneck.decoder, form=form, head=head)
 
 

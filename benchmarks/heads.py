@@ -17,6 +17,7 @@ import argparse
 import datetime
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -64,9 +65,10 @@ _PAGE = """# Own and distilled heads of EfficientNetV2-S and YOLOv10n
 
 `python benchmarks/heads.py STUDY`; its first lines say what is what. The study's own seed, or the one that is named.
 Accuracies are of the search-validation images (of YOLOv10n mAP50-95), drops against the uncut network after the same
-fine-tuning (the study's seed). Device and link are modelled, the server is this machine, measured. Of the baselines,
-those that no other one beats; of yolov10n_voc2012_animals' codecs only JPEG 50 and 70 were tried, of yolov10n_bccd's
-JPEG 20, 30, 50 and 60, WebP 50 and AVIF 40.
+fine-tuning (the study's seed). Device and link are modelled, the server is this machine, measured. The last column is
+at which link rates a split is faster than every picture sent, raw or a codec's, that is answered as well or better. Of
+the baselines, those that no other one beats; of yolov10n_voc2012_animals' codecs only JPEG 50 and 70 were tried, of
+yolov10n_bccd's JPEG 20, 30, 50 and 60, WebP 50 and AVIF 40.
 """
 
 
@@ -108,8 +110,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     shown = [row for row in rivals if not any(beats(other, row) for other in rivals)]
     shown += [row for row in rivals if row["name"] in ("all-on-device", "server-only, raw") and row not in shown]
     lines = [
-        "| what | head MMACs | accuracy | drop pp | bytes | ms | device | link | server |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| what | head MMACs | accuracy | drop pp | bytes | ms | device | link | server | faster at |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in candidates + sorted(shown, key=lambda row: row["latency_ms"]):
         parts = row["latency"]
@@ -120,9 +122,32 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {macs} | {row['accuracy']:.1%} | {100 * (uncut - row['accuracy']):.1f} "
             f"| {row['payload_bytes']:,.0f} | {row['latency_ms']:.2f} | {device:.2f} | {parts['link_ms']:.2f} "
-            f"| {server:.2f} |"
+            f"| {server:.2f} | {faster_at(row, rivals) if row['candidate'] else ''} |"
         )
     return "\n".join(lines)
+
+
+def faster_at(candidate: dict[str, Any], rivals: list[dict[str, Any]]) -> str:
+    """The link rates at which a candidate is faster than every picture sent that is answered as well or better."""
+
+    def besides_link(row: dict[str, Any]) -> float:
+        return float(row["latency_ms"] - row["latency"]["link_ms"])
+
+    above, below = 0.0, math.inf  # MB/s
+    for rival in rivals:
+        if not rival["payload_bytes"] or rival["accuracy"] < candidate["accuracy"]:
+            continue
+        saved_kb = (rival["payload_bytes"] - candidate["payload_bytes"]) / 1e3
+        slower_ms = besides_link(candidate) - besides_link(rival)
+        if slower_ms > 0:
+            below = min(below, max(saved_kb / slower_ms, 0.0))
+        elif saved_kb < 0:
+            above = max(above, saved_kb / slower_ms if slower_ms else math.inf)
+    if above >= below:
+        return "never"
+    ends = [("above", above)] * (above > 0) + [("below", below)] * (below < math.inf)
+    said = (f"{side} {rate:.0f}" if rate >= 10 else f"{side} {rate:.2g}" for side, rate in ends)
+    return f"{', '.join(said)} MB/s" if ends else "any rate"
 
 
 def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -35,7 +35,7 @@ import optuna
 import plain_optuna
 
 from evaluators.base import Evaluator
-from evaluators.result import FINE_TUNED
+from evaluators.result import FINE_TUNED, Price
 from search.front import corner_of
 from search.hypervolume import Corner, Staircase
 from search.objective import prepare, run_trials
@@ -43,6 +43,7 @@ from search.points import baseline_points, trial_points
 from search.spec import StudySpec, load_spec
 from search.storage import start_or_resume
 from search.wiring import build_evaluator
+from spaces.config import SplitConfig
 from spaces.space import SearchSpace
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,12 +55,13 @@ TRAINED = (
     "context-tables",
 )  # kinds of the store that are a search's own
 UNCODED = [way + end for way in ("all-on-device", "server-only, raw") for end in ("", FINE_TUNED)]
+EQUALLY_LONG = "front, all trainings taken as equally long"
 MOMENTS = (0.25, 0.5, 1.0)  # of the time
 SAMPLERS: dict[str, Callable[[int], Any]] = {
     "plain TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "plain GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
 }
-OURS = {"front (the default)": False, "front, once per cut": True}
+OURS = {"front (the default)": False, EQUALLY_LONG: False, "front, once per cut": True}
 _PAGE = """# Searched live
 
 `python benchmarks/live.py`; its first lines say how. Hypervolumes are parts of the largest that a search of the same
@@ -89,6 +91,8 @@ def searched(study: str, way: str, seed: int, seconds: float, folder: Path) -> d
     spec = spec_of(study, way, seed)
     evaluator = build_evaluator(spec, folder)
     evaluator.baselines = partial(evaluator.baselines, only=UNCODED)  # type: ignore[method-assign]
+    if way == EQUALLY_LONG:
+        evaluator.price = partial(untold, evaluator.price)  # type: ignore[method-assign]
     space = spec.space(list(evaluator.partition_points()))
     opened = start_or_resume(spec, space, folder, contents=evaluator.identity(), ask_price=evaluator.price)
     prepare(opened, space, evaluator, lambda said: print(said, file=sys.stderr, flush=True))
@@ -109,6 +113,11 @@ def searched(study: str, way: str, seed: int, seconds: float, folder: Path) -> d
     elif way:
         run_trials(opened, spec, space, evaluator, folder, timeout_s=seconds, finished=finished)
     return {"results": results, "corner": [corner.accuracy, corner.latency_ms], **_about(evaluator)}
+
+
+def untold(price: Callable[[SplitConfig], Price], config: SplitConfig) -> Price:
+    """A price that does not say what training takes."""
+    return replace(price(config), training_macs=0.0)
 
 
 def _about(evaluator: Evaluator) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class FrontSampler(SplitSampler):
     Adams, 2012), which is counted and not timed, so that equal seeds search equally.
 
     The model is asked from the first trial on. Until there are trials enough to fit it to, one of them not hopeless,
-    only configurations without a regularizer and a lossless coder are taken, and of those that promise nearly the same
-    the seed takes one.
+    only configurations without a regularizer and a lossless coder are taken, all trainings count as equally long, and
+    of those that promise nearly the same the seed takes one.
 
     Args:
         space: what is searched; a continuous TCL strength on a grid.
@@ -117,7 +117,8 @@ class FrontSampler(SplitSampler):
         mean, deviation = self._model.predict(
             knowledge.seen, candidates.features[open_ones], knowledge.floor, knowledge.top, believed
         )
-        cost = candidates.training_macs[open_ones]
+        # As long as nothing is known the cheapest would be tried first, which say little about the others.
+        cost = np.ones(len(open_ones)) if is_young else candidates.training_macs[open_ones]
         trained = {result.config.training_key: result.accuracy for result in knowledge.results}
         cuts = {_cut_of(result.config) for result in knowledge.results} if self._once_per_cut else set()
         for place, number in enumerate(open_ones):

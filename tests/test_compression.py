@@ -155,6 +155,21 @@ def test_reconstruction_learns_to_rebuild(quantization):
     assert rebuilt[1] < 0.7 * rebuilt[0]
 
 
+def test_reconstruction_of_vectors_does_not_undo_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1500, 40, generator=generator) @ torch.randn(40, 256, generator=generator)
+    features += 0.1 * torch.randn(features.shape, generator=generator)
+    config, losses = SplitConfig(partition="here", ae_ratio=0.25, bits=8), []
+    for steps in (1, 100):
+        bottleneck = Bottleneck([(256,)], [1], 0.25, 8)
+        bottleneck.start_from([features])
+        settings = FinetuneSettings(reconstruction_steps=steps)
+        squeezing = squeezing_of(bottleneck, config, settings, steps, seed=0)
+        data = FinetuneData(features=(features,), criterion=ClassCriterion(torch.zeros(len(features), dtype=torch.long)))
+        losses.append(reconstruct(bottleneck, data, [torch.eye(256)], settings, squeezing)["rebuilding_loss"])
+    assert losses[1] < losses[0] < 0.1
+
+
 @pytest.mark.parametrize(("shape", "sent"), [((12, 6, 6), (6, 3, 3)), ((12, 6), (6, 3)), ((6, 4, 2, 2), (3, 2, 1, 1))])
 def test_a_stride_works_on_patches(shape, sent):
     generator = torch.Generator().manual_seed(0)

@@ -258,7 +258,7 @@ def test_what_takes_long_to_train_has_to_promise_more(search):
 
 
 class CheapAndHopeless(FakeEvaluator):
-    """All but one cut are trained in a third of the time, to nothing."""
+    """All but one cut with its own head are trained in a third of the time, to nothing."""
 
     def price(self, config):
         return dataclasses.replace(super().price(config), training_macs=1.0 if self.is_hopeless(config) else 3.0)
@@ -269,13 +269,21 @@ class CheapAndHopeless(FakeEvaluator):
 
     @staticmethod
     def is_hopeless(config):
-        return config.partition != "middle"
+        return (config.partition, config.head) != ("middle", "own")
 
 
 def test_a_hopeless_beginning_does_not_go_on(search):
     study = search(CheapAndHopeless(), space=BOTH_HEADS, pruning="none", trials=16)
     hopeless = [CheapAndHopeless.is_hopeless(study.sampler.of_trial(trial)) for trial in finished_trials(study)]
     assert all(hopeless[:4]) and hopeless.count(False) > 3
+
+
+def test_before_there_is_a_model_the_cheapest_are_not_tried_first(search):
+    def taken(evaluator, folder):
+        study = search(evaluator, space=BOTH_HEADS, folder=folder, pruning="none", trials=4)
+        return [trial.params for trial in study.get_trials()]
+
+    assert taken(Dear(100.0), "dear") == taken(FakeEvaluator(), "equal")
 
 
 def test_where_no_configuration_keeps_the_limits_the_trials_say_so(search):

@@ -98,6 +98,29 @@ def test_channels_last_maps_are_maps_too():
     assert rebuilt[0].shape == features.shape
 
 
+def test_a_start_sees_more_images_where_they_have_few_places(split, feature_cache, monkeypatch):
+    seen, start = {}, Bottleneck.start_from
+
+    def watched(bottleneck, features, importance, seed, maps):
+        assert maps is None or len(maps[0]) == len(features[0])
+        seen[tuple(features[0].shape[1:]), maps is not None] = len(features[0])
+        start(bottleneck, features, importance, seed, maps)
+
+    monkeypatch.setattr(Bottleneck, "start_from", watched)
+    settings = dataclasses.replace(SETTINGS, images=600, epochs=0, reconstruction_steps=0, head_steps=2)
+    trainer = FinetuneTrainer(split, feature_cache, settings)
+    for point in split.points:
+        if point.shapes in (((16, 8, 8),), ((16, 1, 1),)):
+            for head in ("own", "distilled"):
+                trainer.train(config_at(point.name, head=head), settings.budget, 0)
+    assert seen == {
+        ((16, 8, 8), False): 512,
+        ((16, 8, 8), True): 512,
+        ((16, 1, 1), False): 600,
+        ((16, 1, 1), True): 600,
+    }
+
+
 def test_its_weights_follow_from_the_seed_and_leave_the_global_one_alone():
     point = point_of((7, 8, 8))
     torch.manual_seed(5)

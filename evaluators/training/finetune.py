@@ -16,13 +16,16 @@ from evaluators.compute import autocast, compute_device
 from evaluators.models.distilled import DistilledHead
 from evaluators.settings import FinetuneSettings
 from evaluators.training.finetune_data import FinetuneData
-from evaluators.training.reconstruction import SHARPNESS_RATE, importance, reconstruct, warm_cosine
+from evaluators.training.reconstruction import SHARPNESS_RATE, importance, most_places, reconstruct, warm_cosine
 from evaluators.training.squeezing import Squeezing, mean_pull, squeezing_of
 from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit
 
 _GRADIENT_NORM = 5.0
+# The closed-form start takes so many images, more of them where they have few places: fitted to fewer places than
+# there are channels it would fit chance.
 _START_IMAGES = 512
+_START_PLACES = 8192
 _IMPORTANCE_IMAGES = 256
 _IMPORTANCE_BATCH = 64
 _IMPORTANCE_DISTILLATION = 0.5
@@ -140,12 +143,15 @@ def _start(
 ) -> list[dict[str, Any]]:
     """The closed-form start and, if there are steps for it, reconstruction."""
     weights = _importance(tail, bottleneck, data)
-    first = [tensor[:_START_IMAGES].float() for tensor in data.features]
+    count = max(_START_IMAGES, math.ceil(_START_PLACES / most_places(bottleneck, data.features)))
+    first = [tensor[:count].float() for tensor in data.features]
     maps = None
     if isinstance(head, DistilledHead):
         head.eval()
+        device, indices = compute_device(), torch.arange(len(first[0])).split(_START_IMAGES)
         with torch.no_grad():
-            maps = [tensor.cpu() for tensor in _features(head, data, torch.arange(len(first[0])), compute_device())]
+            made = [[tensor.cpu() for tensor in _features(head, data, index, device)] for index in indices]
+        maps = [torch.cat(parts) for parts in zip(*made, strict=True)]
     bottleneck.start_from(first, weights, seed, maps)
     if until == "start" or not settings.reconstruction_steps:
         return []

@@ -28,6 +28,8 @@ HEAD_RATE = 2e-3
 SHARPNESS_RATE = 2e-2
 # Places a batch has about, over at least 8 and at most 64 images.
 _BATCH_PLACES = 8192
+# With fewer places the autoencoder's rate is lower in proportion: the gradient is less sure.
+_ENOUGH_PLACES = 1024
 _NORM_PICTURES = 256
 _GRADIENT_NORM = 5.0
 # All channels count at least this much, in units of the mean importance.
@@ -81,7 +83,10 @@ def reconstruct(
         of the steps.
     """
     steps, device, features = settings.reconstruction_steps, next(bottleneck.parameters()).device, data.features
-    groups: list[dict[str, Any]] = [{"params": bottleneck.weights(), "lr": _LEARNING_RATE}]
+    places = most_places(bottleneck, features)
+    batch = min(max(_BATCH_PLACES // places, 8), 64, len(features[0]))
+    rate = _LEARNING_RATE * min(1.0, batch * places / _ENOUGH_PLACES)
+    groups: list[dict[str, Any]] = [{"params": bottleneck.weights(), "lr": rate}]
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": HEAD_RATE})
     weights = [parameter for group in groups for parameter in group["params"]]
@@ -89,8 +94,6 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     generator = torch.Generator().manual_seed(seed)
     rebuilding = _Rebuilding(bottleneck, [tensor[:_NORM_PICTURES].float() for tensor in features], importances)
-    places = max(tensor[0].numel() // count for tensor, count in zip(features, bottleneck.channels))
-    batch = min(max(_BATCH_PLACES // places, 8), 64, len(features[0]))
     last = torch.zeros(3)
     for step in range(steps):
         index = torch.randint(len(features[0]), (batch,), generator=generator)
@@ -111,6 +114,11 @@ def reconstruct(
             last += torch.tensor([loss.item(), pull.clustering.item(), pull.settled.item()]) / counted
     loss_mean, *means = last.tolist()
     return {"epoch": 0, "rebuilding_loss": loss_mean} | squeezing.row(*means)
+
+
+def most_places(bottleneck: Bottleneck | NestedBottleneck, features: Sequence[torch.Tensor]) -> int:
+    """Vectors that one image has, in the tensor that has most: H * W of (N, C, H, W)."""
+    return max(tensor[0].numel() // count for tensor, count in zip(features, bottleneck.channels, strict=True))
 
 
 class _Rebuilding:

@@ -65,7 +65,7 @@ OURS = {"front (the default)": False, EQUALLY_LONG: False, "front, once per cut"
 _PAGE = """# Searched live
 
 `python benchmarks/live.py`; its first lines say how. Hypervolumes are parts of the largest that a search of the same
-study and seed came to.
+study, machine and seed came to.
 """
 Result = tuple[float, float, float, bool]  # seconds, accuracy, latency in ms, whether it keeps the limits
 
@@ -122,7 +122,7 @@ def untold(price: Callable[[SplitConfig], Price], config: SplitConfig) -> Price:
 
 def _about(evaluator: Evaluator) -> dict[str, Any]:
     described = evaluator.describe()
-    return {"machine": platform.processor() or platform.machine(), "compute": described.get("compute")}
+    return {"compute": described.get("compute")}
 
 
 def hypervolume(row: dict[str, Any], until_s: float, corner: Corner) -> float:
@@ -156,15 +156,17 @@ def run(study: str, way: str, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of hypervolumes, as parts of the largest that any search of that study and seed came to."""
+    """A Markdown table of hypervolumes, as parts of the largest of the same study, machine and seed."""
     lines = [
-        "| study | seconds | seed | at once | search | trials | "
+        "| study | machine | seconds | seed | at once | search | trials | "
         + " | ".join(f"after {moment:.0%} of the time" for moment in MOMENTS)
         + " |",
-        "| --- | ---: | ---: | ---: | --- | ---: |" + " ---: |" * len(MOMENTS),
+        "| --- | --- | ---: | ---: | ---: | --- | ---: |" + " ---: |" * len(MOMENTS),
     ]
-    for row in sorted(rows, key=lambda row: (row["study"], row["seed"])):
-        peers = [each for each in rows if (each["study"], each["seed"]) == (row["study"], row["seed"])]
+    places = ("study", "machine", "seed")  # of what can be compared
+    rows = [{**row, "machine": row.get("machine", "")} for row in rows]
+    for row in sorted(rows, key=lambda row: [row[name] for name in places]):
+        peers = [each for each in rows if all(each[name] == row[name] for name in places)]
         accuracies, latencies = zip(*(each["corner"] for each in peers), strict=True)
         corner = Corner(accuracy=max(accuracies), latency_ms=min(latencies))  # rows of before had codecs among them
         most = max(hypervolume(each, each["seconds"], corner) for each in peers) or 1.0
@@ -172,6 +174,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         ended = sum(at <= row["seconds"] for at, *_ in row["results"])
         cells = [
             row["study"],
+            row["machine"],
             f"{row['seconds']:g}",
             row["seed"],
             row.get("at_once", 1),
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--search", action="append", choices=[*OURS, *SAMPLERS], help="one of them; all unless given")
     parser.add_argument("--beside", action="store_true", help="all at once")
+    parser.add_argument("--machine", default=platform.machine(), help="what to call it where rows of several are kept")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -200,7 +204,7 @@ def main() -> None:
     kept = RESULTS / "live.jsonl"
     run(options.study, "", options.seed, 0.0)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    asked = {"study": options.study, "seed": options.seed, "seconds": options.seconds}
+    asked = {name: getattr(options, name) for name in ("study", "machine", "seed", "seconds")}
     there = {row["search"] for row in rows if asked.items() <= row.items()}
     missing = [way for way in options.search or (*OURS, *SAMPLERS) if way not in there]
     at_once = len(missing) if options.beside else 1

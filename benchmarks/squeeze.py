@@ -190,6 +190,9 @@ PLANS: dict[str, list[Run]] = {
         for seed, (cut, ratio) in itertools.product((1, 2), (("stem", 0.25), ("layer2.3", 0.125)))
         for run in _ways(cut, ratio, (1,), _TRAINED, seed)
     ],
+    "deep": [
+        Run(partition="avgpool", head="distilled", ae_ratio=ratio, bits=4, budget="quick") for ratio in (1.0, 0.0625)
+    ],
     "rate": [_distilled(0.125, 0, rate=rate) for rate in (0.1, 0.5)],
     "tcl": [_distilled(0.125, 0, tcl=tcl) for tcl in (10.0,)],
     "wide": [replace(_distilled(0.125, 0), head="distilled-wide")],

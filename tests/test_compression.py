@@ -165,7 +165,8 @@ def test_reconstruction_of_vectors_does_not_undo_the_closed_form():
         bottleneck.start_from([features])
         settings = FinetuneSettings(reconstruction_steps=steps)
         squeezing = squeezing_of(bottleneck, config, settings, steps, seed=0)
-        data = FinetuneData(features=(features,), criterion=ClassCriterion(torch.zeros(len(features), dtype=torch.long)))
+        criterion = ClassCriterion(torch.zeros(len(features), dtype=torch.long))
+        data = FinetuneData(features=(features,), criterion=criterion)
         losses.append(reconstruct(bottleneck, data, [torch.eye(256)], settings, squeezing)["rebuilding_loss"])
     assert losses[1] < losses[0] < 0.1
 

@@ -203,12 +203,13 @@ def growth_figure(hypervolumes: Sequence[float]) -> go.Figure:
     figure.add_scatter(
         x=list(range(1, len(hypervolumes) + 1)),
         y=[volume / most for volume in hypervolumes],
-        mode="lines",
+        mode="lines+markers",  # one trial alone makes no line
+        marker={"color": _FRONT, "size": 4},
         line={"color": _FRONT, "width": 2, "shape": "hv"},
         hovertemplate="after %{x} trials %{y:.1%}<extra></extra>",
     )
     figure.update_layout(
-        xaxis={"title": "trials", "gridcolor": _GRID, "zeroline": False},
+        xaxis={"title": "trials", "gridcolor": _GRID, "zeroline": False, "dtick": 1 if len(hypervolumes) < 10 else None},
         yaxis={"title": "hypervolume", "gridcolor": _GRID, "tickformat": ".0%", "rangemode": "tozero"},
         height=320,
     )

@@ -327,27 +327,33 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     numbers = ["accuracy", "uncut_finetuned", "drop_pp", "kl", "head_macs"]
     numbers += ["packed_bytes", "lzma_bytes", "context_bytes"]
     return [
-        {**json.loads(key), "seeds": len(each), "intervals": [row["drop_interval_pp"] for row in each]}
+        {**json.loads(key), "seeds": len(each), "spread": _spread(each)}
         | {name: statistics.fmean(row[name] for row in each) for name in numbers if all(name in row for row in each)}
         for key, each in same.items()
     ]
 
 
+def _spread(seeds: list[dict[str, Any]]) -> str:
+    """How sure a mean drop is: its 95 % interval if there is one seed, otherwise the drop of each seed."""
+    if len(seeds) > 1:
+        return " (" + ", ".join(f"{row['drop_pp']:.1f}" for row in sorted(seeds, key=lambda row: row["seed"])) + ")"
+    low, high = seeds[0]["drop_interval_pp"]
+    return f" ({low:.1f} to {high:.1f})"
+
+
 def candidates_table(rows: list[dict[str, Any]]) -> str:
     """One line for each candidate."""
     lines = [
-        "| budget | candidate | head MMACs | top-1 | uncut, fine-tuned | drop (95 % interval) | KL to the renewed uncut"
-        " | packed | LZMA | context | seeds |",
+        "| budget | candidate | head MMACs | top-1 | uncut, fine-tuned | drop (95 % interval, or of each seed) "
+        "| KL to the renewed uncut | packed | LZMA | context | seeds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in means([row for row in rows if not is_way(row)]):
         config = Run(**{name: row[name] for name in asdict(Run()) if name != "seed"}).config
-        low, high = row["intervals"][0]
         context = f"{row['context_bytes']:,.0f}" if "context_bytes" in row else ""
-        interval = f" ({low:.1f} to {high:.1f})" if row["seeds"] == 1 else ""
         lines.append(
             f"| {row['budget']} | {config.label.removesuffix(', context')} | {row['head_macs'] / 1e6:.1f} "
-            f"| {row['accuracy']:.1%} | {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{interval} "
+            f"| {row['accuracy']:.1%} | {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{row['spread']} "
             f"| {row['kl']:.3f} | {row['packed_bytes']:,.0f} | {row['lzma_bytes']:,.0f} "
             f"| {context} | {row['seeds']} |"
         )
@@ -362,7 +368,8 @@ def is_way(row: dict[str, Any]) -> bool:
 def few_bits_table(rows: list[dict[str, Any]]) -> str:
     """One line for each cut, bit-width and way to few bits."""
     lines = [
-        "| cut | bits | way | top-1 | uncut, fine-tuned | drop (95 % interval) | packed | LZMA | context | seeds |",
+        "| cut | bits | way | top-1 | uncut, fine-tuned | drop (95 % interval, or of each seed) "
+        "| packed | LZMA | context | seeds |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     found = means([row for row in rows if is_way(row)])
@@ -372,12 +379,10 @@ def few_bits_table(rows: list[dict[str, Any]]) -> str:
             asked = asdict(Run(**dict(zip(("partition", "ae_ratio", "bits"), place, strict=True)), **asks))
             if any(row[name] != value for name, value in asked.items() if name != "seed"):
                 continue
-            low, high = row["intervals"][0]
-            interval = f" ({low:.1f} to {high:.1f})" if row["seeds"] == 1 else ""
             sizes = " | ".join(f"{row[f'{coder}_bytes']:,.0f}" for coder in ("packed", "lzma", "context"))
             lines.append(
                 f"| {place[0]}, AE {place[1]:g} | {place[2]} | {way} | {row['accuracy']:.1%} "
-                f"| {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{interval} | {sizes} | {row['seeds']} |"
+                f"| {row['uncut_finetuned']:.1%} | {row['drop_pp']:.1f} pp{row['spread']} | {sizes} | {row['seeds']} |"
             )
     return "\n".join(lines)
 

@@ -198,10 +198,10 @@ def parts_figure(points: Sequence[Point], baselines: Sequence[Point]) -> go.Figu
 
 def growth_figure(hypervolumes: Sequence[float]) -> go.Figure:
     """How the front grew from trial to trial, as shares of what it came to."""
-    most = max(hypervolumes, default=0.0) or 1.0
+    most, count = max(hypervolumes, default=0.0) or 1.0, len(hypervolumes)
     figure = go.Figure(layout=_layout())
     figure.add_scatter(
-        x=list(range(1, len(hypervolumes) + 1)),
+        x=list(range(1, count + 1)),
         y=[volume / most for volume in hypervolumes],
         mode="lines+markers",  # one trial alone makes no line
         marker={"color": _FRONT, "size": 4},
@@ -209,7 +209,7 @@ def growth_figure(hypervolumes: Sequence[float]) -> go.Figure:
         hovertemplate="after %{x} trials %{y:.1%}<extra></extra>",
     )
     figure.update_layout(
-        xaxis={"title": "trials", "gridcolor": _GRID, "zeroline": False, "dtick": 1 if len(hypervolumes) < 10 else None},
+        xaxis={"title": "trials", "gridcolor": _GRID, "zeroline": False, "dtick": 1 if count < 10 else None},
         yaxis={"title": "hypervolume", "gridcolor": _GRID, "tickformat": ".0%", "rangemode": "tozero"},
         height=320,
     )

@@ -215,6 +215,7 @@ def test_the_report_has_the_curve(study, tmp_path):
     assert len(volumes) == 20 and volumes == sorted(volumes) and volumes[-1] > 0
     (line,) = growth_figure(volumes).data
     assert list(line.x) == list(range(1, 21)) and line.y[-1] == 1.0
+    assert "markers" in line.mode  # one trial alone would be a line of no length
     assert "id='growth'" in (tmp_path / "runs" / "demo" / "report.html").read_text()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import gc
 import json
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -225,16 +227,29 @@ def stopped_growing(hypervolumes: Sequence[float], settings: SearchSettings) -> 
 
 @contextmanager
 def _noting_what_stopped(study: OwnStudy, owner: Mapping[str, Any]) -> Iterator[None]:
-    """What ends a run ends the trial that it had begun, be it a moment ago or almost over."""
+    """What ends a run ends the trial that it had begun, be it a moment ago or almost over.
+
+    It may have ended in the middle of writing. What was under way there is let go of first: its transaction would keep
+    everybody out of the storage, the note included, for as long as the traceback remembers its connection.
+    """
     try:
         yield
     except BaseException as error:
+        _forget(error)
         said = "interrupted by the user" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(Exception):  # what went wrong matters more than the note of it
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get(OWNER) == owner:
                     study.backend.finish(trial._trial_id, TrialState.FAIL, (), {"stopped": said}, {})
         raise
+
+
+def _forget(error: BaseException | None) -> None:
+    """Drop the variables of all calls that an error came through, except those that still run."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()  # SQLAlchemy's sessions and connections refer to each other
 
 
 def _finish(study: OwnStudy, begun: Begun, loop: _Loop, patient: Patience) -> _Outcome:

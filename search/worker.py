@@ -2,7 +2,8 @@
 
 The first line is a :class:`~search.running.Job` as JSON. The input then stays open for as long as whoever started the
 worker lives; when it closes, the worker stops as if interrupted, again and again until it does: an interrupt that
-arrives in a destructor is lost. So no worker outlives its run, however that ends.
+arrives in a destructor is lost. One that is still there after a minute ends on the spot, as if killed. So no worker
+outlives its run, however that ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from spaces.errors import SplitsearchError
 
 INTERRUPTED = 130
-AGAIN_S = 10.0  # enough to note that a trial was stopped
+AGAIN_S, MOST = 10.0, 6  # between two interrupts, time to note that a trial was stopped; and how many
 _log = logging.getLogger("splitsearch")
 
 
@@ -63,9 +64,10 @@ def _first_line() -> bytes:
 def _stop_with_parent() -> None:
     while os.read(0, 1024):
         pass
-    while True:
+    for _ in range(MOST):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(AGAIN_S)
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The loop with the fake evaluator: the front is known, resuming resumes, nothing is lost."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.engine.default import DefaultDialect
 from test_search_spec import change
 
 from evaluators.fake import FakeEvaluator
+from search import backends
 from search.backends import StudyDatabase
 from search.front import pareto_front
 from search.objective import prepare, run_trials
@@ -179,6 +182,38 @@ def test_ctrl_c_at_any_moment_of_a_trial_leaves_none_running(spec, tmp_path, mon
     last = open_study(spec, tmp_path / "run").trials[-1]
     assert last.number == 3 and last.state == TrialState.FAIL
     assert last.user_attrs["stopped"] == "interrupted by the user"
+
+
+def test_ctrl_c_after_any_statement_lets_go_of_the_database(spec, tmp_path, monkeypatch):
+    """The transaction it fell into must not outlive it: the note of the trial needs the database."""
+    monkeypatch.setattr(backends, "_WAIT_S", 0.1)
+    evaluator, execute, told = FakeEvaluator(), DefaultDialect.do_execute, []
+    space = spec.space(list(evaluator.partition_points()))
+    start(with_trials(spec, 3), tmp_path / "run")
+
+    def is_interrupted(statement):
+        """Whether a run of one trial comes as far as to this statement, from 0; it must leave none running."""
+        study = start_or_resume(spec, space, tmp_path / "run", contents=evaluator.identity(), ask_price=evaluator.price)
+        more, left = with_trials(spec, len(finished_trials(study)) + 1), iter(range(statement, -1, -1))
+
+        def do_execute(self, cursor, said, *rest):
+            execute(self, cursor, said, *rest)
+            if next(left, None) == 0:
+                told.append(said)
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DefaultDialect, "do_execute", do_execute)
+            try:
+                run_trials(study, more, space, evaluator, tmp_path / "run")
+            except KeyboardInterrupt:
+                running = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+                assert not running, told[-1]
+                return True
+        return False
+
+    statements = next(count for count in itertools.count() if not is_interrupted(count))
+    assert statements > 20 and {said.split()[0] for said in told} == {"SELECT", "INSERT", "UPDATE"}
 
 
 def test_a_killed_run_leaves_no_running_trial_behind(spec, tmp_path):

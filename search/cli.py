@@ -501,7 +501,8 @@ def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, every
 
     points, baselines = fronts.pareto_front(trials), fronts.judged(baselines, loaded.constraints)
     chosen = fronts.knee(points) if points else None
-    title = f"{loaded.name}: front of {len(trials)} trials, then baselines"
+    scored = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
+    title = f"{loaded.name}: front of {scored}, then baselines"
     console = _stdout()
     _show(tables.front_table(points, baselines, chosen, title, everything=everything))
     console.print(hardware, style="dim", highlight=False)

@@ -162,7 +162,7 @@ def _other_rates(best: Point, as_good: Sequence[Point]) -> list[str]:
     above = [span for span in spans if span.low >= rate and span.low < _RATES[1]]
     own = _megabytes(rate, digits=4)
     if not below and not above:
-        return [f"Within that point it is the fastest at any link rate, not only at {own}."]
+        return [f"Within that point, {best.title} is the fastest at any link rate, not only at {own}."]
     changes = [f"below about {_megabytes(span.high)} {_short(span.point)}" for span in below[::-1]]
     changes += [f"above about {_megabytes(span.low)} {_short(span.point)}" for span in above]
     return [f"At other rates than {own} others within that point are faster: {'; '.join(changes)}."]

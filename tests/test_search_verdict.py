@@ -102,7 +102,7 @@ def test_a_split_that_wins_at_any_rate_is_recommended_over_every_baseline():
         "deploy trial 7 (a split): 90.0%, 3.10 ms, 100 bytes; nothing that keeps the limits is more accurate" in first
     )
     assert other_kind.startswith("The fastest baseline within that point is server-only, raw")
-    assert rates == "Within that point it is the fastest at any link rate, not only at 1 MB/s."
+    assert rates == "Within that point, trial 7 (a split) is the fastest at any link rate, not only at 1 MB/s."
     assert last == "No baseline beats a point of the front."
     far = [way("server-only, raw", 0.8, 2.0, 12_000)]
     assert "No baseline comes within a point of the most accurate." in verdicts(trials, far)
@@ -176,7 +176,7 @@ def test_what_is_next_counts_the_trials_that_could_not_run():
 )
 def test_the_studys_own_rate_is_said_as_it_is(rate, words):
     (line,) = (line for line in verdicts([way(7, 0.9, 1.0, 100, rate=rate)], []) if "at any link rate" in line)
-    assert line == f"Within that point it is the fastest at any link rate, not only at {words}."
+    assert line == f"Within that point, trial 7 (a split) is the fastest at any link rate, not only at {words}."
 
 
 @pytest.mark.parametrize(("extra_ms", "words"), [(1.0, "about 99 kB/s"), (0.994, "about 100 kB/s")])

@@ -13,6 +13,7 @@ from search.front import Point, find_trial, judged, pareto_front, pick_point, wa
 from search.points import baseline_points, trial_points, why_no_front
 from search.spec import Constraints, StudySpec
 from spaces.errors import SplitsearchError
+from spaces.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,10 @@ def choose(study: optuna.Study, spec: StudySpec, wish: Wish, named: str) -> Chos
             f"'splitsearch confirm {named}' adds what the front has gained since"
         )
     if len(others) < wish.points - 1:
-        found = "1 point" if not others else f"{1 + len(others)} points"
         among = f" of the {len(known)} confirmed ones" if known else ""
         advice.append(
-            f"only {found}: no other{among} with a drop of at most {asked_pp:.2f} points (--max-drop-pp) is the "
-            "fastest at any rate"
+            f"only {counted(1 + len(others), 'points')}: no other{among} with a drop of at most {asked_pp:.2f} points "
+            "(--max-drop-pp) is the fastest at any rate"
         )
 
     def proof(point: Point) -> Confirmed | None:

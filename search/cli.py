@@ -17,6 +17,7 @@ from rich.console import Console
 from evaluators.edge.console import print_any_name
 from search import bundle_commands, wiring
 from spaces.errors import MeasurementError, SplitsearchError
+from spaces.wording import counted
 
 _INTERRUPTED = 130  # as shells say it: 128 and the number of the signal
 
@@ -122,15 +123,10 @@ def run(
             else:
                 _run_workers(opened, workers, scheduler, shown)
     except KeyboardInterrupt:
-        done = len(points.finished_trials(opened.study))
         again = shlex.join(sys.argv[1:] if sys.argv[1:2] == ["run"] else ["run", study])
-        raise _Interrupted(
-            f"interrupted; {done} finished trials are kept in {opened.folder}. 'splitsearch {again}' goes on from there"
-        ) from None
+        raise _Interrupted(f"interrupted; {_kept(opened)}. 'splitsearch {again}' goes on from there") from None
     except MeasurementError as error:
-        done = len(points.finished_trials(opened.study))
-        kept = f"{done} finished trials are kept in {opened.folder}"
-        raise SplitsearchError(f"{error}. {kept}; run again to go on") from error
+        raise SplitsearchError(f"{error}. {_kept(opened)}; run again to go on") from error
     target = opened.folder / "report.html"
     report.write_report(opened.study, opened.spec, target)
     dashboard.publish(opened.study, opened.spec, opened.folder)
@@ -139,6 +135,13 @@ def run(
     scored, finished = points.trial_points(opened.study), len(points.finished_trials(opened.study))
     for line in verdict.next_steps(_named(study, storage, out), scored, finished):
         _talk.print(line, soft_wrap=True, highlight=False)
+
+
+def _kept(opened: Any) -> str:
+    from search import points
+
+    done = len(points.finished_trials(opened.study))
+    return f"{counted(done, 'finished trials')} {'is' if done == 1 else 'are'} kept in {opened.folder}"
 
 
 def _run_workers(opened: Any, count: int | None, scheduler: str | None, shown: Any) -> None:
@@ -501,8 +504,7 @@ def _print_points(trials: Any, baselines: Any, hardware: str, loaded: Any, every
 
     points, baselines = fronts.pareto_front(trials), fronts.judged(baselines, loaded.constraints)
     chosen = fronts.knee(points) if points else None
-    scored = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
-    title = f"{loaded.name}: front of {scored}, then baselines"
+    title = f"{loaded.name}: front of {counted(len(trials), 'trials')}, then baselines"
     console = _stdout()
     _show(tables.front_table(points, baselines, chosen, title, everything=everything))
     console.print(hardware, style="dim", highlight=False)

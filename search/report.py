@@ -24,6 +24,7 @@ from search.points import STOPPED, baseline_points, environment, finished_trials
 from search.spec import StudySpec
 from search.tables import DOUBTFUL, NOT_TOLD_APART, baseline_label, hardware_line, latency_cell, metric_names
 from search.verdict import verdicts
+from spaces.wording import counted
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -83,7 +84,7 @@ def report_html(study: optuna.Study, spec: StudySpec) -> str:
     stopped = sum(STOPPED in trial.user_attrs for trial in done)
     could_not_run = len(done) - len(trials) - stopped
     images = circumstances.get("images", {})
-    counts = f"{len(done)} finished trials, {len(front)} on the front, {len(data.infeasible)} over a limit"
+    counts = f"{counted(len(done), 'finished trials')}, {len(front)} on the front, {len(data.infeasible)} over a limit"
     counts += f", {could_not_run} that could not run" if could_not_run else ""
     counts += f", {stopped} stopped early" if stopped else ""
     seen = f", accuracy on {images['search-validation']:,} search-validation images" if images else ""

@@ -10,6 +10,7 @@ from spaces.config import SplitConfig
 from spaces.errors import SpecError, nearest
 from spaces.partition import PartitionPoint, choose, warn_of_encoders
 from spaces.space import SearchSpace, TclRange
+from spaces.wording import counted
 from spaces.yaml_text import read_yaml
 
 GOOD = {"partition": "stem", "ae_ratio": 0.25, "bits": 2, "tcl": 10.0, "lzma": True}
@@ -323,3 +324,8 @@ def test_yaml_that_makes_no_sense_is_refused(tmp_path, text):
 def test_a_label_has_no_exponent():
     config = SplitConfig(partition="stem", ae_ratio=0.5, bits=1, tcl=999.96)
     assert config.label == "stem, AE 0.5, 1 bit, TCL 1000"
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 trials"), (1, "1 trial"), (1250, "1,250 trials")])
+def test_one_of_a_thing_is_no_plural(count, said):
+    assert counted(count, "trials") == said

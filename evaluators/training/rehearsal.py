@@ -39,6 +39,7 @@ from spaces.config import SplitConfig
 from spaces.errors import InfeasibleSplit, SpecError, SplitsearchError
 from spaces.partition import INPUT, OUTPUT
 from spaces.space import SearchSpace
+from spaces.wording import counted
 
 _IMAGES = 2  # on a CPU; a GPU gets whole batches, since its memory is what may not be enough
 _LARGEST_ERROR = 1e-2  # of ONNX against torch, as a share of the largest value
@@ -138,7 +139,7 @@ def _train_uncut(network: nn.Module, dataset: Dataset, recipe: BaselineSettings,
 def _step(learner: nn.Module, optimizer: torch.optim.Optimizer, classes: int, count: int, size: int, name: str) -> None:
     device = compute_device()
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    what = f"a training step of {name} on {_counted(count)} of {size} px"
+    what = f"a training step of {name} on {counted(count, 'images')} of {size} px"
     advice = "mend its forward in training mode, or give trained weights as model.weights"
     try:
         with _trying(what, advice):
@@ -150,10 +151,6 @@ def _step(learner: nn.Module, optimizer: torch.optim.Optimizer, classes: int, co
         raise
     if not math.isfinite(loss):
         raise SplitsearchError(f"{what} gives a loss of {loss}; its weights or its forward make values overflow")
-
-
-def _counted(images: int) -> str:
-    return "1 image" if images == 1 else f"{images} images"
 
 
 def _train_candidate(
